@@ -1,0 +1,123 @@
+# Every command a developer needs. `make` alone lists them.
+#
+# Needs Python 3.11 or newer, make and the package registry. Everything is installed into .venv, once, and again
+# only when pyproject.toml or constraints/ change.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The interpreter that makes the environment. Another one: make PYTHON=/path/to/python demo
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+# -qq: only errors. --no-compile: Python compiles a file when it is first imported, most files never are.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+INSTALL := $(PIP) install --no-compile
+
+# More arguments for pytest, for example: make test ARGS="-k pruning -x"
+ARGS ?=
+PYTEST := $(BIN)/python -m pytest
+# One worker a core, as the tests run with one thread each; few on big machines, where starting them costs more.
+WORKERS := -n logical --maxprocesses 4
+FAST := $(wildcard tests/unit tests/contracts tests/architecture tests/docs)
+
+# Models come from installed packages and local folders; nothing may be fetched from a hub at run time.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ------------------------------------------------------------------------------ environment
+
+.PHONY: env
+env: $(STAMP) ## Make the environment in .venv (the other targets do it by themselves)
+
+$(STAMP): pyproject.toml constraints/main.txt constraints/assets.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "Installing inc_torch and what it needs into $(VENV) (minutes the first time, seconds later) ..."
+	@$(INSTALL) -c constraints/main.txt -e '.[hf,dev]'
+	@$(INSTALL) --no-deps --require-hashes -r constraints/assets.txt
+	@touch $@
+
+# ------------------------------------------------------------------------------ run
+
+.PHONY: demo
+demo: $(STAMP) ## Prune, quantize and distil a real model, save it, load it again (minutes)
+	@$(BIN)/python examples/text_classification/run.py
+
+.PHONY: bench
+bench: $(STAMP) ## Run every benchmark and print its table
+	@set -e; found=; for script in benchmarks/*/run.py; do \
+		[ -e "$$script" ] || continue; found=1; \
+		echo "== $$script"; $(BIN)/python "$$script"; \
+	done; [ -n "$$found" ] || { echo "No benchmarks/*/run.py was found." >&2; exit 1; }
+
+# ------------------------------------------------------------------------------ test
+
+.PHONY: test
+test: $(STAMP) ## Run the whole test suite
+	@$(PYTEST) $(WORKERS) $(ARGS)
+
+.PHONY: test-fast
+test-fast: $(STAMP) ## Run the tests that take seconds
+	@$(PYTEST) $(WORKERS) $(FAST) $(ARGS)
+
+.PHONY: nightly
+nightly: static ## Run everything: the slow tests too, the benchmarks, the demo
+	@$(PYTEST) $(WORKERS) -m "not ipex and not gpu" $(ARGS)
+	@$(MAKE) --no-print-directory bench
+	@$(MAKE) --no-print-directory demo
+
+# ------------------------------------------------------------------------------ check
+
+.PHONY: check
+check: static test-fast ## Run before each commit: all of static, then the fast tests
+
+.PHONY: static
+static: format-check lint types layers spelling ## Check the code without running it
+
+.PHONY: format-check
+format-check: $(STAMP) ## Check the formatting
+	@$(BIN)/ruff format --check --quiet . || { echo "Formatting differs; run: make fix" >&2; exit 1; }
+
+.PHONY: lint
+lint: $(STAMP) ## Check the style rules
+	@$(BIN)/ruff check --quiet --output-format concise .
+
+.PHONY: types
+types: $(STAMP) ## Check the types (mypy --strict)
+	@$(BIN)/mypy --strict inc_torch
+
+.PHONY: layers
+layers: $(STAMP) ## Check that imports go down only
+	@$(BIN)/lint-imports --no-logo
+
+.PHONY: spelling
+spelling: $(STAMP) ## Check the spelling
+	@$(BIN)/codespell
+
+.PHONY: fix
+fix: $(STAMP) ## Format the code and repair what the linter can
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+.PHONY: api
+api: $(STAMP) ## Record the public API after a deliberate change
+	@$(BIN)/python tests/architecture/api_surface.py --update
+
+# ------------------------------------------------------------------------------ clean
+
+.PHONY: clean
+clean: ## Remove caches and build products, keep .venv
+	@rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+.PHONY: clean-all
+clean-all: clean ## Remove .venv too
+	@rm -rf $(VENV)

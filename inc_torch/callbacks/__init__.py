@@ -1,0 +1,19 @@
+"""Layer 3: one callback a technique, and the base class for yours."""
+
+from inc_torch.callbacks._build import TrainingConfig, build_callbacks
+from inc_torch.callbacks.distillation import DistillationCallbacks
+from inc_torch.callbacks.pruning import PruningCallbacks
+from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
+from inc_torch.core.callback import Callback
+from inc_torch.core.hooks import Progress, Stage
+
+__all__ = [
+    "Callback",
+    "DistillationCallbacks",
+    "Progress",
+    "PruningCallbacks",
+    "QuantizationAwareTrainingCallbacks",
+    "Stage",
+    "TrainingConfig",
+    "build_callbacks",
+]

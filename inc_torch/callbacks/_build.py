@@ -1,0 +1,44 @@
+"""From configs to callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from inc_torch.callbacks.distillation import DistillationCallbacks
+from inc_torch.callbacks.pruning import PruningCallbacks
+from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
+from inc_torch.config import DistillationConfig, QuantizationAwareTrainingConfig, WeightPruningConfig
+from inc_torch.core.callback import Callback
+from inc_torch.core.errors import ConfigTypeError
+
+__all__ = ["TrainingConfig", "build_callbacks"]
+
+TrainingConfig = WeightPruningConfig | QuantizationAwareTrainingConfig | DistillationConfig
+
+
+def build_callbacks(confs: Sequence[TrainingConfig | Callback], model: nn.Module) -> list[Callback]:
+    """Return one callback a config, in order, looking at the model before anything in it is rewritten.
+
+    Raises:
+        ConfigTypeError: An entry is neither a config for training nor a `Callback`.
+    """
+    return [_build(conf, model) for conf in confs]
+
+
+def _build(conf: TrainingConfig | Callback, model: nn.Module) -> Callback:
+    match conf:
+        case Callback():
+            return conf
+        case WeightPruningConfig():
+            return PruningCallbacks(conf.to_specs(), model)
+        case QuantizationAwareTrainingConfig():
+            return QuantizationAwareTrainingCallbacks(conf.to_spec())
+        case DistillationConfig():
+            return DistillationCallbacks(conf.to_spec(), conf.teacher_model, student=model)
+    message = (
+        f"prepare_compression got {conf!r} of type {type(conf).__name__}: expected WeightPruningConfig, "
+        "QuantizationAwareTrainingConfig, DistillationConfig or a Callback, or a list of them."
+    )
+    raise ConfigTypeError(message)

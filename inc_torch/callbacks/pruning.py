@@ -1,0 +1,79 @@
+"""Pruning during training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, final
+
+from torch import nn
+
+from inc_torch.core.callback import Callback
+from inc_torch.core.errors import StateError
+from inc_torch.core.hooks import Stage
+from inc_torch.core.report import Finding
+from inc_torch.core.state import check_keys
+from inc_torch.pruners import Pruner, PrunerSpec
+
+__all__ = ["PruningCallbacks"]
+
+
+@final
+class PruningCallbacks(Callback):
+    """Scores before the optimizer step, masks after it, new masks at the start of a step.
+
+    Args:
+        specs: One pruner each.
+        model: The model as it is before anything rewrites it; layers are chosen here.
+    """
+
+    stage: ClassVar[Stage] = Stage.MASK
+
+    def __init__(self, specs: Sequence[PrunerSpec], model: nn.Module) -> None:
+        self.pruners = [Pruner(spec, model, group) for group, spec in enumerate(specs)]
+
+    def __repr__(self) -> str:
+        return "Pruning Callbacks"
+
+    def tracked_parameters(self) -> Iterable[nn.Parameter]:
+        for pruner in self.pruners:
+            for layer in pruner.layers:
+                yield pruner.weight(layer)  # type: ignore[misc]  # a Parameter unless a wrapper put its own tensor
+
+    def findings(self) -> Iterable[Finding]:
+        for pruner in self.pruners:
+            yield from pruner.findings()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pruners": [pruner.state_dict() for pruner in self.pruners]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_keys(repr(self), state, {"pruners"})
+        if len(state["pruners"]) != len(self.pruners):
+            message = f"The saved state has {len(state['pruners'])} pruners; this run has {len(self.pruners)}."
+            raise StateError(message)
+        for pruner, saved in zip(self.pruners, state["pruners"], strict=True):
+            pruner.load_state_dict(saved)
+
+    def on_train_begin(self, dataloader: object = None) -> None:
+        for pruner in self.pruners:
+            pruner.bind(self.model)
+            pruner.mask_weights()
+
+    def on_step_begin(self, batch_id: int) -> None:
+        for pruner in self.pruners:
+            pruner.begin_step(self.progress.step)
+
+    def on_before_optimizer_step(self) -> None:
+        for pruner in self.pruners:
+            pruner.collect_scores()
+
+    def on_after_optimizer_step(self) -> None:
+        for pruner in self.pruners:
+            pruner.mask_weights()
+            for optimizer in self.progress.optimizers:
+                pruner.mask_momentum(optimizer)
+
+    def on_train_end(self) -> None:
+        for pruner in self.pruners:
+            pruner.mask_weights()
+            pruner.warn_if_missed(self.progress.step)

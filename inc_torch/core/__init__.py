@@ -1,0 +1,1 @@
+"""Layer 0: errors, registries, hooks, dispatch, state, selection and report. Knows no technique."""

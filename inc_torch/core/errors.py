@@ -1,0 +1,91 @@
+"""Every deliberate error and warning of the package.
+
+Each error derives from `IncTorchError` and from the builtin that a caller would expect, so both
+``except IncTorchError`` and the habits of old scripts (INC raised bare ``AssertionError``) work.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArtifactError",
+    "CalibrationError",
+    "ConfigError",
+    "ConfigTypeError",
+    "HookOrderError",
+    "IncTorchError",
+    "IncTorchWarning",
+    "InexactWarning",
+    "LoopWarning",
+    "ModelError",
+    "StateError",
+    "did_you_mean",
+]
+
+
+class IncTorchError(Exception):
+    """Base of every error that the package raises on purpose."""
+
+
+class ConfigError(IncTorchError, ValueError, AssertionError):
+    """A configuration is wrong. Also an ``AssertionError``, which is what INC's callers catch."""
+
+    @classmethod
+    def field(cls, owner: str, name: str, got: object, want: str) -> ConfigError:
+        """Build the message for one bad field: owner, field, value and the rule it breaks.
+
+        Example:
+            >>> print(ConfigError.field("WeightPruningConfig", "target_sparsity", 1.5, "a number in [0, 1)"))
+            WeightPruningConfig.target_sparsity=1.5: expected a number in [0, 1).
+        """
+        return cls(f"{owner}.{name}={got!r}: expected {want}.")
+
+
+class ConfigTypeError(ConfigError, TypeError):
+    """A configuration value has the wrong type."""
+
+
+class ModelError(IncTorchError, ValueError):
+    """A model cannot carry what was asked of it."""
+
+
+class HookOrderError(IncTorchError, RuntimeError):
+    """A training hook was called at a moment when it would corrupt the run."""
+
+
+class StateError(IncTorchError, RuntimeError):
+    """A saved training state does not fit the run it is loaded into."""
+
+
+class CalibrationError(IncTorchError, RuntimeError):
+    """A quantizer was asked for a range that it never observed."""
+
+
+class ArtifactError(IncTorchError, ValueError):
+    """A saved model directory is missing, damaged or not ours."""
+
+
+class IncTorchWarning(UserWarning):
+    """Base of every warning of the package."""
+
+
+class LoopWarning(IncTorchWarning):
+    """The training loop left something out; it was put right."""
+
+
+class InexactWarning(IncTorchWarning):
+    """The result differs from what was asked for."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest known name, or an empty string.
+
+    Example:
+        >>> did_you_mean("target_sparsty", ["target_sparsity", "pattern"])
+        " Did you mean 'target_sparsity'?"
+    """
+    lowered = {candidate.lower(): candidate for candidate in known}
+    nearest = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    return f" Did you mean {lowered[nearest[0]]!r}?" if nearest else ""

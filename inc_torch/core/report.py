@@ -1,0 +1,288 @@
+"""The compression report: what was asked of each module, and what the weights say was reached."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from inc_torch.core.errors import ArtifactError
+
+__all__ = ["CompressionReport", "Finding", "ModuleReport", "stored_weight"]
+
+MATRIX_RANK = 2
+"""Weights of at least this rank are listed; biases and norms are not worth a line."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one technique has to say of one module.
+
+    Attributes:
+        module: Fully qualified name.
+        pattern: Pruning pattern asked for (``"4x1"``), if the module is pruned.
+        sparsity: Share of zeros asked for, in [0, 1).
+        group: Number of the pruner that ranked the module together with others.
+        units: Pattern units (blocks, columns, elements) of the module.
+        pruned_units: How many of them are pruned.
+        scheme: Quantization scheme asked for (``"w8a8-static"``), if the module is quantized.
+        note: Why the module was left alone, or anything else worth a line.
+    """
+
+    module: str
+    pattern: str | None = None
+    sparsity: float | None = None
+    group: int | None = None
+    units: int | None = None
+    pruned_units: int | None = None
+    scheme: str | None = None
+    note: str | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ModuleReport:
+    """One module: asked and measured.
+
+    Attributes:
+        name: Fully qualified name.
+        kind: Class name.
+        shape: Shape of the stored weight.
+        bits: Bits per stored weight value, measured from the dtype.
+        zeros: Zeros in the stored weight, counted.
+        pattern: Pruning pattern asked for.
+        asked_sparsity: Share of zeros asked for (of the whole group with global scope).
+        group: Number of the pruner that ranked the module together with others.
+        units: Pattern units of the module.
+        pruned_units: How many of them were pruned.
+        scheme: Quantization scheme asked for.
+        notes: Why something was left alone.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    bits: int
+    zeros: int
+    pattern: str | None = None
+    asked_sparsity: float | None = None
+    group: int | None = None
+    units: int | None = None
+    pruned_units: int | None = None
+    scheme: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def numel(self) -> int:
+        """Number of weight values."""
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def sparsity(self) -> float:
+        """Measured share of zeros, in [0, 1]."""
+        return self.zeros / self.numel if self.numel else 0.0
+
+
+def stored_weight(module: nn.Module) -> torch.Tensor | None:
+    """Return the tensor in which ``module`` really keeps its weight: int8 codes, or the float Parameter.
+
+    None if the module has no weight of its own.
+    """
+    codes = module._buffers.get("qweight")
+    return codes if codes is not None else module._parameters.get("weight")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CompressionReport:
+    """What was asked of each module and what its stored weights say was reached.
+
+    Attributes:
+        modules: One entry for each module with a weight of rank 2 or more; tied weights count once.
+        other_parameters: Values in biases, norms and everything else that is not listed.
+        size_bytes: Bytes of all stored tensors of the model.
+
+    Example:
+        >>> import torch
+        >>> from inc_torch.core.report import CompressionReport, Finding
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
+        >>> _ = torch.nn.init.constant_(model[0].weight, 1.0)
+        >>> model[0].weight.data[0] = 0
+        >>> report = CompressionReport.measure(model, [Finding("0", pattern="1x1", sparsity=0.5)])
+        >>> report.sparsity, report.modules[0].zeros, report.size_bytes
+        (0.5, 2, 16)
+    """
+
+    modules: tuple[ModuleReport, ...]
+    other_parameters: int
+    size_bytes: int
+
+    @classmethod
+    def measure(cls, model: nn.Module, findings: Iterable[Finding] = ()) -> CompressionReport:
+        """Count zeros, bits and bytes in the weights of ``model`` as they are now.
+
+        Args:
+            model: Any module, before or after conversion.
+            findings: What the callbacks asked for.
+        """
+        asked: dict[str, list[Finding]] = defaultdict(list)
+        for finding in findings:
+            asked[finding.module].append(finding)
+        tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+        rows: list[ModuleReport] = []
+        owner: dict[int, str] = {}
+        for name, module in model.named_modules():
+            weight = stored_weight(module)
+            if weight is None or weight.dim() < MATRIX_RANK:
+                continue
+            if id(weight) in owner:
+                asked[owner[id(weight)]].append(Finding(name, note=f"shares its weight with {name}"))
+                continue
+            owner[id(weight)] = name
+            rows.append(_measure_module(name, module, weight))
+        listed = sum(row.numel for row in rows)
+        parameters = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
+        codes = sum(tensor.numel() for tensor in tensors.values() if tensor.dtype == torch.int8)
+        return cls(
+            modules=tuple(_merge(row, asked[row.name]) for row in rows),
+            other_parameters=parameters + codes - listed,
+            size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        )
+
+    @property
+    def sparsity(self) -> float:
+        """Measured share of zeros over the modules that were asked to be pruned."""
+        pruned = [row for row in self.modules if row.asked_sparsity is not None]
+        values = sum(row.numel for row in pruned)
+        return sum(row.zeros for row in pruned) / values if values else 0.0
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """The three totals under INC's names, with zeros counted in the weights, tied weights once.
+
+        ``elementwise_over_matmul_gemm_conv``: zeros of pruned modules over all matrix weights (embeddings apart).
+        ``elementwise_over_all``: the same zeros over all values of the model.
+        ``blockwise_over_matmul_gemm_conv``: each pruner's share of pruned units, weighted by its values.
+        """
+        matrices = [row for row in self.modules if "Embedding" not in row.kind]
+        base = sum(row.numel for row in matrices) or 1
+        total = sum(row.numel for row in self.modules) + self.other_parameters or 1
+        pruned = [row for row in matrices if row.asked_sparsity is not None]
+        zeros = sum(row.zeros for row in pruned)
+        blockwise = 0.0
+        for group in {row.group for row in pruned}:
+            members = [row for row in pruned if row.group == group and row.units]
+            units = sum(row.units or 0 for row in members) or 1
+            share = sum(row.pruned_units or 0 for row in members) / units
+            blockwise += int(sum(row.numel for row in members) * share)
+        return {
+            "elementwise_over_matmul_gemm_conv": zeros / base,
+            "elementwise_over_all": zeros / total,
+            "blockwise_over_matmul_gemm_conv": blockwise / base,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` is the way back."""
+        return {
+            "modules": [asdict(row) for row in self.modules],
+            "other_parameters": self.other_parameters,
+            "size_bytes": self.size_bytes,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CompressionReport:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ArtifactError: A key is missing or unknown.
+        """
+        known = {entry.name for entry in fields(ModuleReport)}
+        try:
+            rows = []
+            for row in data["modules"]:
+                if unknown := set(row) - known:
+                    message = f"The compression report has unknown keys {sorted(unknown)}; it may come from a newer version."
+                    raise ArtifactError(message)
+                rows.append(ModuleReport(**{**row, "shape": tuple(row["shape"]), "notes": tuple(row.get("notes", ()))}))
+            return cls(tuple(rows), int(data["other_parameters"]), int(data["size_bytes"]))
+        except (KeyError, TypeError) as error:
+            message = f"The compression report is damaged: {error!r}. It is written by inc_torch as compression_report.json."
+            raise ArtifactError(message) from error
+
+    def findings(self) -> list[Finding]:
+        """What was asked, to measure it again on another copy of the model."""
+        return [
+            Finding(
+                row.name, row.pattern, row.asked_sparsity, row.group, row.units, row.pruned_units, row.scheme, note
+            )
+            for row in self.modules
+            for note in (row.notes or (None,))
+        ]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The report as text cells: module, kind, shape, asked and reached sparsity, bits, notes."""
+        return [
+            (
+                row.name or "(root)",
+                row.kind,
+                "x".join(map(str, row.shape)),
+                "-" if row.asked_sparsity is None else f"{row.asked_sparsity:.1%} {row.pattern}",
+                f"{row.sparsity:.1%}",
+                f"{row.bits}" + (f" {row.scheme}" if row.scheme else ""),
+                "; ".join(row.notes),
+            )
+            for row in self.modules
+        ]
+
+    def markdown(self) -> str:
+        """The rows as a Markdown table, for model cards."""
+        lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
+        return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in self.rows())])
+
+    def __str__(self) -> str:
+        """An aligned table that a log file can hold, closed by one line of totals."""
+        cells = [HEADER, *self.rows()]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        ratios = ", ".join(f"{name} {value:.4f}" for name, value in self.ratios.items())
+        return "\n".join([*lines, f"{ratios}, size {self.size_bytes / 1e6:.1f} MB"])
+
+
+HEADER = ("module", "kind", "shape", "asked sparsity", "reached", "bits", "notes")
+
+
+def _measure_module(name: str, module: nn.Module, weight: torch.Tensor) -> ModuleReport:
+    return ModuleReport(
+        name=name,
+        kind=type(module).__name__,
+        shape=tuple(weight.shape),
+        bits=weight.element_size() * 8,
+        zeros=weight.numel() - int(torch.count_nonzero(weight.detach())),
+    )
+
+
+def _merge(row: ModuleReport, findings: list[Finding]) -> ModuleReport:
+    def first(attribute: str) -> Any:
+        values = (getattr(finding, attribute) for finding in findings)
+        return next((value for value in values if value is not None), None)
+
+    return ModuleReport(
+        row.name,
+        row.kind,
+        row.shape,
+        row.bits,
+        row.zeros,
+        pattern=first("pattern"),
+        asked_sparsity=first("sparsity"),
+        group=first("group"),
+        units=first("units"),
+        pruned_units=first("pruned_units"),
+        scheme=first("scheme"),
+        notes=tuple(dict.fromkeys(finding.note for finding in findings if finding.note)),
+    )

@@ -1,0 +1,7 @@
+"""Plain artefacts: one directory of safetensors and JSON that any ``nn.Module`` can be saved to and loaded from."""
+
+from __future__ import annotations
+
+from inc_torch.export._artifact import load, save
+
+__all__ = ["load", "save"]

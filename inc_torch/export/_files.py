@@ -1,0 +1,121 @@
+"""Reading and writing files so that a cut, damaged or foreign one is told apart with a message that helps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from inc_torch.core.errors import ArtifactError
+
+__all__ = [
+    "ARTIFACT",
+    "HUB_CONFIG",
+    "WEIGHTS",
+    "file_facts",
+    "pickled_files",
+    "read_json",
+    "read_tensors",
+    "tensor_names",
+    "weight_files",
+    "write_json",
+    "write_tensors",
+]
+
+WEIGHTS = "model.safetensors"
+ARTIFACT = "compression.json"
+HUB_CONFIG = "config.json"
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+"""Endings of files that hold pickled Python objects, which can run code when they are opened."""
+
+
+def pickled_files(directory: Path) -> list[str]:
+    """Names of the files in ``directory`` whose endings say that they are pickled."""
+    return sorted(path.name for path in directory.iterdir() if path.suffix in PICKLED and path.is_file())
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files in ``directory``, sorted by name."""
+    return sorted(path for path in directory.glob("*.safetensors") if path.is_file())
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write ``data`` as JSON; ``path`` holds either the old or the new text, also when the write is cut."""
+    unfinished = _unfinished(path)
+    unfinished.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def read_json(path: Path, way_out: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file; it must exist.
+        way_out: The sentence that ends the message.
+
+    Raises:
+        ArtifactError: The file is no text, no JSON, or no JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        message = f"{os.fspath(path)!r} is damaged or cut short: got {error}, expected JSON. {way_out}"
+        raise ArtifactError(message) from error
+    if not isinstance(data, dict):
+        message = f"{os.fspath(path)!r} holds {type(data).__name__!r}, expected a JSON object. {way_out}"
+        raise ArtifactError(message)
+    return data
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write ``tensors`` as safetensors; ``path`` holds either the old or the new file, also when the write is cut."""
+    unfinished = _unfinished(path)
+    save_file(dict(tensors), unfinished, metadata={"format": "pt"})
+    unfinished.replace(path)
+
+
+def read_tensors(path: Path, way_out: str) -> dict[str, torch.Tensor]:
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except SafetensorError as error:
+        raise ArtifactError(_damaged(path, error, way_out)) from error
+
+
+def tensor_names(path: Path, way_out: str) -> set[str]:
+    """Names of the tensors in a safetensors file, from its header; the length of the file is checked too.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except SafetensorError as error:
+        raise ArtifactError(_damaged(path, error, way_out)) from error
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+
+
+def _damaged(path: Path, error: Exception, way_out: str) -> str:
+    return f"{os.fspath(path)!r} is damaged or cut short: got {error}, expected a whole safetensors file. {way_out}"

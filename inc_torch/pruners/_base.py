@@ -1,0 +1,234 @@
+"""The small interfaces that a pruner is composed of, and their registries.
+
+A pruner is a product: what counts (`Criterion`), what goes together (`Pattern`), how much when
+(`Schedule`) and how much where (`Allocation`). Each implementation is one frozen dataclass in one
+file of the folder of its kind, and registers itself there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, Self, final
+
+import torch
+
+from inc_torch.core.errors import ConfigError, did_you_mean
+from inc_torch.core.registry import Registry
+
+__all__ = [
+    "ALLOCATIONS",
+    "CRITERIA",
+    "PATTERNS",
+    "SCHEDULES",
+    "Allocation",
+    "Criterion",
+    "Grid",
+    "Limits",
+    "Pattern",
+    "PrunerSpec",
+    "Reduction",
+    "Schedule",
+    "parse_pattern",
+]
+
+Reduction = Literal["mean", "sum", "max"]
+
+
+class Criterion(Protocol):
+    """What makes a weight worth keeping.
+
+    Attributes:
+        needs_gradient: Scores are taken from gradients at every step, not from weights at update steps.
+        momentum: Share of the previous score that is kept: ``s <- momentum * s + score``.
+    """
+
+    needs_gradient: ClassVar[bool]
+    momentum: ClassVar[float]
+
+    def score(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the importance of every element, shaped like ``weight``; only its magnitude counts.
+
+        ``gradient`` is ``weight`` itself where `needs_gradient` is False. The result may be an input.
+        """
+        ...
+
+
+class Schedule(Protocol):
+    """How much of the target is asked for at a moment of the pruning window."""
+
+    def sparsity(self, progress: float, target: float, initial: float = 0.0) -> float:
+        """Return the sparsity at ``progress`` in [0, 1]: ``initial`` at 0, ``target`` at 1, monotone."""
+        ...
+
+
+class Grid(Protocol):
+    """A pattern laid over one weight tensor: scores, units and masks in the pattern's own shape.
+
+    A *unit* is what is pruned or kept together. ``score_shape`` is the shape of what is stored
+    between steps, ``mask_shape`` that of the stored bool mask (True keeps).
+    """
+
+    units: int
+    score_shape: tuple[int, ...]
+    mask_shape: tuple[int, ...]
+
+    def reduce(self, signed: torch.Tensor) -> torch.Tensor:
+        """Turn element importances (weight's shape, sign ignored) into scores of ``score_shape``."""
+        ...
+
+    def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        """One value a unit, flat, from stored scores; may be a view."""
+        ...
+
+    def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """The stored mask in which exactly the units not in ``keep`` (flat bool) are pruned."""
+        ...
+
+    def zeros_of(self, weight: torch.Tensor) -> torch.Tensor:
+        """The stored mask that prunes what is already zero in ``weight``."""
+        ...
+
+    def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
+        """Write zeros into ``tensor`` (weight's shape) where ``mask`` prunes, in place."""
+        ...
+
+    def expand(self, mask: torch.Tensor) -> torch.Tensor:
+        """The mask in the weight's shape, bool, True keeps."""
+        ...
+
+    def pruned_units(self, mask: torch.Tensor) -> int:
+        """How many units ``mask`` prunes."""
+        ...
+
+
+class Pattern(Protocol):
+    """What is pruned together.
+
+    Attributes:
+        density: Largest share of elements that the pattern can prune: 1 for blocks, N/M for N:M.
+    """
+
+    @property
+    def density(self) -> float: ...
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the pattern that ``text`` names, or None if it is not of this kind.
+
+        Raises:
+            ConfigError: It is of this kind, but its numbers are wrong.
+        """
+        ...
+
+    def grid(self, shape: Sequence[int], axes: Sequence[int], reduction: Reduction) -> Grid | str:
+        """Lay the pattern over a weight.
+
+        Args:
+            shape: The weight's shape.
+            axes: Order in which its axes form the 2-D view: rows first, then the columns' axes, slowest first.
+            reduction: How element scores become unit scores.
+
+        Returns:
+            The grid, or the reason why the pattern cannot lie on this shape.
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Least and greatest share of units that may be pruned in each layer, both in [0, 1]."""
+
+    least: float = 0.0
+    greatest: float = 1.0
+
+    def scaled(self, factor: float) -> Limits:
+        """The same limits counted in units of which each holds ``1 / factor`` of the original ones."""
+        return Limits(min(1.0, self.least * factor), min(1.0, self.greatest * factor))
+
+
+class Allocation(Protocol):
+    """Where the pruned units are taken from."""
+
+    def keep(self, scores: torch.Tensor, sizes: Sequence[int], ratio: float, limits: Limits) -> torch.Tensor:
+        """Choose the units to keep.
+
+        Args:
+            scores: Unit scores of all layers, flat, layers in order.
+            sizes: Units of each layer.
+            ratio: Share of all units to prune, in [0, 1].
+            limits: Bounds for every layer.
+
+        Returns:
+            Flat bool, True keeps. Exactly ``floor(ratio * units)`` are pruned as far as limits allow;
+            of equal scores the first in order goes first.
+        """
+        ...
+
+
+CRITERIA: Registry[type[Criterion]] = Registry("pruning criterion", "inc_torch.pruners.criteria")
+PATTERNS: Registry[type[Pattern]] = Registry("pruning pattern", "inc_torch.pruners.patterns")
+SCHEDULES: Registry[type[Schedule]] = Registry("sparsity schedule", "inc_torch.pruners.schedules")
+ALLOCATIONS: Registry[type[Allocation]] = Registry("pruning scope", "inc_torch.pruners.allocations")
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Return the pattern named by ``text``; a prefix such as ``tile_pattern_`` is dropped.
+
+    Raises:
+        ConfigError: No pattern has this form; the message lists the forms.
+
+    Example:
+        >>> parse_pattern("4x1"), parse_pattern("tile_pattern_2:4")
+        (Block(rows=4, columns=1), NInM(pruned=2, group=4))
+    """
+    name = text.rpartition("_")[2]
+    for entry in PATTERNS:
+        pattern = entry.value.parse(name)
+        if pattern is not None:
+            return pattern
+    forms = "; ".join(f"{entry.name}: {entry.summary}" for entry in PATTERNS)
+    message = f"Unknown pruning pattern {text!r}.{did_you_mean(name, ['4x1', '1x1', '2:4'])} Forms: {forms}."
+    raise ConfigError(message)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunerSpec:
+    """One pruner, parsed: a group of layers that share a pattern, a schedule and a budget.
+
+    Attributes:
+        criterion: What counts. Unused when ``locks_zeros``.
+        pattern: What goes together, and ``pattern_text`` as the user wrote it.
+        schedule: How much when.
+        allocation: How much where.
+        reduction: How element scores become unit scores.
+        target: Share of units to prune at the end, in [0, 1); of elements for N:M.
+        start: First step at which masks may change.
+        end: Last step at which masks may change.
+        frequency: Steps between mask updates.
+        limits: Bounds for every layer, in the unit of ``target``.
+        op_names: Regular expressions that find layers by ``re.search``; none finds all.
+        excluded_op_names: Regular expressions that take layers out again.
+        op_types: Words of which one must occur in the class name.
+        keeps_initial_zeros: The zeros at ``start`` stay and count.
+        locks_zeros: Nothing is chosen: the zeros at ``start`` stay, nothing else (pattern lock).
+    """
+
+    criterion: Criterion
+    pattern: Pattern
+    pattern_text: str
+    schedule: Schedule
+    allocation: Allocation
+    reduction: Reduction = "mean"
+    target: float = 0.9
+    start: int = 0
+    end: int = 0
+    frequency: int = 1
+    limits: Limits = Limits(0.0, 0.98)
+    op_names: tuple[str, ...] = ()
+    excluded_op_names: tuple[str, ...] = ()
+    op_types: tuple[str, ...] = ("Conv", "Linear")
+    keeps_initial_zeros: bool = False
+    locks_zeros: bool = False

@@ -1,0 +1,138 @@
+"""Which layers a pruner takes, and how their weights are seen as matrices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from torch import nn
+
+from inc_torch.core.errors import ConfigError, did_you_mean
+from inc_torch.core.report import Finding
+from inc_torch.pruners._base import Grid, PrunerSpec
+
+__all__ = ["Layer", "Selection", "matrix_axes", "select_layers"]
+
+MATRIX_RANKS = (2, 3, 4, 5)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One weight under pruning, found again by the name of its module."""
+
+    name: str
+    grid: Grid
+
+    @property
+    def parameter_name(self) -> str:
+        """Fully qualified name of the weight."""
+        return f"{self.name}.weight" if self.name else "weight"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The layers of one pruner, and what was left dense and why."""
+
+    layers: tuple[Layer, ...]
+    left_dense: tuple[Finding, ...] = field(default=())
+
+
+def matrix_axes(module: nn.Module, rank: int) -> tuple[int, ...]:
+    """Return the order of weight axes that puts outputs first and inputs last.
+
+    Linear [out, in] and Conv [out, in, *kernel] become (out, *kernel, in). Transposed convolutions store
+    [in, out, *kernel] and transformers' ``Conv1D`` [in, out]: they are turned round (INC 2.6.1 takes their
+    first axis for outputs).
+
+    Example:
+        >>> matrix_axes(nn.Conv2d(3, 8, 3), 4), matrix_axes(nn.ConvTranspose2d(3, 8, 3), 4)
+        ((0, 2, 3, 1), (1, 2, 3, 0))
+    """
+    kernel = range(2, rank)
+    is_transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) or type(module).__name__ == "Conv1D"
+    return (1, *kernel, 0) if is_transposed else (0, *kernel, 1)
+
+
+def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
+    """Find the layers that ``spec`` names, in the order of its expressions, then of the model.
+
+    A module is taken if some ``op_names`` expression is found in its name, its class name contains one of
+    ``op_types``, it has a ``weight`` Parameter, no ``excluded_op_names`` expression is found in its name, and it
+    is not the classifier head: the last module of the model, dropouts apart, if that is a Linear or Conv2d.
+
+    Raises:
+        ConfigError: Nothing is left, or a layer was named outright that cannot carry the pattern.
+    """
+    head = _classifier_head(model)
+    left_dense: list[Finding] = []
+    layers: list[Layer] = []
+    owners: dict[int, str] = {}
+    for name, module in _candidates(model, spec):
+        weight = module._parameters["weight"]
+        if weight is None:
+            continue
+        if module is head:
+            left_dense.append(Finding(name, note="classifier head, not pruned"))
+        elif id(weight) in owners:
+            left_dense.append(Finding(name, note=f"shares its weight with {owners[id(weight)]}"))
+        else:
+            owners[id(weight)] = name
+            grid = _grid(module, weight, spec)
+            if isinstance(grid, str):
+                _refuse_if_named(name, grid, spec)
+                left_dense.append(Finding(name, note=f"left dense: {grid}"))
+            else:
+                layers.append(Layer(name, grid))
+    if not layers:
+        raise ConfigError(_nothing_selected(model, spec, left_dense))
+    return Selection(tuple(layers), tuple(left_dense))
+
+
+def _classifier_head(model: nn.Module) -> nn.Module | None:
+    last = [module for module in model.modules() if type(module).__name__ != "Dropout"][-1]
+    return last if type(last).__name__ in ("Linear", "Conv2d") else None
+
+
+def _candidates(model: nn.Module, spec: PrunerSpec) -> Iterable[tuple[str, nn.Module]]:
+    named = [
+        (name, module)
+        for name, module in model.named_modules()
+        if any(word in type(module).__name__ for word in spec.op_types)
+        and "weight" in module._parameters
+        and not any(re.search(expression, name) for expression in spec.excluded_op_names)
+    ]
+    found = {
+        name: module for expression in spec.op_names or (".*",) for name, module in named if re.search(expression, name)
+    }
+    return found.items()
+
+
+def _grid(module: nn.Module, weight: nn.Parameter, spec: PrunerSpec) -> Grid | str:
+    if weight.dim() not in MATRIX_RANKS:
+        return f"a weight of rank {weight.dim()} is no matrix"
+    return spec.pattern.grid(weight.shape, matrix_axes(module, weight.dim()), spec.reduction)
+
+
+def _refuse_if_named(name: str, reason: str, spec: PrunerSpec) -> None:
+    if name in spec.op_names:
+        message = (
+            f"Layer {name!r} cannot carry the pruning pattern {spec.pattern_text!r}: {reason}. "
+            "Take it out of op_names, or use a pattern whose sides divide."
+        )
+        raise ConfigError(message)
+
+
+def _nothing_selected(model: nn.Module, spec: PrunerSpec, left_dense: Sequence[Finding]) -> str:
+    wanted = f"op_names={list(spec.op_names)!r}, pruning_op_types={list(spec.op_types)!r}"
+    if spec.excluded_op_names:
+        wanted += f", excluded_op_names={list(spec.excluded_op_names)!r}"
+    if left_dense:
+        reasons = "; ".join(f"{finding.module or '(root)'}: {finding.note}" for finding in left_dense[:5])
+        return f"WeightPruningConfig with {wanted} leaves no layer to prune: {reasons}."
+    names = [name for name, module in model.named_modules() if "weight" in module._parameters]
+    nearest = did_you_mean(spec.op_names[0], names) if spec.op_names else ""
+    return f"WeightPruningConfig with {wanted} matches no layer.{nearest} Layers with weights: {', '.join(names[:12])}."

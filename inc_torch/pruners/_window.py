@@ -1,0 +1,59 @@
+"""When masks change, and how much is asked for then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from inc_torch.pruners._base import PrunerSpec
+
+__all__ = ["PruningWindow"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PruningWindow:
+    """The update steps of one pruner: ``start, start + frequency, ...`` up to ``end``.
+
+    With P = floor((end - start) / frequency) >= 1, update i asks for the schedule's value at i / P. The first asks
+    for the initial sparsity, so it does nothing on a dense model; the last asks for the goal exactly. P = 0 is
+    one shot, straight to the goal.
+
+    Reference: INC 2.6.1 iterative and one-shot schedulers.
+
+    Example:
+        >>> from inc_torch.config import WeightPruningConfig
+        >>> config = WeightPruningConfig(target_sparsity=0.5, start_step=1, end_step=10, pruning_frequency=4,
+        ...                              sparsity_decay_type="linear")
+        >>> window = PruningWindow(config.to_specs()[0])
+        >>> [(step, window.ratio_at(step)) for step in range(12) if window.ratio_at(step) is not None]
+        [(1, 0.0), (5, 0.25), (9, 0.5)]
+    """
+
+    spec: PrunerSpec
+
+    @property
+    def updates(self) -> int:
+        """How many updates can change something: P, or 1 for one shot."""
+        return max(1, (self.spec.end - self.spec.start) // self.spec.frequency)
+
+    @property
+    def goal(self) -> float:
+        """The share to be reached: the target, or what the limits of the layers leave of it."""
+        return min(self.spec.target, self.spec.limits.greatest)
+
+    def ratio_at(self, step: int, initial: float = 0.0) -> float | None:
+        """Return the share asked for at ``step``, or None if masks do not change then.
+
+        Args:
+            step: Optimizer steps done so far.
+            initial: Share of zeros that were there at the start.
+        """
+        spec = self.spec
+        index, remainder = divmod(step - spec.start, spec.frequency)
+        if remainder or not spec.start <= step <= spec.end:
+            return None
+        if spec.end - spec.start < spec.frequency:
+            return spec.target if spec.start == spec.end else self.goal
+        asked = spec.schedule.sparsity(index / self.updates, self.goal, min(initial, self.goal))
+        return min(asked, spec.target)

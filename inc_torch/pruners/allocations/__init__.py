@@ -1,0 +1,1 @@
+"""Where pruned units are taken from, one way a file."""

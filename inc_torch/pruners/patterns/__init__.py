@@ -1,0 +1,1 @@
+"""Pruning patterns, one a file."""

@@ -1,0 +1,127 @@
+"""Block patterns: NxM, channelxM, Nxchannel; 1x1 is unstructured pruning."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+
+from inc_torch.core.errors import ConfigError
+from inc_torch.pruners._base import PATTERNS, Grid, Reduction
+
+_FORM = re.compile(r"(\d+|channel)x(\d+|channel)")
+_CHANNEL = "channel"
+
+
+@final
+@PATTERNS.register("NxM", summary="blocks of N output rows by M input columns, either may be 'channel'")
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Blocks of ``rows`` outputs by ``columns`` inputs are kept or pruned as one.
+
+    The weight is seen as a matrix [out, kernel positions * in], inputs fastest. None stands for
+    ``channel``: all rows of the layer, or all input channels.
+
+    ``4x1`` on a Linear of shape [4, 2] has two units, its columns::
+
+        weight  1  8      |block| mean  (2.5, 6.5)     one of two pruned  0  8
+                2  7                                                      0  7
+                3  6                                                      0  6
+                4  5                                                      0  5
+    """
+
+    rows: int | None
+    columns: int | None
+
+    @property
+    def density(self) -> float:
+        """Every block may go."""
+        return 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Read ``"4x1"``, ``"channelx1"``, ``"1xchannel"``."""
+        form = _FORM.fullmatch(text)
+        if form is None:
+            return None
+        rows, columns = (None if side == _CHANNEL else int(side) for side in form.groups())
+        if rows == columns is None:
+            message = f"The pruning pattern {text!r} would prune whole layers; name a number on one side."
+            raise ConfigError(message)
+        if 0 in (rows, columns):
+            message = f"The pruning pattern {text!r} has an empty block; both numbers must be 1 or more."
+            raise ConfigError(message)
+        return cls(rows, columns)
+
+    def grid(self, shape: Sequence[int], axes: Sequence[int], reduction: Reduction) -> Grid | str:
+        """Lay the blocks over a weight; the reason why not if its sides do not divide."""
+        height, *kernel, channels = (shape[axis] for axis in axes)
+        width = math.prod(kernel) * channels
+        rows, columns = self.rows or height, self.columns or channels
+        if height % rows or width % columns:
+            return f"a {height}x{width} weight does not divide into {rows}x{columns} blocks"
+        return BlockGrid(tuple(axes), (height, *kernel, channels), rows, columns, reduction)
+
+
+@final
+class BlockGrid:
+    """Blocks over one weight. Scores and masks have one entry a block."""
+
+    def __init__(
+        self, axes: tuple[int, ...], matrix: tuple[int, ...], rows: int, columns: int, reduction: Reduction
+    ) -> None:
+        self._axes = axes
+        self._inverse = tuple(sorted(range(len(axes)), key=axes.__getitem__))
+        self._matrix = matrix
+        self._rows, self._columns = rows, columns
+        self._reduction = reduction
+        height, *kernel, channels = matrix
+        # Blocks that span kernel positions cannot be a view of the weight: their columns are flattened first.
+        self._spans_kernel = channels % columns != 0
+        inner = [math.prod(kernel) * channels // columns] if self._spans_kernel else [*kernel, channels // columns]
+        self.score_shape = self.mask_shape = (height // rows, *inner)
+        self.units = math.prod(self.mask_shape)
+
+    def _blocks(self, tensor: torch.Tensor) -> torch.Tensor:
+        """View (copy if blocks span kernel positions) of shape [out / N, N, ..., columns / M, M]."""
+        matrix = tensor.permute(self._axes)
+        if self._spans_kernel:
+            matrix = matrix.flatten(1)
+        return matrix.unflatten(0, (-1, self._rows)).unflatten(-1, (-1, self._columns))
+
+    def reduce(self, signed: torch.Tensor) -> torch.Tensor:
+        blocks = self._blocks(signed).abs()
+        blocks = blocks.squeeze(-1) if self._columns == 1 else _reduced(blocks, -1, self._reduction)
+        return blocks.squeeze(1) if self._rows == 1 else _reduced(blocks, 1, self._reduction)
+
+    def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores.view(-1)
+
+    def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        return keep.view(self.mask_shape)
+
+    def zeros_of(self, weight: torch.Tensor) -> torch.Tensor:
+        return (self._blocks(weight) != 0).any(-1).any(1)
+
+    def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
+        if self._spans_kernel:
+            tensor.mul_(self.expand(mask))
+        else:
+            self._blocks(tensor).mul_(mask.to(tensor.dtype).unsqueeze(1).unsqueeze(-1))
+
+    def expand(self, mask: torch.Tensor) -> torch.Tensor:
+        wide = mask.repeat_interleave(self._rows, 0).repeat_interleave(self._columns, -1)
+        return wide.view(self._matrix).permute(self._inverse)
+
+    def pruned_units(self, mask: torch.Tensor) -> int:
+        return self.units - int(torch.count_nonzero(mask))
+
+
+def _reduced(blocks: torch.Tensor, dim: int, reduction: Reduction) -> torch.Tensor:
+    if reduction == "max":
+        return blocks.amax(dim)
+    return blocks.mean(dim) if reduction == "mean" else blocks.sum(dim)

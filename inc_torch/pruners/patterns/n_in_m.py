@@ -1,0 +1,108 @@
+"""N:M pattern: N of every M neighbouring inputs are pruned."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+
+from inc_torch.core.errors import ConfigError
+from inc_torch.pruners._base import PATTERNS, Grid, Reduction
+
+_FORM = re.compile(r"(\d+):(\d+)")
+
+
+@final
+@PATTERNS.register("N:M", summary="N of every M neighbouring inputs are pruned")
+@dataclass(frozen=True, slots=True)
+class NInM:
+    """``pruned`` of every ``group`` neighbouring inputs of one output go, the least important ones.
+
+    A unit is a group. Below the full target the cheapest groups are N:M and the others dense. The first
+    number counts the *pruned* values, as in INC; NVIDIA's notation counts the kept ones (2:4 is both).
+
+    ``2:4`` on the row (3, 1, 2, 4) gives (3, 0, 0, 4).
+    """
+
+    pruned: int
+    group: int
+
+    @property
+    def density(self) -> float:
+        """N/M: no more elements can go."""
+        return self.pruned / self.group
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Read ``"2:4"``."""
+        form = _FORM.fullmatch(text)
+        if form is None:
+            return None
+        pruned, group = map(int, form.groups())
+        if not 0 < pruned < group:
+            message = f"The pruning pattern {text!r} must prune at least one and fewer than all: 0 < N < M in N:M."
+            raise ConfigError(message)
+        return cls(pruned, group)
+
+    def grid(self, shape: Sequence[int], axes: Sequence[int], reduction: Reduction) -> Grid | str:
+        """Lay the groups over a weight; the reason why not if its columns do not divide."""
+        height, *kernel, channels = (shape[axis] for axis in axes)
+        width = math.prod(kernel) * channels
+        if width % self.group:
+            return f"the {width} columns of a {height}x{width} weight do not divide into groups of {self.group}"
+        return GroupGrid(tuple(axes), (height, *kernel, channels), self.pruned, self.group, reduction)
+
+
+@final
+class GroupGrid:
+    """Groups over one weight. Scores and masks have one entry an element, in groups."""
+
+    def __init__(
+        self, axes: tuple[int, ...], matrix: tuple[int, ...], pruned: int, group: int, reduction: Reduction
+    ) -> None:
+        self._axes = axes
+        self._inverse = tuple(sorted(range(len(axes)), key=axes.__getitem__))
+        self._matrix = matrix
+        self._pruned, self._group = pruned, group
+        self._reduction = reduction
+        self.units = math.prod(matrix) // group
+        self.score_shape = self.mask_shape = (self.units, group)
+
+    def reduce(self, signed: torch.Tensor) -> torch.Tensor:
+        return signed.permute(self._axes).reshape(self.score_shape).abs()
+
+    def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        cheapest = torch.where(self._candidates(scores), scores, 0)
+        if self._reduction == "max":
+            return cheapest.amax(-1)
+        return cheapest.mean(-1) if self._reduction == "mean" else cheapest.sum(-1)
+
+    def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        return self._candidates(scores).logical_not_().logical_or_(keep.unsqueeze(-1))
+
+    def zeros_of(self, weight: torch.Tensor) -> torch.Tensor:
+        kept = weight.permute(self._axes).reshape(self.mask_shape) != 0
+        is_pattern = self._group - kept.sum(-1, keepdim=True) >= self._pruned
+        return kept | ~is_pattern
+
+    def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
+        tensor.mul_(self.expand(mask))
+
+    def expand(self, mask: torch.Tensor) -> torch.Tensor:
+        return mask.view(self._matrix).permute(self._inverse)
+
+    def pruned_units(self, mask: torch.Tensor) -> int:
+        return int(torch.count_nonzero(self._group - mask.sum(-1) >= self._pruned))
+
+    def _candidates(self, scores: torch.Tensor) -> torch.Tensor:
+        """True at the ``pruned`` smallest of each group; of equal scores the first."""
+        rank = torch.zeros(scores.shape, dtype=torch.int16, device=scores.device)
+        for column in range(self._group):
+            other = scores[:, column, None]
+            rank[:, : column + 1] += other < scores[:, : column + 1]
+            rank[:, column + 1 :] += other <= scores[:, column + 1 :]
+        return rank < self._pruned

@@ -1,0 +1,200 @@
+"""Compression inside your own training loop: `prepare_compression` and the manager it returns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, cast, final
+
+from torch import nn
+
+from inc_torch.callbacks import Callback, TrainingConfig, build_callbacks
+from inc_torch.config import (
+    DistillationConfig,
+    KnowledgeDistillationLossConfig,
+    QuantizationAwareTrainingConfig,
+    WeightPruningConfig,
+)
+from inc_torch.core.dispatcher import Dispatcher
+from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning, IncTorchWarning, StateError
+from inc_torch.core.report import CompressionReport
+from inc_torch.core.state import FORMAT, check_keys, random_state, set_random_state
+from inc_torch.export import adorn, attach_report, save
+
+__all__ = [
+    "CallBacks",
+    "CompressionManager",
+    "DistillationConfig",
+    "KnowledgeDistillationLossConfig",
+    "QuantizationAwareTrainingConfig",
+    "WeightPruningConfig",
+    "prepare_compression",
+]
+
+CallBacks = Dispatcher
+"""INC's name for the object that runs the hooks."""
+
+
+def prepare_compression(
+    model: nn.Module, confs: TrainingConfig | Callback | Sequence[TrainingConfig | Callback]
+) -> CompressionManager:
+    """Make ``model`` ready to be compressed while it is trained.
+
+    The model is changed in place and stays the same object with the same Parameters, so an optimizer, a Trainer or
+    any other reference made before or after is right.
+
+    Args:
+        model: The model to train.
+        confs: One config or `Callback`, or several; their order does not matter.
+
+    Returns:
+        The manager whose hooks the training loop calls.
+
+    Raises:
+        ConfigError: No config, an object that is none, or a config that fits no layer of the model.
+
+    Example:
+        >>> import torch
+        >>> from inc_torch import WeightPruningConfig, prepare_compression
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> config = WeightPruningConfig(target_sparsity=0.5, pruning_type="magnitude", pattern="4x1")
+        >>> manager = prepare_compression(model, config)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> manager.on_train_begin()
+        >>> for index in range(2):
+        ...     manager.on_step_begin(index)
+        ...     output = model(torch.ones(4, 8))
+        ...     loss = manager.on_after_compute_loss(None, output, output.square().mean())
+        ...     loss.backward()
+        ...     manager.on_before_optimizer_step()
+        ...     optimizer.step()
+        ...     manager.on_after_optimizer_step()
+        ...     optimizer.zero_grad()
+        ...     manager.on_step_end()
+        >>> manager.on_train_end()
+        >>> manager.report().sparsity
+        0.5
+    """
+    if isinstance(confs, nn.Module) and not isinstance(model, nn.Module):
+        message = "prepare_compression(model, confs) was called with its arguments swapped; they were put right."
+        warnings.warn(message, IncTorchWarning, stacklevel=2)
+        model, confs = confs, model
+    if not isinstance(model, nn.Module):
+        message = f"prepare_compression got a model of type {type(model).__name__}: expected a torch.nn.Module."
+        raise ConfigTypeError(message)
+    listed = list(confs) if isinstance(confs, list | tuple) else [cast("TrainingConfig | Callback", confs)]
+    if not listed:
+        message = "prepare_compression got an empty list: expected at least one config, such as WeightPruningConfig()."
+        raise ConfigError(message)
+    return CompressionManager(model, listed)
+
+
+@final
+class CompressionManager:
+    """The hooks of one training run, its state, its report and its result.
+
+    Every hook can be called on the manager or on its ``callbacks``. See `inc_torch.core.hooks` for the loop.
+
+    Attributes:
+        model: The user's own model object.
+        callbacks: Runs the hooks.
+        configs: What was asked for, in the user's order.
+    """
+
+    def __init__(self, model: nn.Module, configs: Sequence[TrainingConfig | Callback]) -> None:
+        self.model = model
+        self.configs = tuple(configs)
+        self.callbacks = Dispatcher(build_callbacks(self.configs, model), model)
+        self.callbacks.prepare()
+        self.on_train_begin = self.callbacks.on_train_begin
+        self.on_epoch_begin = self.callbacks.on_epoch_begin
+        self.on_step_begin = self.callbacks.on_step_begin
+        self.on_after_compute_loss = self.callbacks.on_after_compute_loss
+        self.on_before_optimizer_step = self.callbacks.on_before_optimizer_step
+        self.on_after_optimizer_step = self.callbacks.on_after_optimizer_step
+        self.on_step_end = self.callbacks.on_step_end
+        self.on_epoch_end = self.callbacks.on_epoch_end
+        self.on_before_eval = self.callbacks.on_before_eval
+        self.on_after_eval = self.callbacks.on_after_eval
+        self.on_train_end = self.callbacks.on_train_end
+        self.register_hook = self.callbacks.register_hook
+        self.remove_hook = self.callbacks.remove_hook
+        self.register_hook("on_train_end", self._present)
+        self._present()
+
+    def __repr__(self) -> str:
+        return f"CompressionManager({type(self.model).__name__}, {self.callbacks.callbacks_list})"
+
+    def report(self) -> CompressionReport:
+        """Measure, in the weights as they are now, what every module was asked for and has reached."""
+        findings = [finding for callback in self.callbacks.callbacks_list for finding in callback.findings()]
+        return CompressionReport.measure(self.model, findings)
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write the model to ``directory`` as safetensors and JSON; `inc_torch.load` reads it.
+
+        For a directory that ``from_pretrained`` opens, use `save_for_huggingface_upstream`.
+        """
+        if not self.callbacks.has_ended:
+            message = "manager.save was called before on_train_end: the model is saved in float, masks may still change."
+            warnings.warn(message, InexactWarning, stacklevel=2)
+        save(self.model, directory, self.report())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is needed to go on as if nothing had happened, beside model and optimizer.
+
+        Tensors and plain values: ``torch.load(..., weights_only=True)`` reads it back.
+        """
+        return {
+            "format": FORMAT,
+            "configs": [self._described(config) for config in self.configs],
+            **self.callbacks.state_dict(),
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, restore_random: bool = True) -> None:
+        """Go on from `state_dict`, before ``on_train_begin``; load the model's and optimizer's states as well.
+
+        Args:
+            state: What `state_dict` returned, of a run with equal configs.
+            restore_random: Also set the random number generators of torch, numpy and Python.
+
+        Raises:
+            StateError: It is of another format, or of a run with other configs; what differs is named.
+        """
+        if state.get("format") != FORMAT:
+            message = f"This is no training state of inc_torch: format={state.get('format')!r}, expected {FORMAT!r}."
+            raise StateError(message)
+        check_keys("CompressionManager", state, {"format", "configs", "progress", "unfinished", "callbacks", "random"})
+        _compare_configs(state["configs"], [self._described(config) for config in self.configs])
+        self.callbacks.load_state_dict(state)
+        if restore_random:
+            set_random_state(state["random"])
+
+    def _present(self, *_: object) -> None:
+        adorn(self.model)
+        attach_report(self.model, self.report())
+
+    @staticmethod
+    def _described(config: TrainingConfig | Callback) -> dict[str, Any]:
+        return {"type": type(config).__name__} if isinstance(config, Callback) else config.to_dict()
+
+
+def _compare_configs(saved: Sequence[Mapping[str, Any]], current: Sequence[Mapping[str, Any]]) -> None:
+    differences = [
+        f"config {index}: {key}: saved {before.get(key)!r}, now {now.get(key)!r}"
+        for index, (saved_config, current_config) in enumerate(zip(saved, current, strict=False))
+        for before, now in [(_flat(saved_config), _flat(current_config))]
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if len(saved) != len(current):
+        differences.append(f"{len(saved)} configs were saved, there are {len(current)} now")
+    if differences:
+        message = "The saved state is of a run with other configs. " + "; ".join(differences) + "."
+        raise StateError(message)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": config["type"], **config.get("data", {})}

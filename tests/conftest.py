@@ -1,0 +1,58 @@
+"""What every test gets: one thread, fixed seeds, no network, and a place to print a measured number."""
+
+from __future__ import annotations
+
+import os
+
+# Read by torch, transformers and tokenizers when they are imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+# The same examples in every run; no deadline, because a shared machine may pause at any line.
+settings.register_profile("inc_torch", derandomize=True, deadline=None, database=None)
+settings.load_profile("inc_torch")
+
+_SEED = 0
+
+
+@pytest.fixture(autouse=True)
+def _seed_everything():
+    """Start each test from the same random state, whatever ran before it."""
+    random.seed(_SEED)
+    np.random.seed(_SEED)
+    torch.manual_seed(_SEED)
+
+
+@pytest.fixture
+def note(record_property):
+    """Print one line in the summary at the end of the run: ``note("import: 12 ms")``."""
+
+    def write(line: str) -> None:
+        record_property("note", line)
+
+    return write
+
+
+def pytest_terminal_summary(terminalreporter):
+    lines = [
+        f"{report.nodeid}: {value}"
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for key, value in report.user_properties
+        if key == "note"
+    ]
+    if lines:
+        terminalreporter.section("notes", sep="-")
+        for line in sorted(lines):
+            terminalreporter.write_line(line)
