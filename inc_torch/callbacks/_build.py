@@ -36,7 +36,7 @@ def _build(conf: TrainingConfig | Callback, model: nn.Module) -> Callback:
         case QuantizationAwareTrainingConfig():
             return QuantizationAwareTrainingCallbacks(conf.to_spec())
         case DistillationConfig():
-            return DistillationCallbacks(conf.to_spec(), conf.teacher_model, student=model)
+            return DistillationCallbacks(conf.criterion.to_spec(), conf.teacher_model, student=model)
     message = (
         f"prepare_compression got {conf!r} of type {type(conf).__name__}: expected WeightPruningConfig, "
         "QuantizationAwareTrainingConfig, DistillationConfig or a Callback, or a list of them."

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NoReturn, Self, TypeVar, dataclass_transform
 
 from inc_torch.config._checks import Check, Place, items_of
 from inc_torch.config._readonly import FrozenConfigError, plain
-from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
+from inc_torch.core.errors import ConfigTypeError, did_you_mean
 
 __all__ = ["Config", "check_option", "config", "option", "option_names"]
 
@@ -72,13 +72,12 @@ class Config:
 
     def _encode(self, name: str) -> object:
         value = getattr(self, name)
-        return value.to_dict() if isinstance(value, Config) else plain(value)
+        return value.to_dict() if isinstance(value, Config) else plain(value, f"{type(self).__name__}.{name}")
 
     @classmethod
-    def _decode(cls, data: Mapping[str, object]) -> Self:
-        values = {name: Config.from_dict(value) if _is_config(value) else value for name, value in data.items()}
-        build: Callable[..., Self] = cls
-        return build(**values)
+    def _options_in(cls, data: Mapping[str, object]) -> Mapping[str, object]:
+        """What of `to_dict`'s data the class is built from."""
+        return data
 
     @classmethod
     def from_dict(cls, content: object) -> Self:
@@ -100,7 +99,9 @@ class Config:
         kind = _KNOWN[name]
         if not issubclass(kind, cls):
             raise place.item("type").error(name, repr(cls.__name__), f" Use {name}.from_dict.")
-        return kind._decode(items_of(envelope.get("data"), place.item("data"), "a dict"))
+        data = kind._options_in(items_of(envelope.get("data"), place.item("data"), "a dict"))
+        build: Callable[..., Self] = kind
+        return build(**{key: Config.from_dict(value) if _is_config(value) else value for key, value in data.items()})
 
     def __repr__(self) -> str:
         changed = [field.name for field in _fields(type(self)) if getattr(self, field.name) != field.default]
@@ -150,7 +151,7 @@ def _refusing_unknown_keywords(kind: type[Config], build: Callable[..., None]) -
     known = [*option_names(kind), *kind.keyword_only_inputs]
 
     @functools.wraps(build)
-    def __init__(self: Config, *values: object, **options: object) -> None:
+    def checked_init(self: Config, *values: object, **options: object) -> None:
         for name in options:
             if name not in known:
                 nearest = did_you_mean(name, known) or f" Options: {', '.join(known)}."
@@ -158,14 +159,14 @@ def _refusing_unknown_keywords(kind: type[Config], build: Callable[..., None]) -
                 raise ConfigTypeError(message)
         build(self, *values, **options)
 
-    return __init__
+    return checked_init
 
 
 def _refuse_assignment(self: Config, name: str, value: object) -> NoReturn:
     kind = type(self).__name__
     known = [*option_names(type(self)), *self.keyword_only_inputs]
     if name in known:
-        message = f"{kind} is read-only. Make a changed copy: config = config.replace({name}={value!r})"
+        message = f"{kind} is read-only. Make a changed copy: config = config.replace({name}={value!r})."
     else:
         message = f"{kind} is read-only and has no option {name!r}.{did_you_mean(name, known)}"
     raise FrozenConfigError(message)

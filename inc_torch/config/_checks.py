@@ -15,7 +15,6 @@ from typing import Protocol, TypeVar, final
 
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
-from inc_torch.core.registry import Registry
 
 __all__ = [
     "Check",
@@ -109,11 +108,11 @@ def text(value: object, place: Place) -> str:
     return value
 
 
-def choice(words: Iterable[str] | Registry[T]) -> Check[str]:
-    """One of ``words``, or a name of the registry; plug-ins count, so the names are read at every check."""
+def choice(words: Iterable[str] | Callable[[], Iterable[str]]) -> Check[str]:
+    """One of ``words``; a function, such as a registry's ``names``, is asked at every check, so that plug-ins count."""
 
     def check(value: object, place: Place) -> str:
-        known = words.names() if isinstance(words, Registry) else list(words)
+        known = list(words() if callable(words) else words)
         want = f"one of {', '.join(map(repr, known))}"
         if not isinstance(value, str):
             raise place.type_error(value, want)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import FrozenInstanceError
-from typing import NoReturn, final
+from typing import Any, NoReturn, final
 
-from inc_torch.core.errors import IncTorchError, did_you_mean
+from inc_torch.core.errors import ConfigTypeError, IncTorchError, did_you_mean
 
 __all__ = ["FrozenConfigError", "FrozenDict", "freeze", "plain"]
 
@@ -42,7 +42,7 @@ class FrozenDict(Mapping[str, object]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (attributes are chained: config.Loss.temperature)
         if name.startswith("_") or name not in self._items:
             message = f"There is no value {name!r} here.{did_you_mean(name, self._items)}"
             raise AttributeError(message, name=name, obj=self)
@@ -75,10 +75,17 @@ def freeze(value: object) -> object:
     return value
 
 
-def plain(value: object) -> object:
-    """Undo `freeze`: fresh dicts and lists, as JSON wants them."""
+def plain(value: object, where: str) -> object:
+    """Undo `freeze`: fresh dicts and lists, as JSON wants them.
+
+    Raises:
+        ConfigTypeError: There is an object inside, such as a function, that plain values cannot stand for.
+    """
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item, f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(value, tuple):
-        return [plain(item) for item in value]
-    return value
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    message = f"{where}={value!r} cannot be written as a plain value. Take it out with replace() before to_dict()."
+    raise ConfigTypeError(message)

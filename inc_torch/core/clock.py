@@ -72,11 +72,11 @@ class UpdateClock:
         ours = {id(parameter) for parameter in self._parameters()}
         return any(id(parameter) in ours for group in optimizer.param_groups for parameter in group["params"])
 
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if self._holds_ours(optimizer):
             self._on_optimizer(optimizer, optimizer in self._stepped)
 
-    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _after(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if not self._holds_ours(optimizer):
             return
         self.has_seen_optimizer = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from inc_torch.core.hooks import HOOKS, UNDO_HOOKS, Progress
 __all__ = ["Dispatcher"]
 
 Hook = Callable[..., Any]
+Result = TypeVar("Result")
 
 _PLACES = {
     "on_train_begin": "once before the loop",
@@ -124,7 +125,7 @@ class Dispatcher:
         self,
         input: object,  # noqa: A002  INC's argument name, used as a keyword in scripts
         student_output: object,
-        student_loss: torch.Tensor,
+        student_loss: torch.Tensor | float,
         teacher_output: object = None,
     ) -> torch.Tensor:
         """Return the loss to call ``backward`` on; always one tensor."""
@@ -217,7 +218,9 @@ class Dispatcher:
         for key, callback in keyed.items():
             version = saved[key]["version"]
             if version != callback.state_version:
-                message = f"The saved state of {key} has version {version}; this package reads {callback.state_version}."
+                message = (
+                    f"The saved state of {key} has version {version}; this package reads {callback.state_version}."
+                )
                 raise StateError(message)
             callback.load_state_dict({name: value for name, value in saved[key].items() if name != "version"})
         self.progress.step = int(state["progress"]["step"])
@@ -258,7 +261,7 @@ class Dispatcher:
             else:
                 hook(*arguments)
 
-    def _guarded(self, callback: Callback, name: str, call: Hook, *arguments: object) -> Any:
+    def _guarded(self, callback: Callback, name: str, call: Callable[..., Result], *arguments: object) -> Result:
         try:
             return call(*arguments)
         except Exception as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, final
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar, final
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from torch import nn
 from inc_torch.core.errors import ArtifactError
 
 __all__ = ["CompressionReport", "Finding", "ModuleReport", "stored_weight"]
+
+Value = TypeVar("Value")
 
 MATRIX_RANK = 2
 """Weights of at least this rank are listed; biases and norms are not worth a line."""
@@ -206,20 +208,22 @@ class CompressionReport:
             rows = []
             for row in data["modules"]:
                 if unknown := set(row) - known:
-                    message = f"The compression report has unknown keys {sorted(unknown)}; it may come from a newer version."
+                    message = (
+                        f"The compression report has unknown keys {sorted(unknown)}; it may come from a newer version."
+                    )
                     raise ArtifactError(message)
                 rows.append(ModuleReport(**{**row, "shape": tuple(row["shape"]), "notes": tuple(row.get("notes", ()))}))
             return cls(tuple(rows), int(data["other_parameters"]), int(data["size_bytes"]))
         except (KeyError, TypeError) as error:
-            message = f"The compression report is damaged: {error!r}. It is written by inc_torch as compression_report.json."
+            message = (
+                f"The compression report is damaged: {error!r}. It is written by inc_torch as compression_report.json."
+            )
             raise ArtifactError(message) from error
 
     def findings(self) -> list[Finding]:
         """What was asked, to measure it again on another copy of the model."""
         return [
-            Finding(
-                row.name, row.pattern, row.asked_sparsity, row.group, row.units, row.pruned_units, row.scheme, note
-            )
+            Finding(row.name, row.pattern, row.asked_sparsity, row.group, row.units, row.pruned_units, row.scheme, note)
             for row in self.modules
             for note in (row.notes or (None,))
         ]
@@ -248,7 +252,9 @@ class CompressionReport:
         """An aligned table that a log file can hold, closed by one line of totals."""
         cells = [HEADER, *self.rows()]
         widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         ratios = ", ".join(f"{name} {value:.4f}" for name, value in self.ratios.items())
         return "\n".join([*lines, f"{ratios}, size {self.size_bytes / 1e6:.1f} MB"])
@@ -268,21 +274,18 @@ def _measure_module(name: str, module: nn.Module, weight: torch.Tensor) -> Modul
 
 
 def _merge(row: ModuleReport, findings: list[Finding]) -> ModuleReport:
-    def first(attribute: str) -> Any:
-        values = (getattr(finding, attribute) for finding in findings)
-        return next((value for value in values if value is not None), None)
-
-    return ModuleReport(
-        row.name,
-        row.kind,
-        row.shape,
-        row.bits,
-        row.zeros,
-        pattern=first("pattern"),
-        asked_sparsity=first("sparsity"),
-        group=first("group"),
-        units=first("units"),
-        pruned_units=first("pruned_units"),
-        scheme=first("scheme"),
+    """Add what was asked to what was measured; of several findings the first that says something counts."""
+    return replace(
+        row,
+        pattern=_first(finding.pattern for finding in findings),
+        asked_sparsity=_first(finding.sparsity for finding in findings),
+        group=_first(finding.group for finding in findings),
+        units=_first(finding.units for finding in findings),
+        pruned_units=_first(finding.pruned_units for finding in findings),
+        scheme=_first(finding.scheme for finding in findings),
         notes=tuple(dict.fromkeys(finding.note for finding in findings if finding.note)),
     )
+
+
+def _first(values: Iterable[Value | None]) -> Value | None:
+    return next((value for value in values if value is not None), None)

@@ -50,5 +50,5 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss_next))
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     return [_listed(item) for item in value] if isinstance(value, tuple) else value

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from inc_torch.export._artifact import load, save
+from inc_torch.export._surface import adorn, attach_report, attached_report
 
-__all__ = ["load", "save"]
+__all__ = ["adorn", "attach_report", "attached_report", "load", "save"]

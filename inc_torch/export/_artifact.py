@@ -151,7 +151,9 @@ def _read_description(directory: Path) -> dict[str, Any]:
         raise ArtifactError(message)
     for key, kind in (("modules", dict), ("aliases", dict), ("weights", dict), ("report", dict), ("class", str)):
         if not isinstance(data.get(key), kind):
-            message = f"{os.fspath(path)!r} is damaged: {key!r} is {data.get(key)!r}, expected {kind.__name__}. {SAVE_AGAIN}"
+            message = (
+                f"{os.fspath(path)!r} is damaged: {key!r} is {data.get(key)!r}, expected {kind.__name__}. {SAVE_AGAIN}"
+            )
             raise ArtifactError(message)
     return data
 
@@ -191,7 +193,9 @@ def _read_weights(directory: Path, data: Mapping[str, Any]) -> dict[str, torch.T
     """Read the tensors after making sure that the file is the one that was saved; add the second names."""
     path = directory / WEIGHTS
     if not path.is_file():
-        message = f"{os.fspath(path)!r} is missing, though {ARTIFACT} is there. Copy the whole directory, or save again."
+        message = (
+            f"{os.fspath(path)!r} is missing, though {ARTIFACT} is there. Copy the whole directory, or save again."
+        )
         raise ArtifactError(message)
     facts = file_facts(path)
     for key in ("bytes", "sha256"):
@@ -223,8 +227,8 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], data: Mapping[str,
     for second, first in groups.items():
         if not torch.equal(tensors[second], tensors[first]):
             message = (
-                f"{type(model).__name__} ties {second!r} to {first!r}, but the two differ in {where!r}, where they were "
-                "not tied. Build the model without tying them."
+                f"{type(model).__name__} ties {second!r} to {first!r}, but the two differ in {where!r}, where they "
+                "were not tied. Build the model without tying them."
             )
             raise ArtifactError(message)
     on_meta = any(tensor.is_meta for tensor in expected.values())
@@ -251,8 +255,8 @@ def _first_difference(saved: Mapping[str, torch.Tensor], expected: Mapping[str, 
             if got != want:
                 show = tuple if field == "shape" else str
                 return f"{name!r} has {field} {show(got)}, the saved one {show(want)}."
-    extra = next((name for name in saved if name not in expected), None)
-    return "" if extra is None else f"it lacks {extra!r}, which was saved.{did_you_mean(extra, expected)}"
+    extra = sorted(saved.keys() - expected.keys())
+    return f"it lacks {extra[0]!r}, which was saved." if extra else ""
 
 
 def _groups(state: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -90,8 +90,8 @@ def _compare(stored: ModuleReport, found: ModuleReport, where: str) -> None:
         got, want = getattr(found, field), getattr(stored, field)
         if got != want:
             message = (
-                f"Module {found.name or '(root)'!r}: the loaded weight has {field} {got!r}, but the report in {where!r} "
-                f"says {want!r}. The weights are not the ones that the report was made for. {_way_out(where)}"
+                f"Module {found.name or '(root)'!r}: the loaded weight has {field} {got!r}, but the report in "
+                f"{where!r} says {want!r}. The weights are not the ones that the report was made for. {_way_out(where)}"
             )
             raise ArtifactError(message)
 

@@ -27,6 +27,12 @@ def check_directory(directory: Path) -> dict[str, Any]:
         ArtifactError: It is something else; the message says what, and what opens it.
     """
     start = f"{os.fspath(directory)!r}"
+    if not directory.exists():
+        message = (
+            f"{start} does not exist: expected a directory or the name of a model on the Hub (owner/model). "
+            f"Check the path (it is seen from {os.fspath(Path.cwd())!r})."
+        )
+        raise ArtifactError(message)
     if not directory.is_dir():
         message = f"{start} is a file: expected a directory or the name of a model on the Hub. Give the directory."
         raise ArtifactError(message)
@@ -68,7 +74,7 @@ def untie(model: nn.Module, int8: Mapping[str, nn.Module]) -> None:
         for target in [target for target, source in pairs.items() if _owned(target, int8) or _owned(source, int8)]:
             pairs.pop(target)
     for name, module in pretrained_parts(model):
-        keys = module._tied_weights_keys
+        keys: object = module._tied_weights_keys
         if isinstance(keys, dict):
             kept = {
                 target: source
@@ -92,4 +98,3 @@ def _owned(tensor_name: str, int8: Mapping[str, nn.Module]) -> bool:
 
 def _join(module: str, leaf: str) -> str:
     return f"{module}.{leaf}" if module else leaf
-

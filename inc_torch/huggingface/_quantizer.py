@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import nn
@@ -17,13 +18,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from inc_torch.core.errors import ArtifactError, did_you_mean
-from inc_torch.core.report import CompressionReport
 from inc_torch.export._files import read_json, tensor_names
 from inc_torch.export._proof import attach_report, measured_report, prove_report, read_report
 from inc_torch.export._tensors import checksum, int8_modules, share_equal_codes, split_name
+from inc_torch.huggingface._float import to_float
 from inc_torch.huggingface._layout import REPORT, SAVE_AGAIN, VERSION, untie
 from inc_torch.huggingface.registration import QUANT_METHOD
-from inc_torch.quantizers import dequantize, describe_int8, rebuild_int8
+from inc_torch.quantizers import describe_int8, rebuild_int8
 
 __all__ = ["IncTorchConfig", "IncTorchQuantizer", "adopt"]
 
@@ -43,7 +44,7 @@ class IncTorchConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        version: int = VERSION,
+        version: object = VERSION,
         modules: Mapping[str, Mapping[str, object]] | None = None,
         aliases: Mapping[str, str] | None = None,
         checksums: Mapping[str, str] | None = None,
@@ -62,7 +63,7 @@ class IncTorchConfig(QuantizationConfigMixin):
                 f"{did_you_mean(extra[0], known)} {SAVE_AGAIN}"
             )
             raise ArtifactError(message)
-        self.quant_method = QUANT_METHOD
+        self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum that cannot be extended
         self.version = version
         self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
         self.aliases = dict(aliases or {})
@@ -75,24 +76,18 @@ class IncTorchQuantizer(HfQuantizer):
 
     requires_calibration = True
 
-    def __init__(self, quantization_config: IncTorchConfig, **kwargs: Any) -> None:
+    def __init__(self, quantization_config: IncTorchConfig, **kwargs: object) -> None:
         super().__init__(quantization_config, **kwargs)
+        self._config = quantization_config
         self._names: dict[str, str] = {}
         self._source: _Source | None = None
 
-    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return dtype
-
-    def update_torch_dtype(self, dtype: torch.dtype | None) -> torch.dtype | None:
-        """The name that transformers 4.57 calls."""
-        return dtype
-
     def _process_model_before_weight_loading(
-        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: object
     ) -> nn.Module:
-        config: IncTorchConfig = self.quantization_config
+        config = self._config
         self._names = _names_in(model, config)
-        self._source = _Source.of(model, checkpoint_files)
+        self._source = _Source(checkpoint_files or ())
         rebuild_int8(model, {self._names[name]: entry for name, entry in config.modules.items() if name in self._names})
         int8 = int8_modules(model)
         _keep_scales_exact(int8)
@@ -103,7 +98,7 @@ class IncTorchQuantizer(HfQuantizer):
             int8[owner]._non_persistent_buffers_set.add(leaf)
         return model
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: object) -> nn.Module:
         int8 = int8_modules(model)
         for second, first in self._aliases().items():
             owner, leaf = split_name(second)
@@ -118,53 +113,58 @@ class IncTorchQuantizer(HfQuantizer):
     def _aliases(self) -> dict[str, str]:
         """The aliases under the names of the model that is being loaded, as far as it has both."""
         found = {}
-        for second, first in self.quantization_config.aliases.items():
+        for second, first in self._config.aliases.items():
             names = [(self._names.get(owner), leaf) for owner, leaf in map(split_name, (second, first))]
             if all(owner is not None for owner, _ in names):
                 found[".".join(filter(None, names[0]))] = ".".join(filter(None, names[1]))
         return found
 
     def _check(self, model: nn.Module, int8: Mapping[str, nn.Module]) -> None:
-        config: IncTorchConfig = self.quantization_config
+        config = self._config
         source = self._source or _Source(())
         for saved_name, name in self._names.items():
+            stored = [leaf for leaf in int8[name].state_dict() if f"{saved_name}.{leaf}" not in config.aliases]
+            missing = [leaf for leaf in stored if not source.has(saved_name, leaf)]
             value = checksum(int8[name])
-            if value is None or value == config.checksums.get(saved_name):
+            # Names of all tensors may have been converted on loading; that some are there and some are not is a loss.
+            is_whole = not missing or len(missing) == len(stored)
+            if is_whole and (value is None or value == config.checksums.get(saved_name)):
                 continue
-            missing = [leaf for leaf in int8[name].state_dict() if not source.has(saved_name, leaf)]
             found = f"the files lack {', '.join(map(repr, missing))}" if missing else f"got checksum {value!r}"
             message = (
-                f"Int8 module {name!r} of {type(model).__name__} was not loaded from {source.where!r} as it was saved: "
+                f"Int8 module {name!r} of {type(model).__name__} was not loaded from {source.where} as it was saved: "
                 f"{found}, expected checksum {config.checksums.get(saved_name)!r}. The weights and config.json are of "
                 f"two different saves, or a file is damaged. {SAVE_AGAIN}"
             )
             raise ArtifactError(message)
-        stored = source.report(model)
+        path = source.report_path()
         same_model = type(model).__name__ in (model.config.architectures or ())  # type: ignore[union-attr, operator]
-        if stored is None or not same_model or any(value.is_meta for value in model.state_dict().values()):
+        if path is None or not same_model or any(tensor.is_meta for tensor in model.state_dict().values()):
             attach_report(model, measured_report(model, None))
-        else:
-            attach_report(model, prove_report(model, stored, source.report_path))
+            return
+        stored = read_report(read_json(path, SAVE_AGAIN), os.fspath(path))
+        attach_report(model, prove_report(model, stored, os.fspath(path)))
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-        dequantize(model)
+        for name, entry in describe_int8(model).items():
+            to_float(model.get_submodule(name), str(entry["kind"]))
         return model.to(dtype) if dtype is not None else model
 
     def get_state_dict_and_metadata(
-        self, model: nn.Module, *args: Any, **kwargs: Any
+        self, model: nn.Module, *args: object, **kwargs: object
     ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """The state to save: shared codes once, every other tensor of an int8 module with memory of its own."""
         int8 = int8_modules(model)
         state = dict(model.state_dict())
-        for second in self.quantization_config.aliases:
+        for second in self._config.aliases:
             state.pop(second, None)
-        memory = [tensor.untyped_storage().data_ptr() for tensor in state.values()]
+        memory = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
         for name, tensor in state.items():
-            if split_name(name)[0] in int8 and memory.count(tensor.untyped_storage().data_ptr()) > 1:
+            if split_name(name)[0] in int8 and memory[tensor.untyped_storage().data_ptr()] > 1:
                 state[name] = tensor.clone()
         return state, {}
 
-    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+    def is_serializable(self, *args: object, **kwargs: object) -> bool:
         return True
 
     @property
@@ -174,3 +174,87 @@ class IncTorchQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def adopt(model: nn.Module) -> None:
+    """Let transformers see a model that was converted in memory as it would see it after loading.
+
+    From then on its ``save_pretrained`` writes a directory that ``from_pretrained`` opens, and the Trainer refuses to
+    train it. A model without int8 modules is left alone.
+    """
+    aliases = share_equal_codes(model)
+    int8 = int8_modules(model)
+    if not int8:
+        return
+    checksums = {name: value for name, module in int8.items() if (value := checksum(module)) is not None}
+    config = IncTorchConfig(VERSION, describe_int8(model), aliases, checksums)
+    untie(model, int8)
+    marks: dict[str, object] = {
+        "hf_quantizer": IncTorchQuantizer(config),
+        "is_quantized": True,
+        "quantization_method": QUANT_METHOD,
+    }
+    model.__dict__.update(marks)
+    model.config.quantization_config = config  # type: ignore[union-attr]  # nn.Module knows tensors and modules only
+
+
+def _names_in(model: nn.Module, config: IncTorchConfig) -> dict[str, str]:
+    """Saved name -> name in ``model``, which may be the saved model, its body, or another head on the same body.
+
+    Raises:
+        ArtifactError: ``model`` is of the saved class and lacks a module.
+    """
+    modules = dict(model.named_modules())
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    names = {}
+    for name in config.modules:
+        found = next((other for other in (name, prefix + name, name.removeprefix(prefix)) if other in modules), None)
+        if found is not None:
+            names[name] = found
+        elif type(model).__name__ in (model.config.architectures or ()):  # type: ignore[union-attr, operator]
+            message = (
+                f"quantization_config.modules names {name!r}, which {type(model).__name__} does not have."
+                f"{did_you_mean(name, modules)} {SAVE_AGAIN}"
+            )
+            raise ArtifactError(message)
+    return names
+
+
+def _keep_scales_exact(int8: Mapping[str, nn.Module]) -> None:
+    """Hold all float tensors of int8 modules in float32, whatever dtype the model is loaded in."""
+    for module in int8.values():
+        for name, tensor in module._buffers.items():
+            if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float32:
+                module._buffers[name] = tensor.float()
+
+
+@final
+class _Source:
+    """The files that a model is loaded from."""
+
+    def __init__(self, files: Iterable[str]) -> None:
+        self._names: set[str] = set()
+        self._directory: Path | None = None
+        for file in map(Path, files):
+            if file.suffix != ".safetensors":
+                message = (
+                    f"{os.fspath(file)!r} holds pickled weights, expected *.safetensors. Pickled files are never "
+                    f"opened, as opening them can run code. {SAVE_AGAIN}"
+                )
+                raise ArtifactError(message)
+            self._names |= tensor_names(file, SAVE_AGAIN)
+            self._directory = file.parent
+
+    @property
+    def where(self) -> str:
+        return "the given state dict" if self._directory is None else repr(os.fspath(self._directory))
+
+    def has(self, module: str, leaf: str) -> bool:
+        """Whether a tensor is in the files, with or without the name of the body in front."""
+        name = f"{module}.{leaf}"
+        return any(other == name or other.endswith(f".{name}") or name.endswith(f".{other}") for other in self._names)
+
+    def report_path(self) -> Path | None:
+        """The report that was saved beside the weights, if there is one; of a Hub model, if it was downloaded too."""
+        path = None if self._directory is None else self._directory / REPORT
+        return path if path is not None and path.is_file() else None

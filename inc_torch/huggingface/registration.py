@@ -24,9 +24,11 @@ def install() -> None:
     ``import inc_torch`` calls it. After it, ``AutoModelFor….from_pretrained`` opens what
     `save_for_huggingface_upstream` wrote.
     """
-    host = sys.modules.get(HOST)
-    if host is not None and _is_complete(host):
-        register(host)
+    if HOST in sys.modules:
+        # Importing it again waits for another thread that may be at it.
+        import transformers.quantizers.auto
+
+        register(transformers.quantizers.auto)
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())
 
@@ -51,11 +53,6 @@ def register(host: ModuleType) -> None:
         host.register_quantization_config(QUANT_METHOD)(_quantizer.IncTorchConfig)
     if QUANT_METHOD not in host.AUTO_QUANTIZER_MAPPING:
         host.register_quantizer(QUANT_METHOD)(_quantizer.IncTorchQuantizer)
-
-
-def _is_complete(module: ModuleType) -> bool:
-    """Whether the body of ``module`` has run; it has not if its import led here."""
-    return not getattr(module.__spec__, "_initializing", False)
 
 
 @final

@@ -1,5 +1,7 @@
 """Layer 1: pruning as criterion x pattern x schedule x allocation."""
 
+from __future__ import annotations
+
 from inc_torch.pruners._base import (
     ALLOCATIONS,
     CRITERIA,
@@ -15,7 +17,8 @@ from inc_torch.pruners._base import (
     Schedule,
     parse_pattern,
 )
-from inc_torch.pruners._layers import Layer, matrix_axes, select_layers
+from inc_torch.pruners._layers import Layer, select_layers
+from inc_torch.pruners._matrix import MatrixView
 from inc_torch.pruners._pruner import Pruner
 from inc_torch.pruners._window import PruningWindow
 
@@ -29,13 +32,13 @@ __all__ = [
     "Grid",
     "Layer",
     "Limits",
+    "MatrixView",
     "Pattern",
     "Pruner",
     "PrunerSpec",
     "PruningWindow",
     "Reduction",
     "Schedule",
-    "matrix_axes",
     "parse_pattern",
     "select_layers",
 ]

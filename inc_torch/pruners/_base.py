@@ -15,6 +15,7 @@ import torch
 
 from inc_torch.core.errors import ConfigError, did_you_mean
 from inc_torch.core.registry import Registry
+from inc_torch.pruners._matrix import MatrixView
 
 __all__ = [
     "ALLOCATIONS",
@@ -121,12 +122,11 @@ class Pattern(Protocol):
         """
         ...
 
-    def grid(self, shape: Sequence[int], axes: Sequence[int], reduction: Reduction) -> Grid | str:
+    def grid(self, view: MatrixView, reduction: Reduction) -> Grid | str:
         """Lay the pattern over a weight.
 
         Args:
-            shape: The weight's shape.
-            axes: Order in which its axes form the 2-D view: rows first, then the columns' axes, slowest first.
+            view: The weight as a matrix.
             reduction: How element scores become unit scores.
 
         Returns:

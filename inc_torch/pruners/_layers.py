@@ -1,21 +1,23 @@
-"""Which layers a pruner takes, and how their weights are seen as matrices."""
+"""Which layers a pruner takes."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
 from torch import nn
 
-from inc_torch.core.errors import ConfigError, did_you_mean
+from inc_torch.core.errors import ConfigError, InexactWarning, did_you_mean
 from inc_torch.core.report import Finding
 from inc_torch.pruners._base import Grid, PrunerSpec
+from inc_torch.pruners._matrix import MatrixView
 
-__all__ = ["Layer", "Selection", "matrix_axes", "select_layers"]
+__all__ = ["Layer", "Selection", "select_layers"]
 
-MATRIX_RANKS = (2, 3, 4, 5)
+LEAST_RANK = 2
 
 
 @final
@@ -41,28 +43,13 @@ class Selection:
     left_dense: tuple[Finding, ...] = field(default=())
 
 
-def matrix_axes(module: nn.Module, rank: int) -> tuple[int, ...]:
-    """Return the order of weight axes that puts outputs first and inputs last.
-
-    Linear [out, in] and Conv [out, in, *kernel] become (out, *kernel, in). Transposed convolutions store
-    [in, out, *kernel] and transformers' ``Conv1D`` [in, out]: they are turned round (INC 2.6.1 takes their
-    first axis for outputs).
-
-    Example:
-        >>> matrix_axes(nn.Conv2d(3, 8, 3), 4), matrix_axes(nn.ConvTranspose2d(3, 8, 3), 4)
-        ((0, 2, 3, 1), (1, 2, 3, 0))
-    """
-    kernel = range(2, rank)
-    is_transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) or type(module).__name__ == "Conv1D"
-    return (1, *kernel, 0) if is_transposed else (0, *kernel, 1)
-
-
 def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
     """Find the layers that ``spec`` names, in the order of its expressions, then of the model.
 
     A module is taken if some ``op_names`` expression is found in its name, its class name contains one of
     ``op_types``, it has a ``weight`` Parameter, no ``excluded_op_names`` expression is found in its name, and it
     is not the classifier head: the last module of the model, dropouts apart, if that is a Linear or Conv2d.
+    Layers that the pattern does not divide stay dense, with one warning for all of them.
 
     Raises:
         ConfigError: Nothing is left, or a layer was named outright that cannot carry the pattern.
@@ -70,6 +57,7 @@ def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
     head = _classifier_head(model)
     left_dense: list[Finding] = []
     layers: list[Layer] = []
+    indivisible: list[str] = []
     owners: dict[int, str] = {}
     for name, module in _candidates(model, spec):
         weight = module._parameters["weight"]
@@ -84,11 +72,14 @@ def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
             grid = _grid(module, weight, spec)
             if isinstance(grid, str):
                 _refuse_if_named(name, grid, spec)
+                indivisible.append(f"{name!r}: {grid}")
                 left_dense.append(Finding(name, note=f"left dense: {grid}"))
             else:
                 layers.append(Layer(name, grid))
     if not layers:
         raise ConfigError(_nothing_selected(model, spec, left_dense))
+    if indivisible:
+        warnings.warn(_left_dense(indivisible, spec), InexactWarning, stacklevel=2)
     return Selection(tuple(layers), tuple(left_dense))
 
 
@@ -112,9 +103,9 @@ def _candidates(model: nn.Module, spec: PrunerSpec) -> Iterable[tuple[str, nn.Mo
 
 
 def _grid(module: nn.Module, weight: nn.Parameter, spec: PrunerSpec) -> Grid | str:
-    if weight.dim() not in MATRIX_RANKS:
+    if weight.dim() < LEAST_RANK:
         return f"a weight of rank {weight.dim()} is no matrix"
-    return spec.pattern.grid(weight.shape, matrix_axes(module, weight.dim()), spec.reduction)
+    return spec.pattern.grid(MatrixView.of(module, weight.shape), spec.reduction)
 
 
 def _refuse_if_named(name: str, reason: str, spec: PrunerSpec) -> None:
@@ -124,6 +115,14 @@ def _refuse_if_named(name: str, reason: str, spec: PrunerSpec) -> None:
             "Take it out of op_names, or use a pattern whose sides divide."
         )
         raise ConfigError(message)
+
+
+def _left_dense(reasons: Sequence[str], spec: PrunerSpec) -> str:
+    shown = "; ".join(reasons[:3]) + ("; ..." if reasons[3:] else "")
+    return (
+        f"The pruning pattern {spec.pattern_text!r} does not fit {len(reasons)} of the selected layers, which stay "
+        f"dense: {shown}. Take them out with excluded_op_names, or use a pattern whose sides divide."
+    )
 
 
 def _nothing_selected(model: nn.Module, spec: PrunerSpec, left_dense: Sequence[Finding]) -> str:

@@ -72,7 +72,7 @@ class Pruner:
         """Current scores in the pattern's shape, by layer name; empty before the first were taken."""
         if self._scores is None:
             return {}
-        parts = self._scores.split(self._score_sizes)
+        parts = torch.split(self._scores, self._score_sizes)
         return {layer.name: part.view(layer.grid.score_shape) for layer, part in zip(self.layers, parts, strict=True)}
 
     @property
@@ -236,7 +236,7 @@ class Pruner:
             self._scores = self._fresh_scores([self.weight(layer) for layer in self.layers])
         if self._scores is None:
             return
-        parts = self._scores.split(self._score_sizes)
+        parts = torch.split(self._scores, self._score_sizes)
         shaped = [part.view(layer.grid.score_shape) for layer, part in zip(self.layers, parts, strict=True)]
         sizes = [layer.grid.units for layer in self.layers]
         units = self._scores
@@ -244,7 +244,7 @@ class Pruner:
             units = torch.cat([layer.grid.unit_scores(own) for layer, own in zip(self.layers, shaped, strict=True)])
         density = self.spec.pattern.density
         keep = self.spec.allocation.keep(units, sizes, ratio / density, self.spec.limits.scaled(1 / density))
-        for layer, own, chosen in zip(self.layers, shaped, keep.split(sizes), strict=True):
+        for layer, own, chosen in zip(self.layers, shaped, torch.split(keep, sizes), strict=True):
             self.stored_masks[layer.name] = layer.grid.mask(own, chosen).to(self.weight(layer).device)
         if not self.spec.criterion.needs_gradient:
             self._scores = None
@@ -267,14 +267,14 @@ class Pruner:
             return None
         device = self.weight(self.layers[0]).device
         fresh = torch.empty(sum(self._score_sizes), dtype=torch.float32, device=device)
-        for layer, gradient, out in zip(self.layers, gradients, fresh.split(self._score_sizes), strict=True):
+        for layer, gradient, out in zip(self.layers, gradients, torch.split(fresh, self._score_sizes), strict=True):
             if gradient is None:
                 out.zero_()
                 continue
             importance = self.spec.criterion.score(self.weight(layer).float(), gradient.float())
             out.view(layer.grid.score_shape).copy_(layer.grid.reduce(importance))
         if not torch.isfinite(fresh.sum()) and not torch.isfinite(fresh).all():
-            bad = [part.isfinite().all().item() for part in fresh.split(self._score_sizes)].index(False)
+            bad = [part.isfinite().all().item() for part in torch.split(fresh, self._score_sizes)].index(False)
             self._warn_once(
                 "finite",
                 f"Non-finite values in the gradient or weight of {self.layers[bad].name!r}: this step does not enter "

@@ -31,16 +31,18 @@ class Global:
         budget = count_of(ratio, scores.numel())
         bounds = [(count_of(min(limits.least, ratio), size), count_of(limits.greatest, size)) for size in sizes]
         keep = torch.ones_like(scores, dtype=torch.bool)
-        keeps, parts = list(keep.split(list(sizes))), list(scores.split(list(sizes)))
+        keeps, parts = list(torch.split(keep, list(sizes))), list(torch.split(scores, list(sizes)))
         free = list(range(len(sizes)))
         while free:
             whole = len(free) == len(sizes)
             candidates = scores if whole else torch.cat([parts[layer] for layer in free])
             chosen = keep_largest(candidates, min(budget, candidates.numel()))
             counts = _pruned_counts(chosen, [sizes[layer] for layer in free])
-            clamped = [min(max(count, bounds[layer][0]), bounds[layer][1]) for layer, count in zip(free, counts, strict=True)]
+            clamped = [
+                min(max(count, bounds[layer][0]), bounds[layer][1]) for layer, count in zip(free, counts, strict=True)
+            ]
             excess = sum(clamped) - budget
-            for layer, part in zip(free, chosen.split([sizes[layer] for layer in free]), strict=True):
+            for layer, part in zip(free, torch.split(chosen, [sizes[layer] for layer in free]), strict=True):
                 keeps[layer].copy_(part)
             if clamped == counts:
                 break
@@ -61,5 +63,5 @@ class Global:
 
 
 def _pruned_counts(keep: torch.Tensor, sizes: Sequence[int]) -> list[int]:
-    kept = torch.stack([torch.count_nonzero(part) for part in keep.split(list(sizes))]).tolist()
+    kept = torch.stack([torch.count_nonzero(part) for part in torch.split(keep, list(sizes))]).tolist()
     return [size - count for size, count in zip(sizes, kept, strict=True)]

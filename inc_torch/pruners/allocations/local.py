@@ -20,4 +20,6 @@ class Local:
 
     def keep(self, scores: torch.Tensor, sizes: Sequence[int], ratio: float, limits: Limits) -> torch.Tensor:
         share = min(ratio, limits.greatest)
-        return torch.cat([keep_largest(part, count_of(share, part.numel())) for part in scores.split(list(sizes))])
+        return torch.cat(
+            [keep_largest(part, count_of(share, part.numel())) for part in torch.split(scores, list(sizes))]
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -12,6 +11,7 @@ import torch
 
 from inc_torch.core.errors import ConfigError
 from inc_torch.pruners._base import PATTERNS, Grid, Reduction
+from inc_torch.pruners._matrix import MatrixView
 
 _FORM = re.compile(r"(\d+|channel)x(\d+|channel)")
 _CHANNEL = "channel"
@@ -57,41 +57,36 @@ class Block:
             raise ConfigError(message)
         return cls(rows, columns)
 
-    def grid(self, shape: Sequence[int], axes: Sequence[int], reduction: Reduction) -> Grid | str:
+    def grid(self, view: MatrixView, reduction: Reduction) -> Grid | str:
         """Lay the blocks over a weight; the reason why not if its sides do not divide."""
-        height, *kernel, channels = (shape[axis] for axis in axes)
-        width = math.prod(kernel) * channels
-        rows, columns = self.rows or height, self.columns or channels
-        if height % rows or width % columns:
-            return f"a {height}x{width} weight does not divide into {rows}x{columns} blocks"
-        return BlockGrid(tuple(axes), (height, *kernel, channels), rows, columns, reduction)
+        rows, columns = self.rows or view.height, self.columns or view.channels
+        if view.height % rows or view.width % columns:
+            return f"a {view.height}x{view.width} weight does not divide into {rows}x{columns} blocks"
+        return BlockGrid(view, rows, columns, reduction)
 
 
 @final
 class BlockGrid:
     """Blocks over one weight. Scores and masks have one entry a block."""
 
-    def __init__(
-        self, axes: tuple[int, ...], matrix: tuple[int, ...], rows: int, columns: int, reduction: Reduction
-    ) -> None:
-        self._axes = axes
-        self._inverse = tuple(sorted(range(len(axes)), key=axes.__getitem__))
-        self._matrix = matrix
+    def __init__(self, view: MatrixView, rows: int, columns: int, reduction: Reduction) -> None:
+        self._view = view
         self._rows, self._columns = rows, columns
         self._reduction = reduction
-        height, *kernel, channels = matrix
-        # Blocks that span kernel positions cannot be a view of the weight: their columns are flattened first.
-        self._spans_kernel = channels % columns != 0
-        inner = [math.prod(kernel) * channels // columns] if self._spans_kernel else [*kernel, channels // columns]
-        self.score_shape = self.mask_shape = (height // rows, *inner)
+        # Blocks that span kernel positions are no view of the weight: its columns are flattened first.
+        self._spans_kernel = view.channels % columns != 0
+        inner = (view.width // columns,) if self._spans_kernel else (*view.sizes[1:-1], view.channels // columns)
+        self.mask_shape: tuple[int, ...] = (view.height // rows, *inner)
+        self.score_shape: tuple[int, ...] = self.mask_shape
         self.units = math.prod(self.mask_shape)
 
     def _blocks(self, tensor: torch.Tensor) -> torch.Tensor:
         """View (copy if blocks span kernel positions) of shape [out / N, N, ..., columns / M, M]."""
-        matrix = tensor.permute(self._axes)
+        matrix = self._view.ordered(tensor)
         if self._spans_kernel:
             matrix = matrix.flatten(1)
-        return matrix.unflatten(0, (-1, self._rows)).unflatten(-1, (-1, self._columns))
+        rows = torch.unflatten(matrix, 0, (-1, self._rows))
+        return torch.unflatten(rows, -1, (-1, self._columns))
 
     def reduce(self, signed: torch.Tensor) -> torch.Tensor:
         blocks = self._blocks(signed).abs()
@@ -115,7 +110,7 @@ class BlockGrid:
 
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         wide = mask.repeat_interleave(self._rows, 0).repeat_interleave(self._columns, -1)
-        return wide.view(self._matrix).permute(self._inverse)
+        return self._view.restored(wide)
 
     def pruned_units(self, mask: torch.Tensor) -> int:
         return self.units - int(torch.count_nonzero(mask))

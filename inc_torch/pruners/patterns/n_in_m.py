@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -12,6 +10,7 @@ import torch
 
 from inc_torch.core.errors import ConfigError
 from inc_torch.pruners._base import PATTERNS, Grid, Reduction
+from inc_torch.pruners._matrix import MatrixView
 
 _FORM = re.compile(r"(\d+):(\d+)")
 
@@ -48,32 +47,27 @@ class NInM:
             raise ConfigError(message)
         return cls(pruned, group)
 
-    def grid(self, shape: Sequence[int], axes: Sequence[int], reduction: Reduction) -> Grid | str:
+    def grid(self, view: MatrixView, reduction: Reduction) -> Grid | str:
         """Lay the groups over a weight; the reason why not if its columns do not divide."""
-        height, *kernel, channels = (shape[axis] for axis in axes)
-        width = math.prod(kernel) * channels
-        if width % self.group:
-            return f"the {width} columns of a {height}x{width} weight do not divide into groups of {self.group}"
-        return GroupGrid(tuple(axes), (height, *kernel, channels), self.pruned, self.group, reduction)
+        if view.width % self.group:
+            return f"the {view.width} columns of a weight do not divide into groups of {self.group}"
+        return GroupGrid(view, self, reduction)
 
 
 @final
 class GroupGrid:
     """Groups over one weight. Scores and masks have one entry an element, in groups."""
 
-    def __init__(
-        self, axes: tuple[int, ...], matrix: tuple[int, ...], pruned: int, group: int, reduction: Reduction
-    ) -> None:
-        self._axes = axes
-        self._inverse = tuple(sorted(range(len(axes)), key=axes.__getitem__))
-        self._matrix = matrix
-        self._pruned, self._group = pruned, group
+    def __init__(self, view: MatrixView, pattern: NInM, reduction: Reduction) -> None:
+        self._view = view
+        self._pruned, self._group = pattern.pruned, pattern.group
         self._reduction = reduction
-        self.units = math.prod(matrix) // group
-        self.score_shape = self.mask_shape = (self.units, group)
+        self.units = view.height * view.width // pattern.group
+        self.mask_shape: tuple[int, ...] = (self.units, pattern.group)
+        self.score_shape: tuple[int, ...] = self.mask_shape
 
     def reduce(self, signed: torch.Tensor) -> torch.Tensor:
-        return signed.permute(self._axes).reshape(self.score_shape).abs()
+        return self._grouped(signed).abs()
 
     def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
         cheapest = torch.where(self._candidates(scores), scores, 0)
@@ -85,7 +79,7 @@ class GroupGrid:
         return self._candidates(scores).logical_not_().logical_or_(keep.unsqueeze(-1))
 
     def zeros_of(self, weight: torch.Tensor) -> torch.Tensor:
-        kept = weight.permute(self._axes).reshape(self.mask_shape) != 0
+        kept = self._grouped(weight) != 0
         is_pattern = self._group - kept.sum(-1, keepdim=True) >= self._pruned
         return kept | ~is_pattern
 
@@ -93,16 +87,21 @@ class GroupGrid:
         tensor.mul_(self.expand(mask))
 
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
-        return mask.view(self._matrix).permute(self._inverse)
+        return self._view.restored(mask)
 
     def pruned_units(self, mask: torch.Tensor) -> int:
         return int(torch.count_nonzero(self._group - mask.sum(-1) >= self._pruned))
 
+    def _grouped(self, weight: torch.Tensor) -> torch.Tensor:
+        return self._view.ordered(weight).reshape(self.mask_shape)
+
     def _candidates(self, scores: torch.Tensor) -> torch.Tensor:
         """True at the ``pruned`` smallest of each group; of equal scores the first."""
-        rank = torch.zeros(scores.shape, dtype=torch.int16, device=scores.device)
-        for column in range(self._group):
-            other = scores[:, column, None]
-            rank[:, : column + 1] += other < scores[:, : column + 1]
-            rank[:, column + 1 :] += other <= scores[:, column + 1 :]
-        return rank < self._pruned
+        columns = scores.t().contiguous()
+        rank = torch.zeros(columns.shape, dtype=torch.int16, device=scores.device)
+        for later in range(1, self._group):
+            for earlier in range(later):
+                goes_first = columns[earlier] <= columns[later]
+                rank[later] += goes_first
+                rank[earlier] += goes_first.logical_not_()
+        return (rank < self._pruned).t().contiguous()

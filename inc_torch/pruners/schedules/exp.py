@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -20,4 +21,4 @@ class Exponential:
     """
 
     def sparsity(self, progress: float, target: float, initial: float = 0.0) -> float:
-        return 1 - (1 - initial) * ((1 - target) / (1 - initial)) ** progress
+        return 1 - (1 - initial) * math.pow((1 - target) / (1 - initial), progress)

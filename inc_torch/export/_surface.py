@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
 from os import PathLike
 from typing import Any
 
 from torch import nn
 
 from inc_torch.core.report import CompressionReport
-from inc_torch.export.artifact import save
+from inc_torch.export._artifact import save
 
 __all__ = ["adorn", "attach_report", "attached_report"]
 
 _REPORT = "_inc_torch_report"
 _ORIGINAL = "_inc_torch_original_class"
+_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
 def adorn(model: nn.Module) -> None:
@@ -56,12 +56,17 @@ def _itself(self: nn.Module) -> nn.Module:
     return self
 
 
-@cache
 def _adorned_class(original: type[nn.Module], members: tuple[str, ...]) -> type[nn.Module]:
+    if (original, members) not in _CLASSES:
+        _CLASSES[original, members] = _make_class(original, members)
+    return _CLASSES[original, members]
+
+
+def _make_class(original: type[nn.Module], members: tuple[str, ...]) -> type[nn.Module]:
     available: dict[str, Any] = {"save": _save, "report": _report, "model": property(_itself)}
 
-    def reduce(self: nn.Module, protocol: object) -> tuple[Any, ...]:
-        return _restore, (original, members), self.__getstate__()
+    def reduce(self: nn.Module, _protocol: object) -> tuple[Any, ...]:
+        return _restore, (original, members), self.__dict__
 
     namespace = {name: available[name] for name in members} | {
         _ORIGINAL: original,

@@ -1,0 +1,44 @@
+"""Prune, quantize and distil PyTorch models inside your own training loop.
+
+The successor of Intel Neural Compressor's training-time API: `prepare_compression` takes a model and configs, and
+returns a `CompressionManager` whose hooks the loop calls. After ``import inc_torch``, transformers' ``from_pretrained``
+opens compressed directories.
+"""
+
+from __future__ import annotations
+
+from inc_torch.callbacks import Callback
+from inc_torch.config import (
+    AccuracyCriterion,
+    DistillationConfig,
+    KnowledgeDistillationLossConfig,
+    QuantizationAwareTrainingConfig,
+    TuningCriterion,
+    WeightPruningConfig,
+)
+from inc_torch.core.report import CompressionReport
+from inc_torch.export import load
+from inc_torch.huggingface import OptimizedModel, save_for_huggingface_upstream
+from inc_torch.huggingface.registration import install as _register_with_transformers
+from inc_torch.training import CompressionManager, prepare_compression
+
+__all__ = [
+    "AccuracyCriterion",
+    "Callback",
+    "CompressionManager",
+    "CompressionReport",
+    "DistillationConfig",
+    "KnowledgeDistillationLossConfig",
+    "OptimizedModel",
+    "QuantizationAwareTrainingConfig",
+    "TuningCriterion",
+    "WeightPruningConfig",
+    "__version__",
+    "load",
+    "prepare_compression",
+    "save_for_huggingface_upstream",
+]
+
+__version__ = "0.1.0.dev0"
+
+_register_with_transformers()

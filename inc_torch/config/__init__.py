@@ -1,0 +1,29 @@
+"""Layer 2: the user's words, checked once and parsed into typed specs.
+
+Every configuration is frozen: ``replace`` makes a changed copy, ``to_dict`` and ``from_dict`` carry it
+through JSON, and ``to_spec`` (``to_specs`` for pruning) turns it into what the layer below understands.
+"""
+
+from __future__ import annotations
+
+from inc_torch.config._base import Config
+from inc_torch.config._criteria import AccuracyCriterion, TuningCriterion
+from inc_torch.config._distillation import DistillationConfig, KnowledgeDistillationLossConfig
+from inc_torch.config._pruning import WeightPruningConfig
+from inc_torch.config._quantization import QuantizationAwareTrainingConfig
+from inc_torch.config._readonly import FrozenConfigError
+
+__all__ = [
+    "AccuracyCriterion",
+    "Config",
+    "DistillationConfig",
+    "FrozenConfigError",
+    "KnowledgeDistillationLoss",
+    "KnowledgeDistillationLossConfig",
+    "QuantizationAwareTrainingConfig",
+    "TuningCriterion",
+    "WeightPruningConfig",
+]
+
+KnowledgeDistillationLoss = KnowledgeDistillationLossConfig
+"""The same class by the name that INC's documents use."""

@@ -1,0 +1,155 @@
+"""The options of one pruner, global and local ones merged: how they go together, and what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+from inc_torch.config._checks import Place, text
+from inc_torch.config._pruning_later import HEAD_PATTERN, LaterOptions, is_later_type
+from inc_torch.core.errors import ConfigError, did_you_mean
+from inc_torch.pruners import ALLOCATIONS, CRITERIA, SCHEDULES, Limits, PrunerSpec, parse_pattern
+
+__all__ = ["PrunerOptions", "check_pattern", "check_pruning_type", "default_pattern"]
+
+_LOCK = "pattern_lock"
+
+
+def check_pruning_type(value: object, place: Place) -> str:
+    """A criterion, ``pattern_lock``, or a name that INC has and this version has not."""
+    available = [*CRITERIA.names(), _LOCK]
+    name = text(value, place)
+    if name not in available and not is_later_type(name, available):
+        raise place.error(value, f"one of {', '.join(map(repr, available))}", did_you_mean(name, available))
+    return name
+
+
+def check_pattern(value: object, place: Place) -> str:
+    """The name of a pattern, as it is written; a prefix such as ``tile_pattern_`` does not count."""
+    name = text(value, place)
+    if _bare(name) != HEAD_PATTERN:
+        try:
+            parse_pattern(name)
+        except ConfigError as error:
+            message = f"{place}={value!r}: {error}"
+            raise ConfigError(message) from error
+    return name
+
+
+def _bare(pattern: str) -> str:
+    return pattern.rpartition("_")[2]
+
+
+def default_pattern(pruning_type: str) -> str:
+    """Where no pattern is named: blocks, except that a lock keeps every single zero."""
+    return "1x1" if pruning_type == _LOCK else "4x1"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunerOptions:
+    """The options that one pruner is made of, under the names and meanings of `WeightPruningConfig`.
+
+    Each value is known to be right by itself.
+    """
+
+    target_sparsity: float
+    pruning_type: str
+    pattern: str | None
+    op_names: tuple[str, ...]
+    excluded_op_names: tuple[str, ...]
+    start_step: int
+    end_step: int
+    pruning_scope: str
+    pruning_frequency: int
+    min_sparsity_ratio_per_op: float
+    max_sparsity_ratio_per_op: float
+    sparsity_decay_type: str
+    pruning_op_types: tuple[str, ...]
+    low_memory_usage: bool
+    criterion_reduce_type: Literal["mean", "sum", "max"]
+    criterion_type: str | None
+    reg_type: str | None
+    reg_coeff: float
+    resume_from_pruned_checkpoint: bool
+    lock_init_sparsity: bool
+
+    @property
+    def pattern_text(self) -> str:
+        """The pattern, named or by default."""
+        return self.pattern or default_pattern(self.pruning_type)
+
+    @property
+    def locks(self) -> bool:
+        """Whether zeros are only kept."""
+        return self.pruning_type == _LOCK
+
+    def check(self, owner: str) -> None:
+        """Check the options against each other.
+
+        Raises:
+            ConfigError: They do not go together, or ask for what this version cannot do.
+        """
+        self._check_window(owner)
+        LaterOptions(
+            owner=owner,
+            pruning_type=self.pruning_type,
+            pattern=_bare(self.pattern_text),
+            reg_type=self.reg_type,
+            low_memory_usage=self.low_memory_usage,
+            window=self.end_step - self.start_step,
+            frequency=self.pruning_frequency,
+        ).refuse()
+        self._check_criterion(owner)
+        self._check_ratios(owner)
+
+    def _check_window(self, owner: str) -> None:
+        if self.end_step < self.start_step:
+            want = f"a step not before start_step={self.start_step}"
+            raise Place(owner, "end_step").error(self.end_step, want)
+        if self.locks and self.end_step != self.start_step:
+            want = f"the same step as start_step={self.start_step}, as 'pattern_lock' looks at the weights only once"
+            raise Place(owner, "end_step").error(self.end_step, want)
+
+    def _check_criterion(self, owner: str) -> None:
+        if self.criterion_type is not None and self.criterion_type != self.pruning_type and not self.locks:
+            hint = f" Leave it out, or set pruning_type={self.criterion_type!r}."
+            want = f"the same as pruning_type={self.pruning_type!r}, which alone chooses the criterion"
+            raise Place(owner, "criterion_type").error(self.criterion_type, want, hint)
+
+    def _check_ratios(self, owner: str) -> None:
+        ceiling = parse_pattern(self.pattern_text).density
+        if not self.locks and self.target_sparsity > ceiling:
+            hint = " Lower target_sparsity, or choose a pattern that can prune more."
+            want = f"a number up to {ceiling:g}, as N/M is the ceiling of pattern {self.pattern_text!r}"
+            raise Place(owner, "target_sparsity").error(self.target_sparsity, want, hint)
+        least, greatest = self.min_sparsity_ratio_per_op, self._greatest()
+        if least > greatest:
+            reason = "" if greatest == self.max_sparsity_ratio_per_op else f", the N/M of {self.pattern_text!r}"
+            want = f"a number up to max_sparsity_ratio_per_op={greatest:g}{reason}"
+            raise Place(owner, "min_sparsity_ratio_per_op").error(least, want)
+
+    def _greatest(self) -> float:
+        return min(self.max_sparsity_ratio_per_op, parse_pattern(self.pattern_text).density)
+
+    def to_spec(self) -> PrunerSpec:
+        """Return the same as typed values."""
+        criterion = CRITERIA.get("magnitude" if self.locks else self.pruning_type)
+        return PrunerSpec(
+            criterion=criterion(),
+            pattern=parse_pattern(self.pattern_text),
+            pattern_text=self.pattern_text,
+            schedule=SCHEDULES.get(self.sparsity_decay_type)(),
+            allocation=ALLOCATIONS.get(self.pruning_scope)(),
+            reduction=self.criterion_reduce_type,
+            target=self.target_sparsity,
+            start=self.start_step,
+            end=self.end_step,
+            frequency=self.pruning_frequency,
+            limits=Limits(self.min_sparsity_ratio_per_op, self._greatest()),
+            op_names=self.op_names,
+            excluded_op_names=self.excluded_op_names,
+            op_types=self.pruning_op_types,
+            keeps_initial_zeros=self.resume_from_pruned_checkpoint or self.lock_init_sparsity,
+            locks_zeros=self.locks,
+        )

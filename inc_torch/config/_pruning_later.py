@@ -1,0 +1,110 @@
+"""Options of INC that come with a later version: known by name, and refused with a way out.
+
+A combination that would be wrong in any version is refused as such first.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import final
+
+from inc_torch.config._checks import Place
+from inc_torch.core.errors import ConfigError
+
+__all__ = ["HEAD_PATTERN", "REGULARIZERS", "LaterOptions", "base_type", "is_later_type"]
+
+HEAD_PATTERN = "mha"
+REGULARIZERS = ("group_lasso",)
+
+_PROGRESSIVE = "_progressive"
+_BLOCK_MASK_TYPES = ("block_mask", "retrain_free")
+_INSTEAD = {
+    "block_mask": "Use 'snip_momentum', which ranks the same blocks by weight and gradient.",
+    "retrain_free": "Use 'magnitude' with the same pattern, and train for some steps after it.",
+    "sparse_gpt": "Use 'magnitude' with the same pattern, and train for some steps after it.",
+}
+_FEWEST_IN_PROGRESSIVE_UNIT = 4
+_PROGRESSIVE_SUB_STEPS = 4
+
+
+def base_type(pruning_type: str) -> str:
+    """The type without ``_progressive``."""
+    return pruning_type.removesuffix(_PROGRESSIVE)
+
+
+def is_later_type(pruning_type: str, available: list[str]) -> bool:
+    """Whether INC has this type and this version has not."""
+    known = [*available, *_INSTEAD]
+    return pruning_type not in available and base_type(pruning_type) in known
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LaterOptions:
+    """The options of one pruner that may ask for something later, and what they are combined with."""
+
+    owner: str
+    pruning_type: str
+    pattern: str
+    reg_type: str | None
+    low_memory_usage: bool
+    window: int
+    frequency: int
+
+    def refuse(self) -> None:
+        """Raise for the first option that this version cannot do.
+
+        Raises:
+            ConfigError: Says whether the combination is wrong, or comes later, and what to use instead.
+        """
+        option = self._option_to_come()
+        if option is not None:
+            name, value, way_out = option
+            message = f"{Place(self.owner, name)}={value!r}: this version of inc_torch cannot do it yet. {way_out}"
+            raise ConfigError(message)
+
+    def _option_to_come(self) -> tuple[str, object, str] | None:
+        """The first such option: its name, its value, what to do instead."""
+        plain = base_type(self.pruning_type)
+        if plain in _INSTEAD:
+            self._check_type()
+            return "pruning_type", self.pruning_type, _INSTEAD[plain]
+        if self.pruning_type.endswith(_PROGRESSIVE):
+            self._check_progressive()
+            return "pruning_type", self.pruning_type, f"Use {plain!r}, which ends at the same sparsity."
+        if self.pattern == HEAD_PATTERN:
+            return "pattern", self.pattern, "Use a block of rows, such as '64x1'."
+        if self.reg_type is not None:
+            self._check_regularizer()
+            return "reg_type", self.reg_type, "Leave it out."
+        if self.low_memory_usage:
+            return "low_memory_usage", True, "Leave it False; 'magnitude' is the type that stores no scores at all."
+        return None
+
+    def _check_type(self) -> None:
+        kind, place = base_type(self.pruning_type), Place(self.owner, "pattern")
+        if kind != self.pruning_type:
+            message = f"{Place(self.owner, 'pruning_type')}={self.pruning_type!r}: {kind!r} has no progressive form."
+            raise ConfigError(message)
+        if kind in _BLOCK_MASK_TYPES and ":" in self.pattern:
+            raise place.error(self.pattern, f"a block pattern such as 'channelx1' for {kind!r}, which has no N:M form")
+        if kind == "retrain_free" and "channel" not in self.pattern:
+            raise place.error(self.pattern, "a pattern with 'channel' for 'retrain_free', such as 'channelx1'")
+        if kind == "sparse_gpt" and self.pattern != "1x1" and ":" not in self.pattern:
+            raise place.error(self.pattern, "'1x1' or N:M for 'sparse_gpt'")
+
+    def _check_progressive(self) -> None:
+        """Units must be large enough to be taken apart, unless the window is too short for that to happen."""
+        if self.window <= _PROGRESSIVE_SUB_STEPS or self.frequency == 1:
+            return
+        numbers = [int(number) for number in re.findall(r"\d+", self.pattern)]
+        is_block = "x" in self.pattern
+        size = numbers[0] * numbers[-1] if is_block else numbers[0]
+        if "channel" not in self.pattern and size < _FEWEST_IN_PROGRESSIVE_UNIT:
+            want = "blocks of 4 or more weights, or N:M with N of 4 or more, for a progressive type"
+            raise Place(self.owner, "pattern").error(self.pattern, want)
+
+    def _check_regularizer(self) -> None:
+        if "x" not in self.pattern:
+            raise Place(self.owner, "pattern").error(self.pattern, f"a block pattern for reg_type={self.reg_type!r}")

@@ -1,0 +1,173 @@
+"""The configuration of quantization-aware training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar
+from typing import ClassVar, Literal, final
+
+from inc_torch.config._base import Config, config, option
+from inc_torch.config._checks import Place, choice, flag, list_of, names, optional, text
+from inc_torch.config._criteria import (
+    ACCURACY,
+    TUNING,
+    AccuracyCriterion,
+    Objectives,
+    TuningCriterion,
+    absolute_loss,
+    relative_loss,
+)
+from inc_torch.config._op_rules import DEFAULT_RULE, check_rules, rules_of, scheme_of
+from inc_torch.config._readonly import FrozenDict
+from inc_torch.core.errors import ConfigError
+from inc_torch.quantizers import QATSpec, QuantRule, QuantScheme
+
+__all__ = ["QuantizationAwareTrainingConfig"]
+
+_LATER_BACKENDS = {"ipex": " It comes with a later version of inc_torch; use 'default'."}
+_LEVELS = ("auto", 0, 1)
+
+
+def _backend(value: object, place: Place) -> str:
+    name = text(value, place)
+    if name in _LATER_BACKENDS:
+        raise place.error(value, "'default'", _LATER_BACKENDS[name])
+    if name != "default":
+        raise place.error(value, "'default'", " The backends of other frameworks have no meaning for PyTorch.")
+    return name
+
+
+def _level(value: object, place: Place) -> Literal["auto", 0, 1]:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise place.type_error(value, "'auto', 0 or 1")
+    if value == "auto":
+        return "auto"
+    if value == 0:
+        return 0
+    if value == 1:
+        return 1
+    raise place.error(value, "'auto', 0 or 1")
+
+
+@final
+@config
+class QuantizationAwareTrainingConfig(Config):
+    """Train with simulated int8, and convert at the end of training.
+
+    Linear, convolution and embedding modules are quantized unless a rule leaves them in float. Rules are
+    ``{pattern: {"weight": {...}, "activation": {...}}}``, where the pattern is a regular expression that must
+    match the whole class name (``op_type_dict``) or the whole module name (``op_name_dict``). Each side may
+    name ``dtype`` (``"fp32"`` on either leaves the module in float), ``scheme`` (activation: ``"asym"``, the
+    default, or ``"sym"``), ``granularity`` (weight: ``"per_channel"``, the default, or ``"per_tensor"``) and
+    ``algorithm``; a list counts as choices, the first possible one is taken. A rule is complete by itself:
+    the last one that matches decides, and names come after types. The key ``"default_qconfig"`` of
+    ``op_name_dict`` speaks of all modules that no rule matches.
+
+    Args:
+        device: Where INC would run; the model's own device is what counts here.
+        backend: Only ``"default"`` so far.
+        inputs: Names of inputs, without effect for PyTorch.
+        outputs: Names of outputs, without effect for PyTorch.
+        op_type_dict: Rules by class name.
+        op_name_dict: Rules by module name.
+        reduce_range: Inputs take 7 bits instead of 8, for CPUs without VNNI, whose int8 products saturate.
+        model_name: A label.
+        quant_format: Of an ONNX export, without effect in training.
+        excluded_precisions: Float types that modules left in float must not be given.
+        quant_level: How a tuning run searches; without effect in a plain training loop.
+        accuracy_criterion: The goal of a tuning run.
+        tuning_criterion: The bounds of a tuning run.
+        strategy: Old spelling, goes into a copy of ``tuning_criterion``; so do ``timeout``, ``max_trials``,
+            ``objective`` and ``performance_only``.
+        relative: Old spelling, goes into a copy of ``accuracy_criterion``; so does ``absolute``.
+
+    Raises:
+        ConfigError: An option is unknown or wrong.
+
+    Example:
+        >>> config = QuantizationAwareTrainingConfig(op_name_dict={"classifier": {"weight": {"dtype": "fp32"}}})
+        >>> config.to_spec().scheme_for("classifier", "Linear") is None
+        True
+        >>> QuantizationAwareTrainingConfig(timeout=60).tuning_criterion
+        TuningCriterion(timeout=60.0)
+    """
+
+    keyword_only_inputs: ClassVar[tuple[str, ...]] = (
+        "strategy",
+        "relative",
+        "absolute",
+        "timeout",
+        "max_trials",
+        "objective",
+        "performance_only",
+    )
+
+    device: str = option(choice(("cpu", "gpu", "npu", "xpu")), default="cpu")
+    backend: str = option(_backend, default="default")
+    inputs: Sequence[str] = option(names, default=())
+    outputs: Sequence[str] = option(names, default=())
+    op_type_dict: Mapping[str, object] | None = option(check_rules, default=FrozenDict())
+    op_name_dict: Mapping[str, object] | None = option(check_rules, default=FrozenDict())
+    reduce_range: bool | None = option(optional(flag), default=None)
+    model_name: str = option(text, default="")
+    quant_format: str = option(choice(("default", "QDQ", "QOperator")), default="default")
+    excluded_precisions: Sequence[str] = option(list_of("a list of precisions", choice(("bf16", "fp16"))), default=())
+    quant_level: Literal["auto", 0, 1] = option(_level, default="auto")
+    accuracy_criterion: AccuracyCriterion = option(ACCURACY, default=AccuracyCriterion())
+    tuning_criterion: TuningCriterion = option(TUNING, default=TuningCriterion())
+    _: KW_ONLY
+    strategy: InitVar[str | None] = None
+    relative: InitVar[float | None] = None
+    absolute: InitVar[float | None] = None
+    timeout: InitVar[float | None] = None
+    max_trials: InitVar[int | None] = None
+    objective: InitVar[Objectives | None] = None
+    performance_only: InitVar[bool | None] = None
+
+    def __post_init__(
+        self,
+        strategy: str | None,
+        relative: float | None,
+        absolute: float | None,
+        timeout: float | None,
+        max_trials: int | None,
+        objective: Objectives | None,
+        performance_only: bool | None,
+    ) -> None:
+        self._check_fields()
+        given = {
+            "strategy": strategy,
+            "timeout": timeout,
+            "max_trials": max_trials,
+            "objective": objective,
+            "performance_only": performance_only,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        if changes:
+            object.__setattr__(self, "tuning_criterion", self.tuning_criterion.replace(**changes))
+        if relative is not None and absolute is not None:
+            message = (
+                f"QuantizationAwareTrainingConfig got relative={relative!r} and absolute={absolute!r}: "
+                "a tolerable loss is one or the other. Leave one out."
+            )
+            raise ConfigError(message)
+        if relative is not None:
+            object.__setattr__(self, "accuracy_criterion", relative_loss(self.accuracy_criterion, relative))
+        if absolute is not None:
+            object.__setattr__(self, "accuracy_criterion", absolute_loss(self.accuracy_criterion, absolute))
+
+    @property
+    def approach(self) -> str:
+        """INC's word for this kind of quantization."""
+        return "quant_aware_training"
+
+    def to_spec(self) -> QATSpec:
+        """Return the same as typed values, for the layer below."""
+        reduced = bool(self.reduce_range)
+        by_name = dict(self.op_name_dict or {})
+        unnamed = by_name.pop(DEFAULT_RULE, None)
+        rules = (*rules_of("type", self.op_type_dict or {}, reduced), *rules_of("name", by_name, reduced))
+        default = scheme_of(unnamed, reduced) if isinstance(unnamed, Mapping) else QuantScheme(reduced_range=reduced)
+        if default is None:
+            return QATSpec(rules=(QuantRule("type", ".*", None), *rules))
+        return QATSpec(default, rules)

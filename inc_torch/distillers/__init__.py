@@ -1,0 +1,23 @@
+"""Layer 1: what a student learns from its teacher, and how the teacher is asked."""
+
+from __future__ import annotations
+
+from inc_torch.distillers._base import LOSSES, DistillationLoss
+from inc_torch.distillers._functional import kl_divergence, soft_cross_entropy, soft_squared_error
+from inc_torch.distillers._outputs import extract_logits
+from inc_torch.distillers._teacher import Teacher
+from inc_torch.distillers.losses.knowledge import HARD_TYPES, KL_REDUCTIONS, SOFT_TYPES, KnowledgeDistillation
+
+__all__ = [
+    "HARD_TYPES",
+    "KL_REDUCTIONS",
+    "LOSSES",
+    "SOFT_TYPES",
+    "DistillationLoss",
+    "KnowledgeDistillation",
+    "Teacher",
+    "extract_logits",
+    "kl_divergence",
+    "soft_cross_entropy",
+    "soft_squared_error",
+]

@@ -1,0 +1,89 @@
+"""Finding the logits in what a model returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from inc_torch.core.errors import ModelError
+
+__all__ = ["extract_logits"]
+
+QA_NAMES = ("start_logits", "end_logits")
+
+
+def extract_logits(output: object) -> torch.Tensor:
+    """Return the logits in a model's output.
+
+    - A tensor is the logits.
+    - In a mapping (a dict, a Hugging Face ``ModelOutput``) they are ``"logits"``; else the only tensor in it; else
+      ``"start_logits"`` followed by ``"end_logits"`` along the batch axis, so that a mean over the result is the
+      mean of the two.
+    - In a tuple or list they are the first item, or the second one where the first is a scalar (the loss).
+
+    Raises:
+        ModelError: There is nothing of the kind; the message lists what was found.
+
+    Example:
+        >>> import torch
+        >>> extract_logits({"loss": torch.tensor(0.3), "logits": torch.tensor([[1.0, 2.0]])})
+        tensor([[1., 2.]])
+        >>> extract_logits((torch.tensor(0.3), torch.tensor([[1.0, 2.0]])))
+        tensor([[1., 2.]])
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    found: object = None
+    if isinstance(output, Mapping):
+        found = _from_mapping(output)
+    elif isinstance(output, tuple | list):
+        found = _from_sequence(output)
+    if isinstance(found, torch.Tensor):
+        return found
+    message = (
+        f"No logits were found in a model output of type {type(output).__name__} with {_contents(output)}: expected "
+        "a tensor, a mapping with 'logits', with one tensor or with 'start_logits' and 'end_logits', or a tuple or "
+        "list that starts with the logits or with a scalar loss and the logits. Pass the logits themselves."
+    )
+    raise ModelError(message)
+
+
+def _from_mapping(output: Mapping[object, object]) -> object:
+    if "logits" in output:
+        return output["logits"]
+    tensors = [value for value in output.values() if isinstance(value, torch.Tensor)]
+    if len(tensors) == 1:
+        return tensors[0]
+    start, end = (output.get(name) for name in QA_NAMES)
+    if not isinstance(start, torch.Tensor) or not isinstance(end, torch.Tensor):
+        return None
+    if start.shape != end.shape:
+        message = (
+            f"start_logits of shape {tuple(start.shape)} and end_logits of shape {tuple(end.shape)} differ: "
+            "expected one shape for both. Pass the logits themselves."
+        )
+        raise ModelError(message)
+    return torch.cat([start, end])
+
+
+def _from_sequence(output: Sequence[object]) -> object:
+    if not output:
+        return None
+    first = output[0]
+    starts_with_loss = isinstance(first, torch.Tensor) and first.dim() == 0 and len(output) > 1
+    return output[1] if starts_with_loss else first
+
+
+def _contents(output: object) -> str:
+    if isinstance(output, Mapping):
+        items = [f"{name!r}: {_described(value)}" for name, value in output.items()]
+    elif isinstance(output, tuple | list):
+        items = [_described(value) for value in output]
+    else:
+        return "no items"
+    return ", ".join(items) or "no items"
+
+
+def _described(value: object) -> str:
+    return f"tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__

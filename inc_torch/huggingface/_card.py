@@ -1,0 +1,84 @@
+"""The model card: what was compressed, what it gained, and how to load it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from inc_torch.core.report import CompressionReport
+from inc_torch.huggingface._layout import CARD
+
+__all__ = ["CARD", "write_card"]
+
+MARK = "<!-- Written by inc_torch. Remove this line to keep the page when the model is saved again. -->"
+CODE_BITS = 8
+MEGA = 1e6
+
+
+def write_card(directory: Path, model: nn.Module, report: CompressionReport) -> None:
+    """Write ``README.md``, unless a page is there that somebody wrote by hand."""
+    path = directory / CARD
+    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
+        return
+    path.write_text(card(os.fspath(directory), type(model).__name__, report), encoding="utf-8")
+
+
+def card(directory: str, architecture: str, report: CompressionReport) -> str:
+    """The text of the model card.
+
+    Args:
+        directory: Where it is saved; only the last part is shown.
+        architecture: Name of the model's class.
+        report: Measured from the saved weights.
+    """
+    int8 = [row for row in report.modules if row.bits == CODE_BITS]
+    pruned = [row for row in report.modules if row.asked_sparsity is not None]
+    tags = ["inc_torch", "compression", *(["int8"] if int8 else []), *(["pruning", "sparse"] if pruned else [])]
+    name = Path(directory).name or "model"
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
+        MARK,
+        "",
+        f"# {name}",
+        "",
+        f"`{architecture}`, compressed while it was trained.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *(f"| {key} | {value} |" for key, value in _summary(report).items()),
+        "",
+        "## Load it",
+        "",
+        "```python",
+        *(["import inc_torch  # lets transformers open compressed models"] if int8 else []),
+        f"from transformers import {architecture}",
+        "",
+        f'model = {architecture}.from_pretrained("{name}")  # or AutoModelFor….from_pretrained',
+        "```",
+        "",
+        "## Module by module",
+        "",
+        "Zeros and bits are measured from the stored weights.",
+        "",
+        report.markdown(),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(report: CompressionReport) -> dict[str, str]:
+    int8 = [row for row in report.modules if row.bits == CODE_BITS]
+    asked = sorted({row.asked_sparsity for row in report.modules if row.asked_sparsity is not None})
+    patterns = sorted({row.pattern for row in report.modules if row.pattern is not None})
+    summary = {"size of the tensors": f"{report.size_bytes / MEGA:.1f} MB"}
+    if asked:
+        summary["sparsity asked"] = f"{', '.join(f'{value:.1%}' for value in asked)} ({', '.join(patterns)})"
+        summary["sparsity reached"] = f"{report.sparsity:.2%} of the pruned weights"
+    summary["int8 modules"] = f"{len(int8)} of {len(report.modules)}"
+    return summary

@@ -1,0 +1,119 @@
+"""Write a hub directory: safetensors, configuration, tokenizer, report and model card."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from inc_torch.core.errors import ArtifactError, ModelError
+from inc_torch.export._files import ARTIFACT, HUB_CONFIG, WEIGHTS, write_json
+from inc_torch.export._proof import attach_report, attached_report, measured_report
+from inc_torch.huggingface._card import write_card
+from inc_torch.huggingface._layout import REPORT
+from inc_torch.huggingface.registration import install
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["save_for_huggingface_upstream"]
+
+
+def save_for_huggingface_upstream(
+    model: object,
+    tokenizer: object,
+    output_dir: str | os.PathLike[str],
+    *,
+    max_shard_size: int | str | None = None,
+) -> None:
+    """Write a directory that ``AutoModelFor….from_pretrained`` opens after ``import inc_torch``, ready for the Hub.
+
+    It holds safetensors, ``config.json`` (with a ``quantization_config`` if the model has int8 modules), the tokenizer,
+    ``compression_report.json``, measured again from the weights, and a model card. A model card that was written by
+    hand is kept.
+
+    Args:
+        model: A Hugging Face model, or the manager that compressed it.
+        tokenizer: Tokenizer, image processor or processor to save too; None to save none.
+        output_dir: Made if it does not exist.
+        max_shard_size: Split the weights into files of at most this size (``"2GB"``); None leaves it to transformers.
+
+    Raises:
+        ModelError: ``model`` is no Hugging Face model.
+        ArtifactError: ``output_dir`` is a file, or a plain inc_torch directory.
+
+    Reference:
+        INC 2.6.1 ``save_for_huggingface_upstream`` wrote a pickled ``pytorch_model.bin`` and ``torch_dtype: int8``.
+    """
+    # Imported here, as `import inc_torch` must not import transformers.
+    from inc_torch.huggingface._quantizer import adopt
+
+    pretrained = _pretrained(model)
+    save_tokenizer = getattr(tokenizer, "save_pretrained", None)
+    if tokenizer is not None and not callable(save_tokenizer):
+        message = (
+            f"The tokenizer is {type(tokenizer).__name__!r}: expected an object with save_pretrained, as transformers' "
+            "tokenizers and processors have, or None. The arguments are (model, tokenizer, output_dir)."
+        )
+        raise ModelError(message)
+    target = _target(Path(output_dir))
+    install()
+    adopt(pretrained)
+    report = measured_report(pretrained, attached_report(pretrained))
+    target.mkdir(parents=True, exist_ok=True)
+    _clear(target)
+    if save_tokenizer is not None:
+        save_tokenizer(target)
+    if max_shard_size is None:
+        pretrained.save_pretrained(target)
+    else:
+        pretrained.save_pretrained(target, max_shard_size=max_shard_size)
+    write_json(target / REPORT, report.to_dict())
+    write_card(target, pretrained, report)
+    attach_report(pretrained, report)
+
+
+def _pretrained(model: object) -> PreTrainedModel:
+    """The Hugging Face model in ``model``: itself, or what a manager or a wrapper holds."""
+    from transformers import PreTrainedModel
+
+    inner = model
+    if not isinstance(inner, nn.Module):
+        inner = getattr(inner, "model", inner)
+    for wrapper in ("_orig_mod", "module"):  # torch.compile; DistributedDataParallel
+        if not isinstance(inner, PreTrainedModel) and isinstance(getattr(inner, wrapper, None), nn.Module):
+            inner = getattr(inner, wrapper)
+    if not isinstance(inner, PreTrainedModel):
+        message = (
+            f"save_for_huggingface_upstream was given {type(inner).__name__!r}: expected a transformers "
+            "PreTrainedModel or the manager that compressed one. Save other models with manager.save(directory), and "
+            "load them with inc_torch.load(directory, model=...)."
+        )
+        raise ModelError(message)
+    return inner
+
+
+def _target(directory: Path) -> Path:
+    if directory.exists() and not directory.is_dir():
+        message = f"{os.fspath(directory)!r} is a file: expected a directory to save into. Give another path."
+        raise ArtifactError(message)
+    if (directory / ARTIFACT).exists():
+        message = (
+            f"{os.fspath(directory)!r} is a plain inc_torch directory ({ARTIFACT}), whose weights would be "
+            "overwritten. Save into another directory."
+        )
+        raise ArtifactError(message)
+    return directory
+
+
+def _clear(directory: Path) -> None:
+    """Remove what an earlier save left here.
+
+    A new save that is cut short then leaves a directory without ``config.json``, which nobody takes for a whole one,
+    and weights that are still mapped from an old file are not overwritten under the model's feet.
+    """
+    stale = [directory / HUB_CONFIG, directory / REPORT, directory / WEIGHTS, directory / f"{WEIGHTS}.index.json"]
+    for path in [*stale, *directory.glob("model-?????-of-?????.safetensors")]:
+        path.unlink(missing_ok=True)

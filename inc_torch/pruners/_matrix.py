@@ -1,0 +1,68 @@
+"""How a weight of any rank is seen as a matrix of outputs by inputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import nn
+
+__all__ = ["MatrixView"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MatrixView:
+    """A weight as a matrix [out, kernel positions * in], inputs fastest.
+
+    Linear [out, in] and Conv [out, in, *kernel] give the axes (out, *kernel, in). Transposed convolutions store
+    [in, out, *kernel] and transformers' ``Conv1D`` stores [in, out]: they are turned round (INC 2.6.1 takes
+    their first axis for outputs).
+
+    Attributes:
+        axes: The weight's axes in the order (out, *kernel, in).
+        sizes: Their sizes, in that order.
+
+    Example:
+        >>> MatrixView.of(nn.Conv2d(3, 8, 5), torch.Size([8, 3, 5, 5]))
+        MatrixView(axes=(0, 2, 3, 1), sizes=(8, 5, 5, 3))
+        >>> MatrixView.of(nn.ConvTranspose2d(3, 8, 5), torch.Size([3, 8, 5, 5]))
+        MatrixView(axes=(1, 2, 3, 0), sizes=(8, 5, 5, 3))
+    """
+
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, shape: torch.Size) -> Self:
+        """See the weight of ``module``, of rank 2 or more, as a matrix."""
+        is_turned = isinstance(module, nn.modules.conv._ConvTransposeNd) or type(module).__name__ == "Conv1D"
+        kernel = range(2, len(shape))
+        axes = (1, *kernel, 0) if is_turned else (0, *kernel, 1)
+        return cls(axes, tuple(shape[axis] for axis in axes))
+
+    @property
+    def height(self) -> int:
+        """Outputs."""
+        return self.sizes[0]
+
+    @property
+    def width(self) -> int:
+        """Kernel positions times inputs."""
+        return math.prod(self.sizes[1:])
+
+    @property
+    def channels(self) -> int:
+        """Inputs."""
+        return self.sizes[-1]
+
+    def ordered(self, weight: torch.Tensor) -> torch.Tensor:
+        """A view of ``weight`` with its axes in the order (out, *kernel, in)."""
+        return weight.permute(self.axes)
+
+    def restored(self, matrix: torch.Tensor) -> torch.Tensor:
+        """A contiguous tensor of matrix elements, seen in the weight's own shape."""
+        inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
+        return matrix.view(self.sizes).permute(inverse)

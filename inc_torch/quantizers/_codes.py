@@ -1,0 +1,156 @@
+"""The arithmetic of int8: one place for fake-quant, conversion and int8 inference, so that they agree.
+
+Inputs are uint8 codes of a grid that contains zero:
+
+    code  = clamp(round(x / scale) + zero_point, 0, top)
+    x'    = (code - zero_point) * scale
+
+Weights are int8 codes in [-127, 127] around zero, so the float 0 of a pruned weight is the code 0:
+
+    scale = max|w| / 127
+    code  = round(w / scale)
+
+Rounding is to the nearest, ties to even. All of it is computed in float32, whatever the dtype of the tensor.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import torch
+
+from inc_torch.quantizers._spec import QuantScheme
+
+__all__ = ["InputGrid", "decode", "encode", "input_grid", "quantize_weight", "snap", "snap_weight", "usable_scale"]
+
+WEIGHT_TOP = 127
+SMALLEST_SCALE = 1e-30
+"""Below it a scale or its inverse leaves the range of float32; what is that small is zero."""
+
+_MANTISSA = 2.0**23
+"""From here to 2**24 float32 values lie 1 apart: adding it rounds, and leaves the integer in the low bits."""
+
+
+def usable_scale(scale: float) -> float:
+    """Round to float32, as scales are stored, and replace what cannot be divided by with 1.
+
+    Example:
+        >>> usable_scale(0.5), usable_scale(0.0)
+        (0.5, 1.0)
+    """
+    rounded: float = struct.unpack("f", struct.pack("f", scale))[0]
+    return rounded if rounded >= SMALLEST_SCALE else 1.0
+
+
+class InputGrid(NamedTuple):
+    """The values that a quantized input can take.
+
+    Attributes:
+        scale: Distance of neighbours, a float32 number above 0.
+        zero_point: Code of the value 0, in [0, top].
+        top: Greatest code: 255, or 127 with the reduced range.
+    """
+
+    scale: float
+    zero_point: int
+    top: int
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The open interval of values that are rounded, not clipped: half a step beyond the outermost codes."""
+        return (-self.zero_point - 0.5) * self.scale, (self.top - self.zero_point + 0.5) * self.scale
+
+    @property
+    def shift(self) -> torch.Tensor:
+        """What `encode` adds, as the scalar tensor that it adds it from."""
+        return torch.tensor(_MANTISSA + self.zero_point)
+
+
+def input_grid(low: float, high: float, scheme: QuantScheme) -> InputGrid:
+    """Fit the grid to the range [low, high], which contains 0.
+
+    Example:
+        >>> input_grid(-1.0, 254.0, QuantScheme())
+        InputGrid(scale=1.0, zero_point=1, top=255)
+        >>> input_grid(-1.0, 254.0, QuantScheme(symmetric_input=True))
+        InputGrid(scale=2.0, zero_point=128, top=255)
+    """
+    top = 127 if scheme.reduced_range else 255
+    if scheme.symmetric_input:
+        middle = (top + 1) // 2
+        return InputGrid(usable_scale(max(-low, high) / (top - middle)), middle, top)
+    scale = usable_scale(high / top - low / top)
+    return InputGrid(scale, min(max(round(-low / scale), 0), top), top)
+
+
+def _rounded(values: torch.Tensor, grid: InputGrid, shift: torch.Tensor) -> torch.Tensor:
+    """Return ``2**23 + code`` in float32: three passes over memory less than round, add and clamp."""
+    shifted = torch.add(shift, values.detach().to(torch.float32), alpha=1.0 / grid.scale)
+    return shifted.clamp_(_MANTISSA, _MANTISSA + grid.top)
+
+
+def encode(values: torch.Tensor, grid: InputGrid, shift: torch.Tensor) -> torch.Tensor:
+    """Quantize to uint8 codes, shaped and laid out like ``values``.
+
+    Args:
+        values: Any floating dtype.
+        grid: The codes' meaning.
+        shift: ``grid.shift``, made once by who encodes often.
+
+    Example:
+        >>> grid = InputGrid(scale=0.5, zero_point=10, top=255)
+        >>> encode(torch.tensor([0.0, 1.0, -100.0, 0.3]), grid, grid.shift)
+        tensor([10, 12,  0, 11], dtype=torch.uint8)
+    """
+    return _rounded(values, grid, shift).view(torch.int32).to(torch.uint8)
+
+
+def decode(codes: torch.Tensor, grid: InputGrid) -> torch.Tensor:
+    """Return the float32 values that uint8 codes stand for."""
+    return codes.to(torch.float32).sub_(grid.zero_point).mul_(grid.scale)
+
+
+def snap(values: torch.Tensor, grid: InputGrid) -> torch.Tensor:
+    """Move every value to the grid: ``decode(encode(values))`` without codes, in the dtype of ``values``.
+
+    The value 0 stays 0. Not differentiable; `fake_quantize_input` is.
+    """
+    shift = grid.shift
+    snapped = _rounded(values, grid, shift).sub_(shift).mul_(grid.scale)
+    return snapped.to(values.dtype)
+
+
+def weight_scale(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """Scale of each slice along ``axis``, of the whole tensor if None; kept dimensions, float32, above 0."""
+    others = [dimension for dimension in range(weight.dim()) if dimension != axis]
+    magnitude = torch.maximum(weight.amax(others, keepdim=True), weight.amin(others, keepdim=True).neg_())
+    scale = magnitude.to(torch.float32) / WEIGHT_TOP
+    return torch.where(scale >= SMALLEST_SCALE, scale, 1.0)
+
+
+def quantize_weight(weight: torch.Tensor, axis: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize symmetrically to int8.
+
+    Args:
+        weight: Any floating dtype, any rank.
+        axis: The axis of output channels, which have a scale each; None gives all of them one.
+
+    Returns:
+        Codes (int8 in [-127, 127], shaped like ``weight``) and scales (float32, kept dimensions).
+
+    Example:
+        >>> quantize_weight(torch.tensor([[127.0, 0.0], [0.5, -1.0]]), axis=0)[0]
+        tensor([[ 127,    0],
+                [  64, -127]], dtype=torch.int8)
+    """
+    values = weight.detach().to(torch.float32)
+    scale = weight_scale(values, axis)
+    return (values / scale).round_().to(torch.int8), scale
+
+
+def snap_weight(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """Move every weight to its grid: codes times scales, in the dtype of ``weight``."""
+    values = weight.detach().to(torch.float32)
+    scale = weight_scale(values, axis)
+    return (values / scale).round_().mul_(scale).to(weight.dtype)

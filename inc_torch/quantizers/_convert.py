@@ -1,0 +1,171 @@
+"""From a trained model to an int8 one, and from a description back to its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import nn
+
+from inc_torch.core.errors import ArtifactError, CalibrationError, ModelError, did_you_mean
+from inc_torch.quantizers._eligibility import close_fast_paths
+from inc_torch.quantizers._int8_modules import INT8_CLASSES, Int8Embedding, Int8Module
+from inc_torch.quantizers._prepare import qat_modules
+from inc_torch.quantizers._qat_modules import QATModule, qat_class
+from inc_torch.quantizers._scheme_names import is_scheme_name
+
+__all__ = ["convert", "describe_int8", "int8_kernels", "rebuild_int8"]
+
+SHOWN_NAMES: Final = 5
+DESCRIPTION_KEYS: Final = frozenset({"kind", "scheme", "shape", "bias"})
+
+
+def convert(model: nn.Module) -> None:
+    """Turn every prepared module into an int8 module, in place, and the model to eval mode.
+
+    The same module objects go on living under the same names; their float Parameters are gone. Weights take the
+    codes of their present values, inputs the range that was observed. Results are those of the prepared model in
+    eval, up to float32 rounding.
+
+    A weight that an output layer shares with an embedding becomes two equal int8 tensors, so that the state dict
+    has no aliases.
+
+    Raises:
+        ModelError: There is nothing to convert.
+        CalibrationError: The input of a module was never observed. The model is then unchanged.
+
+    Example:
+        >>> from inc_torch.quantizers import QATSpec, convert, enable_fake_quant, prepare_qat
+        >>> model = nn.Sequential(nn.Linear(4, 2))
+        >>> _ = prepare_qat(model, QATSpec())
+        >>> enable_fake_quant(model, observe=True)
+        >>> _ = model(torch.randn(8, 4))
+        >>> convert(model)
+        >>> {name: (tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items()}["0.qweight"]
+        ((2, 4), 'torch.int8')
+    """
+    modules = dict(qat_modules(model))
+    if not modules:
+        message = f"{type(model).__name__} has nothing to convert: prepare it with prepare_qat, train, convert once."
+        raise ModelError(message)
+    if unseen := [name for name, module in modules.items() if module.has_input_grid and module.grid is None]:
+        raise CalibrationError(_unseen_message(unseen))
+    with torch.no_grad():
+        for module in modules.values():
+            _convert_module(module)
+    model.eval()
+
+
+def _unseen_message(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:SHOWN_NAMES])
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return (
+        f"Cannot convert to int8: no input of {shown}{more} was observed. Ranges are taken in training mode, between "
+        "on_train_begin and on_train_end: run batches through these modules there, or leave them in float by name."
+    )
+
+
+def _convert_module(module: QATModule) -> None:
+    codes, scale = module.int8_weight()
+    bias, grid, scheme = module._parameters.get("bias"), module.grid, module.scheme
+    buffers: dict[str, torch.Tensor | None] = {"qweight": codes, "weight_scale": scale}
+    if module.has_input_grid and grid is not None:
+        buffers["bias"] = None if bias is None else bias.detach().to(torch.float32, copy=True)
+        buffers["input_scale"] = torch.tensor(grid.scale, device=codes.device)
+        buffers["input_zero_point"] = torch.tensor(grid.zero_point, dtype=torch.int32, device=codes.device)
+    kind = INT8_CLASSES[module.kind]
+    module.release()
+    kind.adopt(module, scheme, buffers)
+
+
+def describe_int8(model: nn.Module) -> dict[str, dict[str, object]]:
+    """Describe the int8 modules of ``model`` in values that JSON knows, for `rebuild_int8`.
+
+    Returns:
+        By module name: ``kind``, ``scheme``, ``shape`` of the codes and whether there is a ``bias``.
+
+    Example:
+        >>> describe_int8(nn.Linear(2, 2))
+        {}
+    """
+    return {
+        name: {
+            "kind": module.kind,
+            "scheme": module.scheme,
+            "shape": list(module.qweight.shape),
+            "bias": module._buffers.get("bias") is not None,
+        }
+        for name, module in model.named_modules()
+        if isinstance(module, Int8Module)
+    }
+
+
+def int8_kernels(model: nn.Module) -> dict[str, str]:
+    """Say for every int8 module what will compute it on the CPU: ``"onednn"``, or ``"float: <reason>"``."""
+    return {name: module.kernel for name, module in model.named_modules() if isinstance(module, Int8Module)}
+
+
+def rebuild_int8(model: nn.Module, description: Mapping[str, Mapping[str, object]]) -> None:
+    """Turn the float modules that ``description`` names into empty int8 modules, ready for ``load_state_dict``.
+
+    Args:
+        model: The float model that was compressed, on any device, also ``meta``; its weights do not matter.
+        description: What `describe_int8` gave.
+
+    Raises:
+        ArtifactError: The description is damaged, or of another model. The model is then unchanged.
+    """
+    modules = dict(model.named_modules())
+    for name, entry in description.items():
+        if name not in modules:
+            message = f"The description names the module {name!r}, which {type(model).__name__} does not have."
+            raise ArtifactError(message + did_you_mean(name, modules))
+        _check_entry(name, entry, modules[name])
+    for name, entry in description.items():
+        _rebuild_module(modules[name], str(entry["scheme"]), bool(entry["bias"]))
+    close_fast_paths(model)
+
+
+def _check_entry(name: str, entry: Mapping[str, object], module: nn.Module) -> None:
+    where = f"Module {name!r} of the description"
+    if wrong := DESCRIPTION_KEYS ^ entry.keys():
+        message = f"{where} has the keys {sorted(entry)}, expected {sorted(DESCRIPTION_KEYS)}: {sorted(wrong)} differ."
+        raise ArtifactError(message)
+    if not is_scheme_name(entry["scheme"]):
+        message = f"{where} has the unknown scheme {entry['scheme']!r}. It may come from a newer version of inc_torch."
+        raise ArtifactError(message)
+    if entry["kind"] not in INT8_CLASSES:
+        guess = did_you_mean(str(entry["kind"]), INT8_CLASSES)
+        message = f"{where} has the unknown kind {entry['kind']!r}.{guess} Known: {', '.join(INT8_CLASSES)}."
+        raise ArtifactError(message)
+    present = qat_class(type(module))
+    if present is None or present.kind != entry["kind"]:
+        message = f"{where} is of kind {entry['kind']!r}, but the model has a {type(module).__name__} there."
+        raise ArtifactError(message)
+    shape = list(module.get_parameter("weight").movedim(present.output_axis, 0).shape)
+    bias = module._parameters.get("bias") is not None
+    if entry["shape"] != shape or entry["bias"] is not bias:
+        message = (
+            f"{where} has shape {entry['shape']} and bias={entry['bias']}, but the model has shape {shape} and "
+            f"bias={bias} there. Build the model with the configuration that it was compressed with."
+        )
+        raise ArtifactError(message)
+
+
+def _rebuild_module(module: nn.Module, scheme: str, has_bias: bool) -> None:
+    present = qat_class(type(module))
+    if present is None:
+        return
+    weight = module.get_parameter("weight").movedim(present.output_axis, 0)
+    device, channels = weight.device, len(weight)
+    buffers: dict[str, torch.Tensor | None] = {
+        "qweight": torch.zeros(weight.shape, dtype=torch.int8, device=device),
+        "weight_scale": torch.ones(channels, dtype=torch.float32, device=device),
+    }
+    kind = INT8_CLASSES[present.kind]
+    if kind is not Int8Embedding:
+        buffers["bias"] = torch.zeros(channels, dtype=torch.float32, device=device) if has_bias else None
+        buffers["input_scale"] = torch.ones((), dtype=torch.float32, device=device)
+        buffers["input_zero_point"] = torch.zeros((), dtype=torch.int32, device=device)
+    kind.adopt(module, scheme, buffers)

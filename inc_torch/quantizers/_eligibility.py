@@ -1,0 +1,65 @@
+"""Which modules can be int8, and for the others the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from inc_torch.quantizers._int8_modules import Int8Module
+from inc_torch.quantizers._qat_modules import QATModule, qat_class
+
+__all__ = ["close_fast_paths", "matrix_modules", "reason_for_float"]
+
+MATRIX_RANK = 2
+
+
+def matrix_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield name and module of everything that owns a weight of rank 2 or more, itself and not through children."""
+    for name, module in model.named_modules():
+        own = [*module._parameters.values(), module.__dict__.get("weight")]
+        if any(isinstance(tensor, torch.Tensor) and (is_lazy(tensor) or tensor.dim() >= MATRIX_RANK) for tensor in own):
+            yield name, module
+
+
+def reason_for_float(module: nn.Module) -> str | None:
+    """Say why ``module`` must stay in float, or None if it can be int8."""
+    if qat_class(type(module)) is None:
+        return _reason_of_class(module)
+    weight = module._parameters.get("weight")
+    reasons = {
+        "its weight is computed by a hook and is not a Parameter": weight is None,
+        "its weight is not initialised yet; run one batch before": weight is not None and is_lazy(weight),
+        "its forward was replaced on the instance": "forward" in module.__dict__,
+    }
+    if reason := next((reason for reason, holds in reasons.items() if holds), None):
+        return reason
+    if weight is not None and not weight.is_floating_point():
+        return f"its weight is {weight.dtype}"
+    return "its weight is empty" if weight is not None and weight.numel() == 0 else None
+
+
+def _reason_of_class(module: nn.Module) -> str:
+    own = type(module).__name__
+    bases = [base for base in type(module).__mro__[1:] if qat_class(base) is not None]
+    if bases:
+        return f"{own} is a subclass of {bases[0].__name__}; what it or its owner does with the weight is not known"
+    if isinstance(module, nn.EmbeddingBag):
+        return "EmbeddingBag sums rows inside its kernel, where they cannot be rounded"
+    return f"there is no int8 version of {own}"
+
+
+def close_fast_paths(model: nn.Module) -> None:
+    """Make `torch.nn.TransformerEncoder` call its linear layers in eval, as it does in training.
+
+    In eval it may hand their weights to one fused float kernel, past the modules. Both flags serve only that choice.
+    """
+    for module in model.modules():
+        if not any(isinstance(child, (QATModule, Int8Module)) for child in module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
