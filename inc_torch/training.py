@@ -79,7 +79,7 @@ def prepare_compression(
     return CompressionManager(*_arguments(model, confs))
 
 
-def _arguments(model: object, confs: object) -> tuple[nn.Module, list[TrainingConfig | Callback]]:
+def _arguments(model: object, confs: object) -> tuple[nn.Module, list[Any]]:
     if isinstance(confs, nn.Module) and not isinstance(model, nn.Module):
         message = "prepare_compression(model, confs) was called with its arguments swapped; they were put right."
         warnings.warn(message, IncTorchWarning, stacklevel=3)

@@ -40,7 +40,7 @@ def load_tiny(seed: int) -> tuple[BertForSequenceClassification, PreTrainedToken
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=128,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,

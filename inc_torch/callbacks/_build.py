@@ -18,7 +18,7 @@ __all__ = ["TrainingConfig", "build_callbacks"]
 TrainingConfig = WeightPruningConfig | QuantizationAwareTrainingConfig | DistillationConfig
 
 
-def build_callbacks(confs: Sequence[TrainingConfig | Callback], model: nn.Module) -> list[Callback]:
+def build_callbacks(confs: Sequence[object], model: nn.Module) -> list[Callback]:
     """Return one callback a config, in order, looking at the model before anything in it is rewritten.
 
     Raises:
@@ -27,7 +27,7 @@ def build_callbacks(confs: Sequence[TrainingConfig | Callback], model: nn.Module
     return [_build(conf, model) for conf in confs]
 
 
-def _build(conf: TrainingConfig | Callback, model: nn.Module) -> Callback:
+def _build(conf: object, model: nn.Module) -> Callback:
     match conf:
         case Callback():
             return conf

@@ -18,6 +18,7 @@ DEFAULT_RULE = "default_qconfig"
 """Key of ``op_name_dict`` that speaks of every module that nothing else names."""
 
 _FLOAT = "fp32"
+_BITS = 8
 
 
 @final
@@ -57,7 +58,7 @@ _KEYS: dict[str, dict[str, _Words]] = {
     },
 }
 _WEIGHT_NUMBERS = {
-    "bits": integer("8, the width of int8", lambda x: x == 8),  # noqa: PLR2004
+    "bits": integer("8, the width of int8", lambda x: x == _BITS),
     "group_size": integer("-1: training makes no groups", lambda x: x == -1),
 }
 
@@ -110,8 +111,8 @@ def _words(words: _Words, value: object, place: Place) -> tuple[str, ...]:
 def scheme_of(rule: Mapping[str, object], reduced_range: bool) -> QuantScheme | None:
     """The scheme that a checked rule asks for, None for float.
 
-    Of several words for one key the first that training offers counts, as INC's lists are choices
-    for tuning; ``fp32`` anywhere keeps the whole module in float, as in INC.
+    Of several words for one key the first counts, as INC's lists are choices for tuning; ``fp32``
+    anywhere keeps the whole module in float, as in INC.
     """
     weight, activation = (_side_of(rule, side) for side in ("weight", "activation"))
     if _FLOAT in (*_listed(weight, "dtype"), *_listed(activation, "dtype")):
@@ -145,5 +146,5 @@ def _listed(entries: Mapping[str, object], key: str) -> tuple[object, ...]:
 
 
 def _first(entries: Mapping[str, object], side: str, key: str) -> object:
-    offered = _KEYS[side][key].offered
-    return next((word for word in _listed(entries, key) if word in offered), offered[0])
+    """The first word for the key, or what is done where none is given."""
+    return next(iter(_listed(entries, key)), _KEYS[side][key].offered[0])

@@ -59,7 +59,7 @@ class QuantizationAwareTrainingConfig(Config):
     match the whole class name (``op_type_dict``) or the whole module name (``op_name_dict``). Each side may
     name ``dtype`` (``"fp32"`` on either leaves the module in float), ``scheme`` (activation: ``"asym"``, the
     default, or ``"sym"``), ``granularity`` (weight: ``"per_channel"``, the default, or ``"per_tensor"``) and
-    ``algorithm``; a list counts as choices, the first possible one is taken. A rule is complete by itself:
+    ``algorithm``; a list counts as choices, the first one is taken. A rule is complete by itself:
     the last one that matches decides, and names come after types. The key ``"default_qconfig"`` of
     ``op_name_dict`` speaks of all modules that no rule matches.
 

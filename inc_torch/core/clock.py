@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 from weakref import WeakSet
@@ -13,30 +14,44 @@ from torch.utils.hooks import RemovableHandle
 
 __all__ = ["UpdateClock"]
 
+SAMPLES = 1024
+"""How many values of a Parameter are compared to see whether an update took place."""
+
 
 @final
 class UpdateClock:
     """Watches every torch optimizer that holds one of the given Parameters.
 
     A step that a gradient scaler skips is no update: the optimizer is not stepped, or (fused optimizers) it is
-    handed a ``found_inf`` above zero. Loops that update weights without a torch optimizer are believed, unless
-    their gradients were not finite.
+    handed a ``found_inf`` above zero. As long as no such optimizer was seen, the weights themselves tell: they are
+    sampled by `mark`, and differ after an update.
+
+    Torch keeps the hooks of optimizers globally. They hold the clock weakly, so that a run that is given up
+    without `stop` does not keep its model alive.
 
     Args:
-        parameters: Gives the Parameters to watch; asked at each event, since wrappers exchange Parameters.
+        parameters: Gives the Parameters to watch in optimizers; asked at each event, since wrappers exchange
+            Parameters.
+        weights: Gives the Parameters to sample.
         on_optimizer: Called with an optimizer that is about to step, and whether it steps for the second time
             since the last claim, that is, whether a step went by that nobody claimed.
     """
 
     def __init__(
-        self, parameters: Callable[[], Iterable[nn.Parameter]], on_optimizer: Callable[[Optimizer, bool], None]
+        self,
+        parameters: Callable[[], Iterable[nn.Parameter]],
+        weights: Callable[[], Iterable[nn.Parameter]],
+        on_optimizer: Callable[[Optimizer, bool], None],
     ) -> None:
         self._parameters = parameters
+        self._weights = weights
         self._on_optimizer = on_optimizer
         self._handles: Sequence[RemovableHandle] = ()
         self._stepped: WeakSet[Optimizer] = WeakSet()
+        self._stepped_before_cut: frozenset[int] = frozenset()
+        self._unclaimed = False
+        self._mark: list[torch.Tensor] | None = None
         self.has_seen_optimizer = False
-        self.has_unclaimed_update = False
 
     @property
     def is_running(self) -> bool:
@@ -47,40 +62,91 @@ class UpdateClock:
         """Begin to watch; starting twice is harmless."""
         if not self._handles:
             self._handles = (
-                register_optimizer_step_pre_hook(self._before),
-                register_optimizer_step_post_hook(self._after),
+                register_optimizer_step_pre_hook(_weakly(self, UpdateClock._before)),
+                register_optimizer_step_post_hook(_weakly(self, UpdateClock._after)),
             )
+            weakref.finalize(self, _remove, self._handles).atexit = False
 
     def stop(self) -> None:
         """Watch no longer."""
-        for handle in self._handles:
-            handle.remove()
+        _remove(self._handles)
         self._handles = ()
+        self._mark = None
+
+    def mark(self) -> None:
+        """Remember the weights as they are, if no optimizer tells of updates."""
+        if not self.has_seen_optimizer:
+            self._mark = self._sampled()
 
     def claim(self) -> bool:
-        """Whether weights were really updated since the last claim, as far as optimizers tell."""
-        claimed, self.has_unclaimed_update = self.has_unclaimed_update, False
+        """Whether weights were really updated since the last claim."""
+        claimed = self._has_update()
+        self._unclaimed = False
         self._stepped.clear()
+        self._stepped_before_cut = frozenset()
         return claimed
 
-    def has_finite_gradients(self) -> bool:
-        """Whether every gradient at hand is finite; the last resort where no optimizer was seen."""
-        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
-        return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    def state_dict(self) -> dict[str, Any]:
+        """What is not claimed yet, in plain values; optimizers by the first Parameter of ours that they hold."""
+        stepped = {self._first_of_ours(optimizer) for optimizer in self._stepped} | self._stepped_before_cut
+        return {
+            "has_seen_optimizer": self.has_seen_optimizer,
+            "has_update": self._has_update(),
+            "stepped": sorted(index for index in stepped if index is not None),
+        }
 
-    def _holds_ours(self, optimizer: Optimizer) -> bool:
-        ours = {id(parameter) for parameter in self._parameters()}
-        return any(id(parameter) in ours for group in optimizer.param_groups for parameter in group["params"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`; the weights are to be marked afterwards."""
+        self.has_seen_optimizer = bool(state["has_seen_optimizer"])
+        self._unclaimed = bool(state["has_update"])
+        self._stepped_before_cut = frozenset(state["stepped"])
+        self._mark = None
 
-    def _before(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        if self._holds_ours(optimizer):
-            self._on_optimizer(optimizer, optimizer in self._stepped)
+    def _has_update(self) -> bool:
+        if self._unclaimed or self._mark is None:
+            return self._unclaimed
+        sampled = self._sampled()
+        return len(sampled) != len(self._mark) or not all(map(torch.equal, sampled, self._mark))
 
-    def _after(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        if not self._holds_ours(optimizer):
+    def _sampled(self) -> list[torch.Tensor]:
+        """Evenly spread values of each Parameter that is trained; an update changes some, if only a little."""
+        flat = [parameter.detach().reshape(-1) for parameter in self._weights() if parameter.requires_grad]
+        return [values[:: -(-len(values) // SAMPLES) or 1].clone() for values in flat]
+
+    def _first_of_ours(self, optimizer: Optimizer) -> int | None:
+        """Position of the first watched Parameter that ``optimizer`` holds, or None if it is another's."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        return next((index for index, parameter in enumerate(self._parameters()) if id(parameter) in held), None)
+
+    def _before(self, optimizer: Optimizer) -> None:
+        first = self._first_of_ours(optimizer)
+        if first is not None:
+            self._on_optimizer(optimizer, optimizer in self._stepped or first in self._stepped_before_cut)
+
+    def _after(self, optimizer: Optimizer) -> None:
+        if self._first_of_ours(optimizer) is None:
             return
         self.has_seen_optimizer = True
+        self._mark = None
         self._stepped.add(optimizer)
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
-            self.has_unclaimed_update = True
+            self._unclaimed = True
+
+
+def _weakly(
+    clock: UpdateClock, method: Callable[[UpdateClock, Optimizer], None]
+) -> Callable[[Optimizer, tuple[Any, ...], dict[str, Any]], None]:
+    reference = weakref.ref(clock)
+
+    def hook(optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        alive = reference()
+        if alive is not None:
+            method(alive, optimizer)
+
+    return hook
+
+
+def _remove(handles: Sequence[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import torch
 from torch import nn
 
+from inc_torch.core import report_view
 from inc_torch.core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 __all__ = ["CompressionReport", "Finding", "ModuleReport", "stored_weight"]
 
@@ -228,39 +232,17 @@ class CompressionReport:
             for note in (row.notes or (None,))
         ]
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """The report as text cells: module, kind, shape, asked and reached sparsity, bits, notes."""
-        return [
-            (
-                row.name or "(root)",
-                row.kind,
-                "x".join(map(str, row.shape)),
-                "-" if row.asked_sparsity is None else f"{row.asked_sparsity:.1%} {row.pattern}",
-                f"{row.sparsity:.1%}",
-                f"{row.bits}" + (f" {row.scheme}" if row.scheme else ""),
-                "; ".join(row.notes),
-            )
-            for row in self.modules
-        ]
+    def __str__(self) -> str:
+        """An aligned table that a log file can hold, notes and totals below it."""
+        return report_view.as_text(self)
+
+    def __rich__(self) -> Group:
+        """The same for ``rich``'s ``print``, folded to the width of the screen."""
+        return report_view.as_rich(self)
 
     def markdown(self) -> str:
-        """The rows as a Markdown table, for model cards."""
-        lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
-        return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in self.rows())])
-
-    def __str__(self) -> str:
-        """An aligned table that a log file can hold, closed by one line of totals."""
-        cells = [HEADER, *self.rows()]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        ratios = ", ".join(f"{name} {value:.4f}" for name, value in self.ratios.items())
-        return "\n".join([*lines, f"{ratios}, size {self.size_bytes / 1e6:.1f} MB"])
-
-
-HEADER = ("module", "kind", "shape", "asked sparsity", "reached", "bits", "notes")
+        """The same as a Markdown table, for model cards."""
+        return report_view.as_markdown(self)
 
 
 def _measure_module(name: str, module: nn.Module, weight: torch.Tensor) -> ModuleReport:

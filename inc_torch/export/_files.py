@@ -22,6 +22,7 @@ __all__ = [
     "file_facts",
     "pickled_files",
     "read_json",
+    "read_tensor",
     "read_tensors",
     "tensor_names",
     "weight_files",
@@ -92,6 +93,13 @@ def read_tensors(path: Path, way_out: str) -> dict[str, torch.Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except SafetensorError as error:
         raise ArtifactError(_damaged(path, error, way_out)) from error
+
+
+def read_tensor(path: Path, name: str) -> torch.Tensor:
+    """Read one tensor of a whole safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor
 
 
 def tensor_names(path: Path, way_out: str) -> set[str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from inc_torch.core.errors import ArtifactError
-from inc_torch.export._files import ARTIFACT, HUB_CONFIG, pickled_files, read_json, weight_files
+from inc_torch.export._files import ARTIFACT, HUB_CONFIG, WEIGHTS, pickled_files, read_json, tensor_names, weight_files
 
-__all__ = ["CARD", "REPORT", "SAVE_AGAIN", "VERSION", "check_directory", "pretrained_parts", "untie"]
+__all__ = ["CARD", "REPORT", "SAVE_AGAIN", "VERSION", "check_directory", "untie"]
 
 REPORT = "compression_report.json"
 CARD = "README.md"
@@ -56,45 +56,63 @@ def check_directory(directory: Path) -> dict[str, Any]:
     if not weight_files(directory):
         message = f"{start} has a {HUB_CONFIG} but no *.safetensors: the save was cut short. {SAVE_AGAIN}"
         raise ArtifactError(message)
+    _check_weights(directory)
     return config
 
 
-def pretrained_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of ``model`` that transformers may tie weights of, the model first."""
-    return ((name, module) for name, module in model.named_modules() if hasattr(module, "_tied_weights_keys"))
+def _check_weights(directory: Path) -> None:
+    """Make sure that every safetensors file is whole, and that every file of the index is there."""
+    for path in weight_files(directory):
+        tensor_names(path, SAVE_AGAIN)
+    index = directory / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        return
+    files = {str(name) for name in dict(read_json(index, SAVE_AGAIN).get("weight_map") or {}).values()}
+    missing = sorted(name for name in files if not (directory / name).is_file())
+    if missing:
+        message = (
+            f"{os.fspath(directory / missing[0])!r} is missing: {index.name!r} names it among {len(files)} files. "
+            f"Copy the whole directory. {SAVE_AGAIN}"
+        )
+        raise ArtifactError(message)
 
 
 def untie(model: nn.Module, int8: Mapping[str, nn.Module]) -> None:
     """Let transformers forget each pair of tied weights of which one side is int8 now; `aliases` tie codes instead.
 
-    transformers 5 keeps pairs in dicts on the model; 4.57 ties input and output embeddings by calling a method.
+    transformers 5 keeps such pairs in dicts: on the model, expanded, and on each part, as its class declares them.
     """
-    pairs = getattr(model, "all_tied_weights_keys", None)
-    if isinstance(pairs, dict):
-        for target in [target for target, source in pairs.items() if _owned(target, int8) or _owned(source, int8)]:
-            pairs.pop(target)
-    for name, module in pretrained_parts(model):
-        keys: object = module._tied_weights_keys
-        if isinstance(keys, dict):
-            kept = {
-                target: source
-                for target, source in keys.items()
-                if not (_owned(_join(name, target), int8) or _owned(_join(name, source), int8))
-            }
-            module._tied_weights_keys = kept  # type: ignore[assignment]  # nn.Module knows tensors and modules only
-        elif keys is not None and hasattr(module, "tie_embeddings_and_encoder_decoder"):
-            ends = (module.get_input_embeddings(), module.get_output_embeddings())  # type: ignore[operator]
-            if any(end is not None and end in int8.values() for end in ends):
-                module.tie_embeddings_and_encoder_decoder = _leave_untied  # type: ignore[assignment]
+    expanded = getattr(model, "all_tied_weights_keys", None)
+    if isinstance(expanded, dict):
+        for target in expanded.keys() - _without_int8(expanded, "", int8).keys():
+            expanded.pop(target)
+    for name, module in model.named_modules():
+        pairs: object = getattr(module, "_tied_weights_keys", None)
+        if isinstance(pairs, dict):
+            module.__dict__["_tied_weights_keys"] = _without_int8(pairs, name, int8)
+        else:
+            _untie_by_method(module, int8)
+
+
+def _without_int8(pairs: Mapping[str, str], part: str, int8: Mapping[str, nn.Module]) -> dict[str, str]:
+    def owner(tensor: str) -> str:
+        return f"{part}.{tensor}".removeprefix(".").rpartition(".")[0]
+
+    return {target: source for target, source in pairs.items() if not {owner(target), owner(source)} & int8.keys()}
+
+
+def _untie_by_method(module: nn.Module, int8: Mapping[str, nn.Module]) -> None:
+    """The same for transformers 4.57, which calls a method that assigns one side to the other.
+
+    Encoder-decoder models tie more than input and output embeddings there; they fail loudly, and need transformers 5.
+    """
+    if hasattr(module, "tie_embeddings_and_encoder_decoder"):
+        ends = (module.get_input_embeddings(), module.get_output_embeddings())  # type: ignore[operator]
+        if any(end is one for end in ends for one in int8.values()):
+            module.__dict__["tie_embeddings_and_encoder_decoder"] = _leave_untied
+    elif hasattr(module, "_tie_weights") and any(child is one for child in module.children() for one in int8.values()):
+        module.__dict__["_tie_weights"] = _leave_untied
 
 
 def _leave_untied() -> None:
     """Stands in for a method of transformers 4.57 that would overwrite int8 weights; a function can be pickled."""
-
-
-def _owned(tensor_name: str, int8: Mapping[str, nn.Module]) -> bool:
-    return tensor_name.rpartition(".")[0] in int8
-
-
-def _join(module: str, leaf: str) -> str:
-    return f"{module}.{leaf}" if module else leaf

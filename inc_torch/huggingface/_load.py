@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
-from safetensors import SafetensorError
 from torch import nn
 
 from inc_torch.core.errors import ArtifactError
@@ -80,11 +79,7 @@ class OptimizedModel:
             config = AutoConfig.from_pretrained(name_or_path, **hub)
         report_path = _report_file(name_or_path, {key: hub[key] for key in REPORT_OPTIONS if key in hub})
         options = {"use_safetensors": True, **options}
-        try:
-            model = _class_of(config, name_or_path).from_pretrained(name_or_path, **options)
-        except SafetensorError as error:
-            message = f"The weights in {os.fspath(name_or_path)!r} are damaged or cut short: got {error}. {SAVE_AGAIN}"
-            raise ArtifactError(message) from error
+        model = _class_of(config, name_or_path).from_pretrained(name_or_path, **options)
         loaded = model[0] if isinstance(model, tuple) else model
         if report_path is not None and attached_report(loaded) is None:
             _prove(loaded, report_path)

@@ -18,7 +18,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from inc_torch.core.errors import ArtifactError, did_you_mean
-from inc_torch.export._files import read_json, tensor_names
+from inc_torch.export._files import read_json, read_tensor, tensor_names
 from inc_torch.export._proof import attach_report, measured_report, prove_report, read_report
 from inc_torch.export._tensors import checksum, int8_modules, share_equal_codes, split_name
 from inc_torch.huggingface._float import to_float
@@ -87,15 +87,14 @@ class IncTorchQuantizer(HfQuantizer):
     ) -> nn.Module:
         config = self._config
         self._names = _names_in(model, config)
-        self._source = _Source(checkpoint_files or ())
+        self._source = _Source(checkpoint_files or _files_of(model))
         rebuild_int8(model, {self._names[name]: entry for name, entry in config.modules.items() if name in self._names})
         int8 = int8_modules(model)
-        _keep_scales_exact(int8)
         untie(model, int8)
         for second in self._aliases():
             owner, leaf = split_name(second)
-            # Not in the files and not missing either: `_tie` puts it in place.
-            int8[owner]._non_persistent_buffers_set.add(leaf)
+            # Not in the files, and not to be missed: its place is taken until the codes it shares are loaded.
+            int8[owner].register_buffer(leaf, torch.empty(0, dtype=torch.int8, device="cpu"), persistent=False)
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: object) -> nn.Module:
@@ -103,9 +102,8 @@ class IncTorchQuantizer(HfQuantizer):
         for second, first in self._aliases().items():
             owner, leaf = split_name(second)
             other, other_leaf = split_name(first)
-            int8[owner]._buffers[leaf] = int8[other]._buffers[other_leaf]
-            int8[owner]._non_persistent_buffers_set.discard(leaf)
-        _keep_scales_exact(int8)
+            int8[owner].register_buffer(leaf, int8[other]._buffers[other_leaf])
+        self._restore_rounded(int8)
         self._check(model, int8)
         self._names, self._source = {}, None
         return model
@@ -119,24 +117,21 @@ class IncTorchQuantizer(HfQuantizer):
                 found[".".join(filter(None, names[0]))] = ".".join(filter(None, names[1]))
         return found
 
-    def _check(self, model: nn.Module, int8: Mapping[str, nn.Module]) -> None:
-        config = self._config
+    def _restore_rounded(self, int8: Mapping[str, nn.Module]) -> None:
+        """Read float tensors of int8 modules again where transformers 4.57 cast them to the model's dtype."""
         source = self._source or _Source(())
         for saved_name, name in self._names.items():
-            stored = [leaf for leaf in int8[name].state_dict() if f"{saved_name}.{leaf}" not in config.aliases]
-            missing = [leaf for leaf in stored if not source.has(saved_name, leaf)]
-            value = checksum(int8[name])
-            # Names of all tensors may have been converted on loading; that some are there and some are not is a loss.
-            is_whole = not missing or len(missing) == len(stored)
-            if is_whole and (value is None or value == config.checksums.get(saved_name)):
-                continue
-            found = f"the files lack {', '.join(map(repr, missing))}" if missing else f"got checksum {value!r}"
-            message = (
-                f"Int8 module {name!r} of {type(model).__name__} was not loaded from {source.where} as it was saved: "
-                f"{found}, expected checksum {config.checksums.get(saved_name)!r}. The weights and config.json are of "
-                f"two different saves, or a file is damaged. {SAVE_AGAIN}"
-            )
-            raise ArtifactError(message)
+            for leaf, tensor in int8[name]._buffers.items():
+                if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float32:
+                    continue
+                exact = source.tensor(saved_name, leaf)
+                int8[name]._buffers[leaf] = (tensor.float() if exact is None else exact).to(tensor.device)
+
+    def _check(self, model: nn.Module, int8: Mapping[str, nn.Module]) -> None:
+        """Make sure that each int8 module holds what was saved, and prove the report."""
+        source = self._source or _Source(())
+        for saved_name, name in self._names.items():
+            self._check_module(saved_name, name, int8[name], source)
         path = source.report_path()
         same_model = type(model).__name__ in (model.config.architectures or ())  # type: ignore[union-attr, operator]
         if path is None or not same_model or any(tensor.is_meta for tensor in model.state_dict().values()):
@@ -145,10 +140,27 @@ class IncTorchQuantizer(HfQuantizer):
         stored = read_report(read_json(path, SAVE_AGAIN), os.fspath(path))
         attach_report(model, prove_report(model, stored, os.fspath(path)))
 
-    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    def _check_module(self, saved_name: str, name: str, module: nn.Module, source: _Source) -> None:
+        stored = [leaf for leaf in module.state_dict() if f"{saved_name}.{leaf}" not in self._config.aliases]
+        missing = [leaf for leaf in stored if source.name_of(saved_name, leaf) is None]
+        value, expected = checksum(module), self._config.checksums.get(saved_name)
+        # Loading may convert all names of a module; that some are there and some are not is a loss.
+        is_whole = not missing or len(missing) == len(stored)
+        if is_whole and (value is None or value == expected):
+            return
+        found = f"the files lack {', '.join(map(repr, missing))}" if missing else f"got checksum {value!r}"
+        message = (
+            f"Int8 module {name!r} was not loaded from {source.where} as it was saved: {found}, expected checksum "
+            f"{expected!r}. The weights and config.json are of two different saves, or a file is damaged. {SAVE_AGAIN}"
+        )
+        raise ArtifactError(message)
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | str | None = None) -> nn.Module:
         for name, entry in describe_int8(model).items():
             to_float(model.get_submodule(name), str(entry["kind"]))
-        return model.to(dtype) if dtype is not None else model
+        # transformers passes config.dtype, which save_pretrained turns into text.
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        return model if wanted is None else model.to(wanted)
 
     def get_state_dict_and_metadata(
         self, model: nn.Module, *args: object, **kwargs: object
@@ -220,12 +232,13 @@ def _names_in(model: nn.Module, config: IncTorchConfig) -> dict[str, str]:
     return names
 
 
-def _keep_scales_exact(int8: Mapping[str, nn.Module]) -> None:
-    """Hold all float tensors of int8 modules in float32, whatever dtype the model is loaded in."""
-    for module in int8.values():
-        for name, tensor in module._buffers.items():
-            if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float32:
-                module._buffers[name] = tensor.float()
+def _files_of(model: nn.Module) -> list[str]:
+    """The weights in the directory that ``model`` is loaded from, which transformers 4.57 does not hand over."""
+    name = model.config.name_or_path  # type: ignore[union-attr]
+    directory = Path(str(name))
+    if not name or not directory.is_dir():
+        return []
+    return [os.fspath(path) for path in sorted(directory.glob("model*.safetensors")) or directory.glob("*.bin")]
 
 
 @final
@@ -233,7 +246,7 @@ class _Source:
     """The files that a model is loaded from."""
 
     def __init__(self, files: Iterable[str]) -> None:
-        self._names: set[str] = set()
+        self._files: dict[str, Path] = {}
         self._directory: Path | None = None
         for file in map(Path, files):
             if file.suffix != ".safetensors":
@@ -242,17 +255,24 @@ class _Source:
                     f"opened, as opening them can run code. {SAVE_AGAIN}"
                 )
                 raise ArtifactError(message)
-            self._names |= tensor_names(file, SAVE_AGAIN)
+            self._files.update(dict.fromkeys(tensor_names(file, SAVE_AGAIN), file))
             self._directory = file.parent
 
     @property
     def where(self) -> str:
         return "the given state dict" if self._directory is None else repr(os.fspath(self._directory))
 
-    def has(self, module: str, leaf: str) -> bool:
-        """Whether a tensor is in the files, with or without the name of the body in front."""
+    def name_of(self, module: str, leaf: str) -> str | None:
+        """The name of a tensor in the files, which may be with or without the name of the body in front."""
         name = f"{module}.{leaf}"
-        return any(other == name or other.endswith(f".{name}") or name.endswith(f".{other}") for other in self._names)
+        if name in self._files:
+            return name
+        return next((other for other in self._files if other.endswith(f".{name}") or name.endswith(f".{other}")), None)
+
+    def tensor(self, module: str, leaf: str) -> torch.Tensor | None:
+        """Read one tensor as it was saved; None if it is not there."""
+        name = self.name_of(module, leaf)
+        return None if name is None else read_tensor(self._files[name], name)
 
     def report_path(self) -> Path | None:
         """The report that was saved beside the weights, if there is one; of a Hub model, if it was downloaded too."""

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from inc_torch.core.errors import ConfigError, InexactWarning, did_you_mean
+from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, did_you_mean
 from inc_torch.core.report import Finding
 from inc_torch.pruners._base import Grid, PrunerSpec
 from inc_torch.pruners._matrix import MatrixView
@@ -53,6 +55,7 @@ def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
 
     Raises:
         ConfigError: Nothing is left, or a layer was named outright that cannot carry the pattern.
+        ModelError: A lazy layer has no weight yet.
     """
     head = _classifier_head(model)
     left_dense: list[Finding] = []
@@ -60,16 +63,13 @@ def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
     indivisible: list[str] = []
     owners: dict[int, str] = {}
     for name, module in _candidates(model, spec):
-        weight = module._parameters["weight"]
-        if weight is None:
-            continue
+        weight = module._parameters.get("weight")
         if module is head:
             left_dense.append(Finding(name, note="classifier head, not pruned"))
-        elif id(weight) in owners:
-            left_dense.append(Finding(name, note=f"shares its weight with {owners[id(weight)]}"))
+        elif weight is not None and (owner := owners.setdefault(id(weight), name)) != name:
+            left_dense.append(Finding(name, note=f"shares its weight with {owner}"))
         else:
-            owners[id(weight)] = name
-            grid = _grid(module, weight, spec)
+            grid = _grid(name, module, weight, spec)
             if isinstance(grid, str):
                 _refuse_if_named(name, grid, spec)
                 indivisible.append(f"{name!r}: {grid}")
@@ -93,7 +93,7 @@ def _candidates(model: nn.Module, spec: PrunerSpec) -> Iterable[tuple[str, nn.Mo
         (name, module)
         for name, module in model.named_modules()
         if any(word in type(module).__name__ for word in spec.op_types)
-        and "weight" in module._parameters
+        and isinstance(getattr(module, "weight", None), torch.Tensor)
         and not any(re.search(expression, name) for expression in spec.excluded_op_names)
     ]
     found = {
@@ -102,7 +102,17 @@ def _candidates(model: nn.Module, spec: PrunerSpec) -> Iterable[tuple[str, nn.Mo
     return found.items()
 
 
-def _grid(module: nn.Module, weight: nn.Parameter, spec: PrunerSpec) -> Grid | str:
+def _grid(name: str, module: nn.Module, weight: nn.Parameter | None, spec: PrunerSpec) -> Grid | str:
+    if weight is None:
+        return "its weight is computed from other tensors"
+    if is_lazy(weight):
+        message = (
+            f"Layer {name!r} ({type(module).__name__}) has no weight yet; run one batch through the model "
+            "before it is prepared for pruning."
+        )
+        raise ModelError(message)
+    if weight.numel() == 0:
+        return "its weight is empty"
     if weight.dim() < LEAST_RANK:
         return f"a weight of rank {weight.dim()} is no matrix"
     return spec.pattern.grid(MatrixView.of(module, weight.shape), spec.reduction)

@@ -11,6 +11,7 @@ from torch import nn
 
 from inc_torch.core.errors import InexactWarning, LoopWarning, StateError
 from inc_torch.core.report import Finding
+from inc_torch.core.state import check_keys
 from inc_torch.pruners._base import PrunerSpec
 from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._select import count_of
@@ -99,15 +100,19 @@ class Pruner:
         if step == self._last_step:
             return None
         self._last_step = step
-        if step == self.spec.start and (self.spec.locks_zeros or self.spec.keeps_initial_zeros):
+        has_locked = step == self.spec.start and (self.spec.locks_zeros or self.spec.keeps_initial_zeros)
+        if has_locked:
             self._lock_zeros()
         if self.spec.locks_zeros:
             return None
         ratio = self.window.ratio_at(step, self._initial)
-        if ratio is None or self.sparsity > self.spec.target:
+        if ratio is None:
+            return None
+        pruned = self._pruned_units()
+        if pruned > self._units_in(self.spec.target) or (has_locked and pruned >= self._units_in(ratio)):
             return ratio
         self._postponed = None
-        if self.spec.criterion.needs_gradient and self._scores is None:
+        if self.spec.criterion.needs_gradient and not self._has_scores():
             self._postpone(ratio, step)
         else:
             self._update_masks(ratio)
@@ -127,7 +132,7 @@ class Pruner:
             return
         momentum = self.spec.criterion.momentum
         self._scores = fresh if self._scores is None or momentum == 0 else self._scores.mul_(momentum).add_(fresh)
-        if self._postponed is not None:
+        if self._postponed is not None and self._has_scores():
             self._update_masks(self._postponed)
             self._postponed = None
 
@@ -144,17 +149,21 @@ class Pruner:
         """Clear the momentum of pruned weights, so that it cannot push a weight that comes back."""
         for layer in self.layers:
             mask = self.stored_masks.get(layer.name)
-            state = optimizer.state.get(self.weight(layer), {}) if mask is not None else {}
+            if mask is None:
+                continue
+            weight = self.weight(layer)
+            state = optimizer.state.get(weight, {})
             for key in ("momentum_buffer", "exp_avg"):
-                if isinstance(buffer := state.get(key), torch.Tensor) and mask is not None:
+                # Optimizers that keep their momentum in another space (low rank, packed) keep it as it is.
+                if isinstance(buffer := state.get(key), torch.Tensor) and buffer.shape == weight.shape:
                     layer.grid.apply_(buffer, mask)
 
     def warn_if_missed(self, steps: int) -> None:
         """Say once that training ended before the goal was reached."""
-        units = sum(layer.grid.units for layer in self.layers)
-        wanted = count_of(self.window.goal / self.spec.pattern.density, units)
-        # Caps are rounded down layer by layer, which may leave one unit a layer.
-        if self.spec.locks_zeros or self._pruned_units() + len(self.layers) >= wanted:
+        # Caps and the local scope round down layer by layer.
+        share = self.window.goal / self.spec.pattern.density
+        wanted = sum(count_of(share, layer.grid.units) for layer in self.layers)
+        if self.spec.locks_zeros or self._pruned_units() >= wanted:
             return
         message = (
             f"Pruning reached {self.sparsity:.4f} instead of {self.window.goal} ({self!r}): training ended after "
@@ -164,16 +173,21 @@ class Pruner:
         warnings.warn(message, InexactWarning, stacklevel=2)
 
     def findings(self) -> Iterable[Finding]:
-        """What was asked of each layer."""
+        """What was asked of each layer, counted as the target is: in units, in elements for N:M.
+
+        A lock asks for the zeros that it found.
+        """
         for layer in self.layers:
             mask = self.stored_masks.get(layer.name)
+            units = _numel(layer.grid.mask_shape)
+            pruned = 0 if mask is None else units - int(torch.count_nonzero(mask))
             yield Finding(
                 layer.name,
                 pattern=self.spec.pattern_text,
-                sparsity=None if self.spec.locks_zeros else self.spec.target,
+                sparsity=pruned / units if self.spec.locks_zeros else self.spec.target,
                 group=self.group,
-                units=layer.grid.units,
-                pruned_units=0 if mask is None else layer.grid.pruned_units(mask),
+                units=units,
+                pruned_units=pruned,
                 note="zeros locked" if self.spec.locks_zeros else None,
             )
         yield from self.left_dense
@@ -197,17 +211,18 @@ class Pruner:
         """Continue from `state_dict`.
 
         Raises:
-            StateError: Another set of layers, or a shape that does not fit.
+            StateError: Another set of layers, or a shape or dtype that does not fit.
         """
+        check_keys(repr(self), state, {"masks", "scores", "initial", "last_step", "postponed"})
         masks, scores = state["masks"], state["scores"]
         by_parameter = {layer.parameter_name: layer for layer in self.layers}
         for kind, tensors in (("mask", masks), ("score", scores)):
             for name, tensor in tensors.items():
                 _check_tensor(kind, name, tensor, by_parameter.get(name))
-        if scores and len(scores) != len(self.layers):
-            missing = sorted(set(by_parameter) - set(scores))
-            message = f"The saved state has no pruning scores for {missing}; it is of another run or damaged."
-            raise StateError(message)
+            if tensors and len(tensors) != len(self.layers):
+                missing = sorted(set(by_parameter) - set(tensors))
+                message = f"The saved state has no pruning {kind} for {missing}; it is of another run or damaged."
+                raise StateError(message)
         device = self.weight(self.layers[0]).device
         self.stored_masks = {
             by_parameter[name].name: mask.to(self.weight(by_parameter[name]).device).clone()
@@ -225,6 +240,14 @@ class Pruner:
             for layer in self.layers
             if layer.name in self.stored_masks
         )
+
+    def _units_in(self, share: float) -> int:
+        """Whole units in a share of all of them (of their elements for N:M)."""
+        return count_of(share / self.spec.pattern.density, sum(layer.grid.units for layer in self.layers))
+
+    def _has_scores(self) -> bool:
+        """Whether scores were taken that say anything: where all gradients were zero, any unit is like any other."""
+        return self._scores is not None and bool(self._scores.any())
 
     def _lock_zeros(self) -> None:
         for layer in self.layers:
@@ -289,8 +312,8 @@ class Pruner:
         self._postponed = ratio
         self._warn_once(
             "postponed",
-            f"Pruning criterion {type(self.spec.criterion).__name__} has seen no gradient yet at step {step}, where "
-            f"{ratio:.3f} is to be pruned: it will be at the first update that has gradients. "
+            f"Pruning criterion {type(self.spec.criterion).__name__} has seen no gradient yet, or only zeros, at step "
+            f"{step}, where {ratio:.3f} is to be pruned: it will be at the first update that has gradients. "
             "Set start_step to 1 or more to silence this, and call on_before_optimizer_step in every step.",
         )
 
@@ -308,7 +331,12 @@ def _check_tensor(kind: str, name: str, tensor: torch.Tensor, layer: Layer | Non
     if layer is None:
         message = f"The saved state has a pruning {kind} for {name!r}, which this run does not prune."
         raise StateError(message)
-    shape = layer.grid.mask_shape if kind == "mask" else layer.grid.score_shape
+    is_mask = kind == "mask"
+    shape = layer.grid.mask_shape if is_mask else layer.grid.score_shape
     if tuple(tensor.shape) != shape:
         message = f"The saved pruning {kind} of {name!r} has shape {tuple(tensor.shape)}; this run needs {shape}."
+        raise StateError(message)
+    dtype = torch.bool if is_mask else torch.float32
+    if tensor.dtype != dtype:
+        message = f"The saved pruning {kind} of {name!r} has dtype {tensor.dtype}; this run needs {dtype}."
         raise StateError(message)

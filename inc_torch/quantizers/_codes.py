@@ -31,6 +31,9 @@ SMALLEST_SCALE = 1e-30
 _MANTISSA = 2.0**23
 """From here to 2**24 float32 values lie 1 apart: adding it rounds, and leaves the integer in the low bits."""
 
+_PIECE = 2**18
+"""Values that `encode` takes at once: 1 MiB of float32, which the cache of a core holds."""
+
 
 def usable_scale(scale: float) -> float:
     """Round to float32, as scales are stored, and replace what cannot be divided by with 1.
@@ -84,17 +87,11 @@ def input_grid(low: float, high: float, scheme: QuantScheme) -> InputGrid:
     return InputGrid(scale, min(max(round(-low / scale), 0), top), top)
 
 
-def _rounded(values: torch.Tensor, grid: InputGrid, shift: torch.Tensor) -> torch.Tensor:
-    """Return ``2**23 + code`` in float32: three passes over memory less than round, add and clamp."""
-    shifted = torch.add(shift, values.detach().to(torch.float32), alpha=1.0 / grid.scale)
-    return shifted.clamp_(_MANTISSA, _MANTISSA + grid.top)
-
-
 def encode(values: torch.Tensor, grid: InputGrid, shift: torch.Tensor) -> torch.Tensor:
     """Quantize to uint8 codes, shaped and laid out like ``values``.
 
     Args:
-        values: Any floating dtype.
+        values: Any floating dtype; never written to.
         grid: The codes' meaning.
         shift: ``grid.shift``, made once by who encodes often.
 
@@ -103,7 +100,32 @@ def encode(values: torch.Tensor, grid: InputGrid, shift: torch.Tensor) -> torch.
         >>> encode(torch.tensor([0.0, 1.0, -100.0, 0.3]), grid, grid.shift)
         tensor([10, 12,  0, 11], dtype=torch.uint8)
     """
-    return _rounded(values, grid, shift).view(torch.int32).to(torch.uint8)
+    values = values.detach()
+    if values.numel() > _PIECE and not torch.compiler.is_compiling():
+        return _encode_in_pieces(values, grid, shift)
+    return _shifted(values.to(torch.float32), grid, shift).view(torch.int32).to(torch.uint8)
+
+
+def _encode_in_pieces(values: torch.Tensor, grid: InputGrid, shift: torch.Tensor) -> torch.Tensor:
+    """Encode through one small buffer: a float copy of a big tensor costs more in page faults than the arithmetic."""
+    codes = torch.empty_like(values, dtype=torch.uint8)
+    if codes.stride() != values.stride():  # broadcast or cut out: there is no flat view
+        values, codes = values.contiguous(), codes.contiguous()
+    count = values.numel()
+    flat_values, flat_codes = (tensor.as_strided((count,), (1,)) for tensor in (values, codes))
+    buffer = torch.empty(_PIECE, device=values.device)
+    for piece, target in zip(torch.split(flat_values, _PIECE), torch.split(flat_codes, _PIECE), strict=True):
+        scratch = buffer[: len(piece)]
+        floats = piece if piece.dtype == torch.float32 else scratch.copy_(piece)
+        target.copy_(_shifted(floats, grid, shift, out=scratch).view(torch.int32))
+    return codes
+
+
+def _shifted(
+    values: torch.Tensor, grid: InputGrid, shift: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return ``2**23 + code`` in float32, in two passes over memory instead of four (divide, round, add, clamp)."""
+    return torch.add(shift, values, alpha=1.0 / grid.scale, out=out).clamp_(_MANTISSA, _MANTISSA + grid.top)
 
 
 def decode(codes: torch.Tensor, grid: InputGrid) -> torch.Tensor:
@@ -117,7 +139,7 @@ def snap(values: torch.Tensor, grid: InputGrid) -> torch.Tensor:
     The value 0 stays 0. Not differentiable; `fake_quantize_input` is.
     """
     shift = grid.shift
-    snapped = _rounded(values, grid, shift).sub_(shift).mul_(grid.scale)
+    snapped = _shifted(values.detach().to(torch.float32), grid, shift).sub_(shift).mul_(grid.scale)
     return snapped.to(values.dtype)
 
 

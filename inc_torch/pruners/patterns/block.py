@@ -94,7 +94,7 @@ class BlockGrid:
         return blocks.squeeze(1) if self._rows == 1 else _reduced(blocks, 1, self._reduction)
 
     def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores.view(-1)
+        return scores.reshape(-1)
 
     def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         return keep.view(self.mask_shape)

@@ -33,7 +33,7 @@ class TestAccuracyCriterion:
         [
             ({"tolerable_loss": "1%"}, ConfigTypeError, "tolerable_loss='1%': expected a finite number, not a str."),
             ({"tolerable_loss": float("inf")}, ConfigError, "tolerable_loss=inf: expected a finite number."),
-            ({"criterion": "relativ"}, ConfigError, "criterion='relativ': expected one of 'relative', 'absolute'. Did"),
+            ({"criterion": "relatve"}, ConfigError, "criterion='relatve': expected one of 'relative', 'absolute'. Did"),
             ({"higher_is_better": 1}, ConfigTypeError, "higher_is_better=1: expected True or False, not an int."),
         ],
         ids=str,

@@ -48,8 +48,8 @@ class TestLoss:
         assert config["KnowledgeDistillationLoss"]["loss_types"] == ("CE", "CE")
         with pytest.raises(FrozenConfigError, match=r"config\.replace\(temperature=3\)"):
             config.KnowledgeDistillationLoss.temperature = 3
-        with pytest.raises(AttributeError, match=r"no value 'temprature' here\. Did you mean 'temperature'\?"):
-            _ = config.KnowledgeDistillationLoss.temprature
+        with pytest.raises(AttributeError, match=r"no value 'tempereture' here\. Did you mean 'temperature'\?"):
+            _ = config.KnowledgeDistillationLoss.tempereture
 
     def test_lists_are_copied(self):
         types, weights = ["CE", "KL"], [0.25, 0.75]
@@ -180,9 +180,9 @@ class TestDistillation:
                 "IntermediateLayersKnowledgeDistillationLoss comes with a later version of inc_torch.",
             ),
             (
-                {"criterion": {"KnowledgeDistillationLoss": {"temprature": 1}}},
+                {"criterion": {"KnowledgeDistillationLoss": {"tempereture": 1}}},
                 ConfigTypeError,
-                "has no option 'temprature'. Did you mean 'temperature'?",
+                "has no option 'tempereture'. Did you mean 'temperature'?",
             ),
             (
                 {"criterion": {"KnowledgeDistillationLoss": 3}},

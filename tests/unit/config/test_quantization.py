@@ -130,7 +130,7 @@ class TestSpec:
         rule = {"weight": {"granularity": "per_tensor", "bits": 8, "group_size": [-1]}, "activation": {"scheme": "sym"}}
         assert self.scheme(op_name_dict={"fc": rule}) == QuantScheme(per_channel=False, symmetric_input=True)
 
-    def test_of_several_words_the_first_possible_counts(self):
+    def test_of_several_words_the_first_counts(self):
         rule = {
             "weight": {"scheme": ["asym", "sym"], "granularity": ["per_tensor", "per_channel"]},
             "activation": {"scheme": ["sym", "asym"], "algorithm": ["kl", "minmax"]},
@@ -204,7 +204,7 @@ class TestMessages:
                 ConfigError,
                 "got relative=0.1 and absolute=1: a tolerable loss is one or",
             ),
-            ({"timout": 1}, ConfigTypeError, "has no option 'timout'. Did you mean 'timeout'?"),
+            ({"tymeout": 1}, ConfigTypeError, "has no option 'tymeout'. Did you mean 'timeout'?"),
             ({"timeout": -1}, ConfigError, "TuningCriterion.timeout=-1: expected a number of seconds, 0 or more."),
             ({"op_type_dict": 3}, ConfigTypeError, "op_type_dict=3: expected a dict of rules or None, not an int."),
             (

@@ -7,7 +7,7 @@ import pytest
 
 from inc_torch.config import WeightPruningConfig
 from inc_torch.core.errors import ConfigError, ConfigTypeError
-from inc_torch.pruners import CRITERIA, Limits
+from inc_torch.pruners import ALLOCATIONS, CRITERIA, SCHEDULES, Limits, PrunerSpec, parse_pattern
 
 INC_ORDER = [
     "pruning_configs",
@@ -135,7 +135,23 @@ class TestMerging:
             "lock_init_sparsity": True,
         }
         assert only(WeightPruningConfig([local])) == only(WeightPruningConfig(**local))
-        assert only(WeightPruningConfig([local])) != only(WeightPruningConfig())
+        assert only(WeightPruningConfig([local])) == PrunerSpec(
+            criterion=CRITERIA.get("magnitude")(),
+            pattern=parse_pattern("2:4"),
+            pattern_text="2:4",
+            schedule=SCHEDULES.get("cube")(),
+            allocation=ALLOCATIONS.get("local")(),
+            reduction="max",
+            target=0.5,
+            start=1,
+            end=9,
+            frequency=4,
+            limits=Limits(0.1, 0.4),
+            op_names=("a",),
+            excluded_op_names=("b",),
+            op_types=("Linear",),
+            keeps_initial_zeros=True,
+        )
 
     def test_a_second_config_never_inherits_from_the_first(self):
         first = WeightPruningConfig(target_sparsity=0.7, pruning_type="magnitude", excluded_op_names=["head"])
@@ -209,6 +225,7 @@ WRONG = [
     ("max_sparsity_ratio_per_op", 1, ConfigError, "=1: expected a number in [0, 1)."),
     ("min_sparsity_ratio_per_op", -0.5, ConfigError, "=-0.5: expected a number in [0, 1)."),
     ("start_step", -1, ConfigError, "=-1: expected a step of 0 or more."),
+    ("start_step", False, ConfigTypeError, "=False: expected a step of 0 or more, not a bool."),
     ("end_step", 1.5, ConfigTypeError, "=1.5: expected a step of 0 or more, not a float."),
     ("pruning_frequency", 0, ConfigError, "=0: expected a number of steps, 1 or more."),
     ("pruning_frequency", 1.5, ConfigTypeError, "=1.5: expected a number of steps, 1 or more, not a float."),

@@ -60,7 +60,7 @@ def test_truncated_weights(directory, open_model):
 def test_truncated_weights_of_a_float_model(float_directory):
     path = float_directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-64])
-    with pytest.raises(ArtifactError, match=r"weights in .*float' are damaged or cut short.*Save the model again"):
+    with pytest.raises(ArtifactError, match=r"model.safetensors' is damaged or cut short.*Save the model again"):
         OptimizedModel.from_pretrained(float_directory)
 
 
@@ -68,9 +68,7 @@ def test_truncated_weights_of_a_float_model(float_directory):
 @pytest.mark.parametrize("leaf", ["qweight", "weight_scale", "bias", "input_scale", "input_zero_point"])
 def test_a_missing_int8_tensor_is_no_reason_to_make_one_up(directory, open_model, leaf):
     edit_tensors(directory, lambda tensors: tensors.pop(f"classifier.{leaf}"))
-    message = (
-        rf"Int8 module 'classifier' of BertForSequenceClassification .*the files lack '{leaf}'.*Save the model again"
-    )
+    message = rf"Int8 module 'classifier' was not loaded from .*the files lack '{leaf}'.*Save the model again"
     with pytest.raises(ArtifactError, match=message):
         open_model(directory)
 
@@ -83,6 +81,16 @@ def test_a_changed_int8_tensor_is_noticed(directory, open_model, leaf):
         ArtifactError, match=r"Int8 module 'classifier'.*got checksum '\w{8}', expected checksum '\w{8}'"
     ):
         open_model(directory)
+
+
+def test_a_missing_shard_is_named(int8_models, tmp_path):
+    save_for_huggingface_upstream(int8_models["bert"], None, tmp_path, max_shard_size=8_000)
+    path = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    path.unlink()
+    with pytest.raises(
+        ArtifactError, match=rf"{path.name}' is missing.*names it among \d files. Copy the whole directory"
+    ):
+        OptimizedModel.from_pretrained(tmp_path)
 
 
 @both

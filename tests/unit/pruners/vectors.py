@@ -87,11 +87,7 @@ def pruners_of(manager: CompressionManager) -> list[Pruner]:
 
 def masks_of(manager: CompressionManager) -> dict[str, list[Any]]:
     """Masks of all pruners as nested lists of 0 and 1."""
-    return {
-        name: mask.int().tolist()
-        for pruner in pruners_of(manager)
-        for name, mask in pruner.masks.items()
-    }
+    return {name: mask.int().tolist() for pruner in pruners_of(manager) for name, mask in pruner.masks.items()}
 
 
 def weights_of(manager: CompressionManager) -> dict[str, torch.Tensor]:

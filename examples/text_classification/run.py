@@ -1,0 +1,168 @@
+"""Prune to 80 %, quantize to int8 and distil MiniLM-L6 on Rotten Tomatoes reviews, all in one training loop.
+
+    python run.py [--seed 0] [--output examples/text_classification/output] [--smoke]
+
+``--smoke`` runs the same code on made-up reviews and a tiny untrained model, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from data import Encoded, encode, load_reviews
+from latency import medians
+from model import accuracy, load_pretrained, predict
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from safetensors.torch import save_file
+from synthetic import load_tiny, make_reviews
+from torch.optim import AdamW
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+from transformers.utils import logging
+
+from inc_torch import (
+    CompressionManager,
+    DistillationConfig,
+    KnowledgeDistillationLossConfig,
+    QuantizationAwareTrainingConfig,
+    WeightPruningConfig,
+    prepare_compression,
+    save_for_huggingface_upstream,
+)
+
+HERE = Path(__file__).parent
+MAX_LENGTH = 48
+BATCH_SIZE = 32
+console = Console()
+
+
+def train(model: PreTrainedModel, data: Encoded, steps: int, seed: int) -> None:
+    """Fine-tune all weights."""
+    optimizer = AdamW(model.parameters(), lr=1.5e-4, weight_decay=0.01)
+    scheduler = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+    model.train()
+    for batch in progress(data.stream(BATCH_SIZE, steps, seed), "teacher", steps):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch.inputs, labels=batch.labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+
+
+def compress(
+    student: PreTrainedModel, teacher_logits: torch.Tensor, data: Encoded, steps: int, seed: int
+) -> CompressionManager:
+    """Prune, quantize and distil in one loop; ``student`` is an int8 model afterwards."""
+    pruning = WeightPruningConfig(
+        pruning_type="snip_momentum",
+        pattern="4x1",
+        target_sparsity=0.8,
+        start_step=steps // 25,
+        end_step=steps * 3 // 5,
+        pruning_frequency=max(1, steps // 25),
+    )
+    quantization = QuantizationAwareTrainingConfig()
+    distillation = DistillationConfig(
+        criterion=KnowledgeDistillationLossConfig(temperature=2.0, loss_types=["CE", "KL"], loss_weights=[0.3, 0.7])
+    )
+    manager = prepare_compression(student, [pruning, quantization, distillation])
+    optimizer = AdamW(student.parameters(), lr=4e-4, weight_decay=0.01)
+    scheduler = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+
+    student.train()
+    manager.on_train_begin()
+    for index, batch in enumerate(progress(data.stream(BATCH_SIZE, steps, seed), "student", steps)):
+        manager.on_step_begin(index)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = student(**batch.inputs, labels=batch.labels)
+        loss = manager.on_after_compute_loss(batch.inputs, output, output.loss, teacher_logits[batch.index])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        manager.on_before_optimizer_step()
+        optimizer.step()
+        manager.on_after_optimizer_step()
+        scheduler.step()
+        optimizer.zero_grad()
+        manager.on_step_end()
+    manager.on_train_end()
+    return manager
+
+
+def progress(batches, name: str, steps: int):
+    """A progress bar where somebody looks."""
+    return track(batches, name, steps, console=console, disable=not console.is_terminal)
+
+
+def compare(dense: PreTrainedModel, compressed: PreTrainedModel, test: Encoded, folders: dict[str, Path]) -> Table:
+    """Dense and compressed side by side; everything is measured on the two models as they are."""
+    models = {"dense": dense.eval(), "compressed": compressed.eval()}
+    report = compressed.report()
+    asked = {row.asked_sparsity for row in report.modules if row.asked_sparsity is not None}
+    sizes = {
+        name: sum(file.stat().st_size for file in folder.glob("*.safetensors")) for name, folder in folders.items()
+    }
+    table = Table("", "dense float32", "compressed int8", "ratio", title="MiniLM-L6 on Rotten Tomatoes")
+    scores = {name: accuracy(predict(model, test), test) for name, model in models.items()}
+    gain = f"{(scores['compressed'] - scores['dense']) * 100:+.2f} points"
+    table.add_row(f"accuracy, {len(test)} reviews", f"{scores['dense']:.4f}", f"{scores['compressed']:.4f}", gain)
+    table.add_row("zeros in pruned layers", "-", f"{report.sparsity:.4f}", f"asked {max(asked)}")
+    ratio = f"{sizes['dense'] / sizes['compressed']:.2f}x less"
+    table.add_row("file, MB", f"{sizes['dense'] / 1e6:.1f}", f"{sizes['compressed'] / 1e6:.1f}", ratio)
+    for batch_size in (1, 8):
+        times = medians(models, batch_size)
+        ratio = f"{times['dense'] / times['compressed']:.2f}x speed"
+        table.add_row(f"ms, batch {batch_size}", f"{times['dense']:.2f}", f"{times['compressed']:.2f}", ratio)
+    return table
+
+
+def check_in_fresh_process(model: PreTrainedModel, test: Encoded, folder: Path) -> None:
+    """Write some logits down and let another process find the same ones in ``folder``."""
+    batch = test.batch(range(32))
+    with torch.inference_mode():
+        logits = model(**batch.inputs).logits
+    expected = folder.parent / "expected.safetensors"
+    save_file({**batch.inputs, "logits": logits}, expected)
+    subprocess.run([sys.executable, HERE / "check.py", folder, expected], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=HERE / "output")
+    parser.add_argument("--smoke", action="store_true", help="made-up data and a tiny model, in seconds")
+    options = parser.parse_args()
+    logging.disable_progress_bar()
+    steps, student_steps = (20, 30) if options.smoke else (250, 350)
+    reviews = make_reviews() if options.smoke else load_reviews()
+    teacher, tokenizer = (load_tiny if options.smoke else load_pretrained)(options.seed)
+    training, test = (encode(part, tokenizer, MAX_LENGTH) for part in (reviews.train, reviews.test))
+    folders = {name: options.output / name for name in ("dense", "compressed")}
+
+    console.print(f"Fine-tuning the teacher: {steps} steps, {len(training)} reviews to draw from.")
+    train(teacher, training, steps, options.seed)
+    teacher.save_pretrained(folders["dense"])
+    console.print("Keeping the teacher's logits of all training reviews.")
+    teacher_logits = predict(teacher, training)
+
+    console.print(f"Compressing the student: {student_steps} steps of pruning, quantization and distillation at once.")
+    student = copy.deepcopy(teacher)
+    manager = compress(student, teacher_logits, training, student_steps, options.seed + 1)
+    save_for_huggingface_upstream(student, tokenizer, folders["compressed"])
+    console.print(manager.report())
+    console.print(compare(teacher, student, test, folders))
+    check_in_fresh_process(student, test, folders["compressed"])
+
+
+if __name__ == "__main__":
+    main()
