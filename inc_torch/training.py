@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any, final
 
@@ -18,7 +19,7 @@ from inc_torch.config import (
 )
 from inc_torch.core.dispatcher import Dispatcher
 from inc_torch.core.errors import ConfigError, ConfigTypeError, IncTorchWarning, InexactWarning, StateError
-from inc_torch.core.report import CompressionReport
+from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.core.state import FORMAT, check_keys, random_state, set_random_state
 from inc_torch.export import adorn, attach_report, save
 
@@ -132,7 +133,14 @@ class CompressionManager:
 
     def report(self) -> CompressionReport:
         """Measure, in the weights as they are now, what every module was asked for and has reached."""
-        findings = [finding for callback in self.callbacks.callbacks_list for finding in callback.findings()]
+        findings: list[Finding] = []
+        for callback in self.callbacks.callbacks_list:
+            # Every callback counts its groups from 0.
+            offset = 1 + max((finding.group for finding in findings if finding.group is not None), default=-1)
+            findings += [
+                finding if finding.group is None else replace(finding, group=finding.group + offset)
+                for finding in callback.findings()
+            ]
         return CompressionReport.measure(self.model, findings)
 
     def save(self, directory: str | PathLike[str]) -> None:
@@ -192,7 +200,7 @@ def _compare_configs(saved: Sequence[Mapping[str, Any]], current: Sequence[Mappi
         f"config {index}: {key}: saved {before.get(key)!r}, now {now.get(key)!r}"
         for index, (saved_config, current_config) in enumerate(zip(saved, current, strict=False))
         for before, now in [(_flat(saved_config), _flat(current_config))]
-        for key in sorted(before.keys() | now.keys())
+        for key in (sorted(before.keys() | now.keys()) if before["type"] == now["type"] else ["type"])
         if before.get(key) != now.get(key)
     ]
     if len(saved) != len(current):

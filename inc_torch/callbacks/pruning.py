@@ -44,6 +44,9 @@ class PruningCallbacks(Callback):
             yield from pruner.findings()
 
     def state_dict(self) -> dict[str, Any]:
+        if self.progress.has_unfinished_update:
+            # The run that goes on from here does not know its optimizers yet, whose momentum is to be masked.
+            self.on_after_optimizer_step()
         return {"pruners": [pruner.state_dict() for pruner in self.pruners]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

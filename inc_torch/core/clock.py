@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 from weakref import WeakSet
 
@@ -95,7 +95,7 @@ class UpdateClock:
             "stepped": sorted(index for index in stepped if index is not None),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; the weights are to be marked afterwards."""
         self.has_seen_optimizer = bool(state["has_seen_optimizer"])
         self._unclaimed = bool(state["has_update"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, final
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, NoReturn, TypeVar, final
 
 import torch
 from torch import nn
@@ -13,8 +15,16 @@ from torch.optim.optimizer import Optimizer
 
 from inc_torch.core.callback import Callback
 from inc_torch.core.clock import UpdateClock
-from inc_torch.core.errors import ConfigError, HookOrderError, LoopWarning, StateError, did_you_mean
+from inc_torch.core.errors import (
+    ConfigError,
+    ConfigTypeError,
+    HookOrderError,
+    LoopWarning,
+    StateError,
+    did_you_mean,
+)
 from inc_torch.core.hooks import HOOKS, UNDO_HOOKS, Progress
+from inc_torch.core.state import check_keys
 
 __all__ = ["Dispatcher"]
 
@@ -26,6 +36,35 @@ _PLACES = {
     "on_step_begin": "before the forward of each batch",
     "on_before_optimizer_step": "between backward and optimizer.step()",
     "on_after_optimizer_step": "right after optimizer.step()",
+}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    """A hook of the user; arguments are None where it gets those of the hook that calls it."""
+
+    hook: Hook
+    args: Sequence[Any] | None
+    kwargs: Mapping[str, Any] | None
+
+    def __call__(self, *arguments: object) -> object:
+        if self.args is None and self.kwargs is None:
+            return self.hook(*arguments)
+        return self.hook(*(self.args or ()), **(self.kwargs or {}))
+
+    def __repr__(self) -> str:
+        return f"the hook {getattr(self.hook, '__qualname__', repr(self.hook))}"
+
+
+_UNFINISHED = {
+    "batch",
+    "has_begun_step",
+    "has_scored",
+    "has_folded_loss",
+    "has_seen_optimizer",
+    "has_update",
+    "stepped",
 }
 
 
@@ -50,15 +89,13 @@ class Dispatcher:
         self.callbacks_list: list[Callback] = list(callbacks)
         self.progress = Progress()
         self._model = model
-        self._extra: dict[str, list[tuple[Hook, tuple[Any, ...], dict[str, Any]]]] = {name: [] for name in HOOKS}
-        self._clock = UpdateClock(self._tracked, self._on_optimizer)
+        self._extra: dict[str, list[_Registered]] = {name: [] for name in HOOKS}
+        self._clock = UpdateClock(self._tracked, model.parameters, self._on_optimizer)
         self._phase = "new"
         self._batch = 0
-        self._in_batch = False
         self._has_begun_step = False
         self._has_scored = False
-        self._had_finite_gradients = True
-        self._uses_step_hooks = False
+        self._has_folded_loss = False
         self._told: set[str] = set()
         self._staged = sorted(self.callbacks_list, key=lambda callback: callback.stage)
         self._table = {name: self._overriding(name) for name in HOOKS}
@@ -89,21 +126,23 @@ class Dispatcher:
         What it returns is ignored, except that a tensor returned at ``on_after_compute_loss`` is the new loss.
         Registering the same hook twice at one scope changes nothing.
         """
-        if all(registered != hook for registered, _, _ in self._registered(scope)):
-            self._extra[scope].append((hook, tuple(input_args or ()), dict(input_kwargs or {})))
+        if all(entry.hook != hook for entry in self._registered(scope)):
+            self._extra[scope].append(_Registered(hook, input_args, input_kwargs))
 
     def remove_hook(self, scope: str, hook: Hook) -> None:
         """Take exactly ``hook`` out again; one that is not there is no error."""
         self._registered(scope)
-        self._extra[scope] = [entry for entry in self._extra[scope] if entry[0] != hook]
+        self._extra[scope] = [entry for entry in self._extra[scope] if entry.hook != hook]
 
     def on_train_begin(self, dataloader: object = None) -> None:
-        """Start training; later calls do nothing."""
-        if self._phase != "new":
-            return
-        self._phase = "training"
-        self._clock.start()
-        self._run("on_train_begin", dataloader)
+        """Start training; calling it again during training does nothing."""
+        if self._phase == "ended":
+            self._refuse("on_train_begin")
+        if self._phase == "new":
+            self._phase = "training"
+            self._clock.start()
+            self._run("on_train_begin", dataloader)
+            self._clock.mark()
 
     def on_epoch_begin(self, epoch: int) -> None:
         """Start epoch number ``epoch``."""
@@ -117,9 +156,7 @@ class Dispatcher:
         self._require_training("on_step_begin")
         self._settle()
         self._batch = batch_id
-        self._in_batch = True
-        self._has_begun_step = True
-        self._run("on_step_begin", batch_id)
+        self._begin_step()
 
     def on_after_compute_loss(
         self,
@@ -128,36 +165,55 @@ class Dispatcher:
         student_loss: torch.Tensor | float,
         teacher_output: object = None,
     ) -> torch.Tensor:
-        """Return the loss to call ``backward`` on; always one tensor."""
+        """Return the loss to call ``backward`` on; always one tensor.
+
+        Raises:
+            ConfigTypeError: The loss is neither a tensor nor a number, or a callback returned something else.
+        """
         self._require_training("on_after_compute_loss")
-        loss = student_loss if isinstance(student_loss, torch.Tensor) else torch.as_tensor(student_loss)
+        self._has_folded_loss = True
+        loss: Any = student_loss
+        if isinstance(loss, Real):
+            loss = torch.tensor(float(loss))
         for callback, call in self._table["on_after_compute_loss"]:
-            loss = self._guarded(callback, "on_after_compute_loss", call, input, student_output, loss, teacher_output)
-        for hook, args, kwargs in self._extra["on_after_compute_loss"]:
-            changed = hook(*args, **kwargs) if args or kwargs else hook(input, student_output, loss, teacher_output)
+            arguments = (input, student_output, loss, teacher_output)
+            loss = self._guarded(type(callback).__name__, "on_after_compute_loss", call, *arguments)
+            if not isinstance(loss, torch.Tensor):
+                message = (
+                    f"{type(callback).__name__}.on_after_compute_loss returned {loss!r}: expected the loss to go on "
+                    "with, a tensor. Return student_loss to leave it as it is."
+                )
+                raise ConfigTypeError(message)
+        for entry in tuple(self._extra["on_after_compute_loss"]):
+            arguments = (input, student_output, loss, teacher_output)
+            changed = self._guarded(repr(entry), "on_after_compute_loss", entry, *arguments)
             loss = changed if isinstance(changed, torch.Tensor) else loss
+        if not isinstance(loss, torch.Tensor):
+            message = (
+                f"on_after_compute_loss got student_loss={loss!r} of type {type(loss).__name__}: expected a tensor or "
+                "a number. Compute the loss first (a Hugging Face model does if the batch has labels)."
+            )
+            raise ConfigTypeError(message)
         return loss
 
     def on_before_optimizer_step(self) -> None:
         """Gradients are complete; the optimizer steps next."""
         self._require_training("on_before_optimizer_step")
-        self._settle()
-        self._uses_step_hooks = True
+        if self._has_scored:
+            self._settle()
         self._score()
 
     def on_after_optimizer_step(self) -> None:
         """The optimizer has stepped. A step skipped by a gradient scaler is noticed and does not count."""
         self._require_training("on_after_optimizer_step")
-        self._uses_step_hooks = True
-        if self._clock.claim() if self._clock.has_seen_optimizer else self._seems_updated():
+        if self._clock.claim():
             self._finish_step()
         self._has_scored = False
 
     def on_step_end(self) -> None:
         """End a batch."""
         self._require_training("on_step_end")
-        self._settle(at_batch_end=True)
-        self._in_batch = False
+        self._settle()
         self._run("on_step_end")
 
     def on_epoch_end(self) -> None:
@@ -181,26 +237,27 @@ class Dispatcher:
             return
         self._require_training("on_train_end")
         self._settle()
+        self._run_callbacks("on_train_end")
         self._clock.stop()
-        self._run("on_train_end")
         self._phase = "ended"
+        self._run_registered("on_train_end")
 
     def state_dict(self) -> dict[str, Any]:
         """Progress and the state of every callback, keyed by position and class."""
+        clock = self._clock.state_dict()
+        clock["has_update"] &= self._has_begun_step or self._has_scored  # or weights were only loaded
+        self.progress.has_unfinished_update = clock["has_update"]
         return {
             "progress": {"step": self.progress.step, "epoch": self.progress.epoch},
             "unfinished": {
                 "batch": self._batch,
-                "in_batch": self._in_batch,
                 "has_begun_step": self._has_begun_step,
                 "has_scored": self._has_scored,
-                "had_finite_gradients": self._had_finite_gradients,
-                "uses_step_hooks": self._uses_step_hooks,
-                "has_seen_optimizer": self._clock.has_seen_optimizer,
-                "has_unclaimed_update": self._clock.has_unclaimed_update,
+                "has_folded_loss": self._has_folded_loss,
+                **clock,
             },
             "callbacks": {
-                key: {"version": callback.state_version, **callback.state_dict()}
+                key: {"version": callback.state_version, "state": callback.state_dict()}
                 for key, callback in self._keyed().items()
             },
         }
@@ -209,31 +266,32 @@ class Dispatcher:
         """Continue from `state_dict`.
 
         Raises:
-            StateError: The callbacks or their versions differ.
+            StateError: The callbacks or their versions differ, or something is missing.
         """
-        keyed, saved = self._keyed(), state["callbacks"]
+        progress, unfinished, saved = state["progress"], state["unfinished"], state["callbacks"]
+        check_keys("the progress", progress, {"step", "epoch"})
+        check_keys("the unfinished step", unfinished, _UNFINISHED)
+        keyed = self._keyed()
         if set(keyed) != set(saved):
             message = f"The saved state is of the callbacks {sorted(saved)}; this run has {sorted(keyed)}."
             raise StateError(message)
         for key, callback in keyed.items():
+            check_keys(key, saved[key], {"version", "state"})
             version = saved[key]["version"]
             if version != callback.state_version:
                 message = (
                     f"The saved state of {key} has version {version}; this package reads {callback.state_version}."
                 )
                 raise StateError(message)
-            callback.load_state_dict({name: value for name, value in saved[key].items() if name != "version"})
-        self.progress.step = int(state["progress"]["step"])
-        self.progress.epoch = int(state["progress"]["epoch"])
-        unfinished = state["unfinished"]
+        for key, callback in keyed.items():
+            callback.load_state_dict(saved[key]["state"])
+        self.progress.step = int(progress["step"])
+        self.progress.epoch = int(progress["epoch"])
         self._batch = int(unfinished["batch"])
-        self._in_batch = bool(unfinished["in_batch"])
         self._has_begun_step = bool(unfinished["has_begun_step"])
         self._has_scored = bool(unfinished["has_scored"])
-        self._had_finite_gradients = bool(unfinished["had_finite_gradients"])
-        self._uses_step_hooks = bool(unfinished["uses_step_hooks"])
-        self._clock.has_seen_optimizer = bool(unfinished["has_seen_optimizer"])
-        self._clock.has_unclaimed_update = bool(unfinished["has_unclaimed_update"])
+        self._has_folded_loss = bool(unfinished["has_folded_loss"])
+        self._clock.load_state_dict(unfinished)
 
     def _keyed(self) -> dict[str, Callback]:
         return {f"{index}:{type(callback).__name__}": callback for index, callback in enumerate(self.callbacks_list)}
@@ -246,27 +304,30 @@ class Dispatcher:
             _check_signature(callback, name)
         return [(callback, getattr(callback, name)) for callback in listening]
 
-    def _registered(self, scope: str) -> list[tuple[Hook, tuple[Any, ...], dict[str, Any]]]:
+    def _registered(self, scope: str) -> list[_Registered]:
         if scope not in self._extra:
             message = f"There is no hook {scope!r}.{did_you_mean(scope, HOOKS)} Hooks: {', '.join(HOOKS)}."
             raise ConfigError(message)
         return self._extra[scope]
 
     def _run(self, name: str, *arguments: object) -> None:
-        for callback, call in self._table[name]:
-            self._guarded(callback, name, call, *arguments)
-        for hook, args, kwargs in self._extra[name]:
-            if args or kwargs:
-                hook(*args, **kwargs)
-            else:
-                hook(*arguments)
+        self._run_callbacks(name, *arguments)
+        self._run_registered(name, *arguments)
 
-    def _guarded(self, callback: Callback, name: str, call: Callable[..., Result], *arguments: object) -> Result:
+    def _run_callbacks(self, name: str, *arguments: object) -> None:
+        for callback, call in self._table[name]:
+            self._guarded(type(callback).__name__, name, call, *arguments)
+
+    def _run_registered(self, name: str, *arguments: object) -> None:
+        for entry in tuple(self._extra[name]):
+            self._guarded(repr(entry), name, entry, *arguments)
+
+    def _guarded(self, owner: str, name: str, call: Callable[..., Result], *arguments: object) -> Result:
         try:
             return call(*arguments)
         except Exception as error:
             where = f"epoch {self.progress.epoch}, optimizer step {self.progress.step}"
-            error.add_note(f"In {type(callback).__name__}.{name} of inc_torch, at {where}.")
+            error.add_note(f"In {name} of {owner}, called by inc_torch at {where}.")
             raise
 
     def _require_training(self, name: str) -> None:
@@ -274,11 +335,14 @@ class Dispatcher:
             self._warn_once("on_train_begin")
             self.on_train_begin()
         if self._phase == "ended":
-            message = (
-                f"{name} was called after on_train_end: the model is finished (int8 modules cannot be trained). "
-                "Make a new manager with prepare_compression to train on."
-            )
-            raise HookOrderError(message)
+            self._refuse(name)
+
+    def _refuse(self, name: str) -> NoReturn:
+        message = (
+            f"{name} was called after on_train_end: the model is finished (int8 modules cannot be trained). "
+            "Make a new manager with prepare_compression to train on."
+        )
+        raise HookOrderError(message)
 
     def _tracked(self) -> list[nn.Parameter]:
         tracked = [parameter for callback in self.callbacks_list for parameter in callback.tracked_parameters()]
@@ -289,43 +353,50 @@ class Dispatcher:
         self.progress.optimizers.add(optimizer)
         if a_step_went_by:
             self._settle()
+            self._has_scored = False
         if not self._has_scored:
             self._warn_once("on_before_optimizer_step")
             self._score()
 
+    def _begin_step(self) -> None:
+        self._has_begun_step = True
+        self._run("on_step_begin", self._batch)
+        self._clock.mark()
+
     def _score(self) -> None:
         if not self._has_begun_step:
             self._warn_once("on_step_begin")
-            self._has_begun_step = True
-            self._run("on_step_begin", self._batch)
+            self._begin_step()
         self._has_scored = True
-        self._had_finite_gradients = self._clock.has_seen_optimizer or self._clock.has_finite_gradients()
         self._run("on_before_optimizer_step")
 
-    def _settle(self, *, at_batch_end: bool = False) -> None:
-        """Do the work after an optimizer step whose ``on_after_optimizer_step`` did not come.
-
-        Optimizers tell for certain. Where none was ever seen, a step that was scored is taken for done, and a
-        loop that uses neither optimizer hook is taken to update the weights in every batch.
-        """
-        if self._clock.has_seen_optimizer:
-            is_due = self._clock.claim()
-        else:
-            silent_batch = at_batch_end and self._in_batch and not self._uses_step_hooks
-            is_due = (self._has_scored or silent_batch) and self._seems_updated()
-        if is_due:
+    def _settle(self) -> None:
+        """Do the work after an optimizer step whose ``on_after_optimizer_step`` did not come."""
+        if (self._has_begun_step or self._has_scored) and self._clock.claim():
             self._warn_once("on_after_optimizer_step")
             self._finish_step()
 
-    def _seems_updated(self) -> bool:
-        """Whether a step without an optimizer's word is believed: gradients were finite when last looked at."""
-        return self._had_finite_gradients if self._has_scored else self._clock.has_finite_gradients()
-
     def _finish_step(self) -> None:
+        if not self._has_scored:  # without a torch optimizer nothing told that a step was near
+            self._warn_once("on_before_optimizer_step")
+            self._score()
+        self._warn_of_unused_loss()
         self._run("on_after_optimizer_step")
         self.progress.step += 1
         self._has_scored = False
         self._has_begun_step = False
+        self._clock.mark()
+
+    def _warn_of_unused_loss(self) -> None:
+        listening = [type(callback).__name__ for callback, _ in self._table["on_after_compute_loss"]]
+        if self._has_folded_loss or not listening or "on_after_compute_loss" in self._told:
+            return
+        self._told.add("on_after_compute_loss")
+        message = (
+            f"The training loop does not call on_after_compute_loss, so {', '.join(listening)} had no part in this "
+            "step. Call it between the loss and backward, and go on with the loss that it returns."
+        )
+        warnings.warn(message, LoopWarning, stacklevel=4)
 
     def _warn_once(self, hook: str) -> None:
         if hook not in self._told and (self._table[hook] or self._extra[hook]):

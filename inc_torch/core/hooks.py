@@ -78,3 +78,5 @@ class Progress:
     """The running epoch as given to ``on_epoch_begin``."""
     optimizers: WeakSet[Optimizer] = field(default_factory=WeakSet)
     """Optimizers that were seen updating the model."""
+    has_unfinished_update: bool = False
+    """Told while a state is saved: weights were updated, and ``on_after_optimizer_step`` is still to come."""

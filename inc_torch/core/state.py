@@ -41,6 +41,7 @@ def random_state() -> dict[str, Any]:
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Put the generators back to what `random_state` returned."""
+    check_keys("the random number generators", state, {"torch", "cuda", "numpy", "python"})
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

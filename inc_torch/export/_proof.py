@@ -10,20 +10,21 @@ from torch import nn
 from inc_torch.core.errors import ArtifactError, did_you_mean
 from inc_torch.core.report import CompressionReport, ModuleReport
 
-__all__ = ["REPORT_ATTRIBUTE", "attach_report", "attached_report", "measured_report", "prove_report", "read_report"]
+__all__ = ["CODE_BITS", "attach_report", "attached_report", "measured_report", "prove_report", "read_report"]
 
 REPORT_ATTRIBUTE = "_inc_torch_report"
 CODE_BITS = 8
+"""Bits of an int8 code; whatever takes more is float."""
 
 
 def attached_report(model: nn.Module) -> CompressionReport | None:
-    """The report that ``model`` carries, if it was compressed or loaded by this package."""
+    """The report that ``model`` carries, or None."""
     report = model.__dict__.get(REPORT_ATTRIBUTE)
     return report if isinstance(report, CompressionReport) else None
 
 
 def attach_report(model: nn.Module, report: CompressionReport) -> None:
-    """Let ``model`` carry ``report``."""
+    """Let ``model`` carry ``report`` about; it is copied and pickled with it and is no part of its weights."""
     model.__dict__[REPORT_ATTRIBUTE] = report
 
 

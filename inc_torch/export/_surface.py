@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
 from torch import nn
+from torch.fx import GraphModule
 
 from inc_torch.core.report import CompressionReport
 from inc_torch.export._artifact import save
+from inc_torch.export._proof import attached_report, measured_report
 
-__all__ = ["adorn", "attach_report", "attached_report"]
+__all__ = ["adorn"]
 
-_REPORT = "_inc_torch_report"
 _ORIGINAL = "_inc_torch_original_class"
 _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
@@ -25,19 +27,13 @@ def adorn(model: nn.Module) -> None:
     """
     if not hasattr(type(model), _ORIGINAL):
         # Attributes of submodules (``LlamaForCausalLM.model``) are found by hasattr on the object only.
-        members = tuple(name for name in ("save", "report", "model") if not hasattr(model, name))
-        model.__class__ = _adorned_class(type(model), members)
-
-
-def attach_report(model: nn.Module, report: CompressionReport) -> None:
-    """Let ``model`` carry ``report`` about; it is copied and pickled with it and is no part of its weights."""
-    model.__dict__[_REPORT] = report
-
-
-def attached_report(model: nn.Module) -> CompressionReport | None:
-    """The report that ``model`` carries, or None."""
-    report = model.__dict__.get(_REPORT)
-    return report if isinstance(report, CompressionReport) else None
+        members = tuple(name for name in _MEMBERS if not hasattr(model, name))
+        if isinstance(model, GraphModule):  # has a class for itself alone, which its recompile() must find again
+            for name in members:
+                setattr(type(model), name, _MEMBERS[name])
+            setattr(type(model), _ORIGINAL, type(model))
+        else:
+            model.__class__ = _adorned_class(type(model), members)
 
 
 def _save(self: nn.Module, directory: str | PathLike[str]) -> None:
@@ -47,13 +43,15 @@ def _save(self: nn.Module, directory: str | PathLike[str]) -> None:
 
 def _report(self: nn.Module) -> CompressionReport:
     """Measure what was asked for against the weights as they are now."""
-    carried = attached_report(self)
-    return CompressionReport.measure(self, carried.findings() if carried else ())
+    return measured_report(self, attached_report(self))
 
 
 def _itself(self: nn.Module) -> nn.Module:
     """The model itself; INC handed out a wrapper with the model in it."""
     return self
+
+
+_MEMBERS: dict[str, Any] = {"save": _save, "report": _report, "model": property(_itself)}
 
 
 def _adorned_class(original: type[nn.Module], members: tuple[str, ...]) -> type[nn.Module]:
@@ -63,12 +61,14 @@ def _adorned_class(original: type[nn.Module], members: tuple[str, ...]) -> type[
 
 
 def _make_class(original: type[nn.Module], members: tuple[str, ...]) -> type[nn.Module]:
-    available: dict[str, Any] = {"save": _save, "report": _report, "model": property(_itself)}
+    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:  # noqa: ANN401  SupportsIndex, as in object
+        own: Any = self
+        if original.__reduce_ex__ is object.__reduce_ex__ and original.__reduce__ is object.__reduce__:
+            return _restore, (original, members), own.__getstate__()
+        reduced: Any = original.__reduce_ex__(own, protocol)
+        return _rebuild, reduced[:2], *reduced[2:]
 
-    def reduce(self: nn.Module, _protocol: object) -> tuple[Any, ...]:
-        return _restore, (original, members), self.__dict__
-
-    namespace = {name: available[name] for name in members} | {
+    namespace = {name: _MEMBERS[name] for name in members} | {
         _ORIGINAL: original,
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
@@ -76,6 +76,13 @@ def _make_class(original: type[nn.Module], members: tuple[str, ...]) -> type[nn.
         "__reduce_ex__": reduce,
     }
     return type(original.__name__, (original,), namespace)
+
+
+def _rebuild(build: Callable[..., nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
+    """Make the object as its class says by a ``__reduce__`` of its own."""
+    model = build(*arguments)
+    adorn(model)
+    return model
 
 
 def _restore(original: type[nn.Module], members: tuple[str, ...]) -> nn.Module:

@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import nn
 
 from inc_torch.core.report import CompressionReport
+from inc_torch.export._proof import CODE_BITS
 from inc_torch.huggingface._layout import CARD
 
 __all__ = ["CARD", "write_card"]
 
 MARK = "<!-- Written by inc_torch. Remove this line to keep the page when the model is saved again. -->"
-CODE_BITS = 8
 MEGA = 1e6
 
 

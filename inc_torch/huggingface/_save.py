@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from inc_torch.core.errors import ArtifactError, ModelError
+from inc_torch.core.errors import ArtifactError, InexactWarning, ModelError
+from inc_torch.core.report import CompressionReport
 from inc_torch.export._files import ARTIFACT, HUB_CONFIG, WEIGHTS, write_json
-from inc_torch.export._proof import attach_report, attached_report, measured_report
+from inc_torch.export._proof import CODE_BITS, attach_report, attached_report, measured_report
 from inc_torch.huggingface._card import write_card
 from inc_torch.huggingface._layout import REPORT
 from inc_torch.huggingface.registration import install
@@ -44,6 +46,9 @@ def save_for_huggingface_upstream(
         ModelError: ``model`` is no Hugging Face model.
         ArtifactError: ``output_dir`` is a file, or a plain inc_torch directory.
 
+    Warns:
+        InexactWarning: Modules that were to be int8 are still float, as the training has not ended.
+
     Reference:
         INC 2.6.1 ``save_for_huggingface_upstream`` wrote a pickled ``pytorch_model.bin`` and ``torch_dtype: int8``.
     """
@@ -62,6 +67,7 @@ def save_for_huggingface_upstream(
     install()
     adopt(pretrained)
     report = measured_report(pretrained, attached_report(pretrained))
+    _warn_of_float(report)
     target.mkdir(parents=True, exist_ok=True)
     _clear(target)
     if save_tokenizer is not None:
@@ -93,6 +99,17 @@ def _pretrained(model: object) -> PreTrainedModel:
         )
         raise ModelError(message)
     return inner
+
+
+def _warn_of_float(report: CompressionReport) -> None:
+    unfinished = [row for row in report.modules if row.scheme is not None and row.bits > CODE_BITS]
+    if unfinished:
+        row = unfinished[0]
+        message = (
+            f"{len(unfinished)} modules that were to be quantized are saved in float: {row.name!r} was to be "
+            f"{row.scheme!r} and has {row.bits} bits. Call manager.on_train_end() before saving."
+        )
+        warnings.warn(message, InexactWarning, stacklevel=3)
 
 
 def _target(directory: Path) -> Path:

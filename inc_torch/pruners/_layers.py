@@ -10,7 +10,7 @@ from typing import final
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter
 
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, did_you_mean
 from inc_torch.core.report import Finding
@@ -49,9 +49,9 @@ def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
     """Find the layers that ``spec`` names, in the order of its expressions, then of the model.
 
     A module is taken if some ``op_names`` expression is found in its name, its class name contains one of
-    ``op_types``, it has a ``weight`` Parameter, no ``excluded_op_names`` expression is found in its name, and it
-    is not the classifier head: the last module of the model, dropouts apart, if that is a Linear or Conv2d.
-    Layers that the pattern does not divide stay dense, with one warning for all of them.
+    ``op_types``, it has a ``weight``, no ``excluded_op_names`` expression is found in its name, and it is not the
+    classifier head: the last module of the model, dropouts apart, if that is a Linear or Conv2d. Layers that the
+    pattern does not divide, or whose weight is no Parameter, stay dense, with one warning for all of them.
 
     Raises:
         ConfigError: Nothing is left, or a layer was named outright that cannot carry the pattern.
@@ -105,7 +105,7 @@ def _candidates(model: nn.Module, spec: PrunerSpec) -> Iterable[tuple[str, nn.Mo
 def _grid(name: str, module: nn.Module, weight: nn.Parameter | None, spec: PrunerSpec) -> Grid | str:
     if weight is None:
         return "its weight is computed from other tensors"
-    if is_lazy(weight):
+    if isinstance(weight, UninitializedParameter):
         message = (
             f"Layer {name!r} ({type(module).__name__}) has no weight yet; run one batch through the model "
             "before it is prepared for pruning."

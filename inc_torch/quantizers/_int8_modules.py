@@ -188,6 +188,7 @@ def _output_dtype(input: torch.Tensor) -> torch.dtype:  # noqa: A002  as in forw
 
 
 def _fits_kernel(input: torch.Tensor, dtype: torch.dtype) -> bool:  # noqa: A002  as in forward
+    """Whether the kernel takes such a tensor; what is not even a valid input gets torch's own error in float."""
     return input.device.type == "cpu" and dtype in _NATIVE_DTYPES and input.numel() > 0
 
 
@@ -202,7 +203,7 @@ class Int8Linear(_Int8Operator):
         """Quantize the input, multiply, and return the dtype of the input, or that of autocast."""
         plan = self._current_plan()
         dtype = _output_dtype(input)
-        if plan.operator is None or not _fits_kernel(input, dtype):
+        if plan.operator is None or not _fits_kernel(input, dtype) or input.shape[-1:] != plan.source.shape[1:]:
             return self._in_float(input, dtype)
         if plan.packed is None:
             plan.packed = torch.ops.onednn.qlinear_prepack(self.qweight, None)
@@ -229,6 +230,7 @@ class _Int8Conv(_Int8Operator):
     operator_name = "qconv_pointwise"
     rank: ClassVar[int]
 
+    in_channels: int
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
@@ -242,7 +244,7 @@ class _Int8Conv(_Int8Operator):
         plan = self._current_plan()
         dtype = _output_dtype(input)
         values, padding = self._padded(input)
-        if plan.operator is None or not _fits_kernel(values, dtype):
+        if plan.operator is None or not _fits_kernel(values, dtype) or not self._is_valid(values):
             return self._in_float(values, dtype, padding)
         codes = encode(values, plan.grid, plan.shift)
         result = plan.operator(
@@ -272,6 +274,9 @@ class _Int8Conv(_Int8Operator):
             return input, before
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return F.pad(input, list(around), mode=mode), [0] * self.rank
+
+    def _is_valid(self, values: torch.Tensor) -> bool:
+        return values.dim() == self.rank + 2 and values.shape[1] == self.in_channels
 
     def _packed_weight(self, plan: _Plan, shape: torch.Size, padding: Sequence[int]) -> torch.Tensor:
         """Pack for the first spatial shape, and anew for another one that comes twice in a row.

@@ -15,6 +15,7 @@ from torch import nn
 from inc_torch.core.errors import ArtifactError, ModelError
 from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.export import load, save
+from tests.unit.export.conftest import Net, quantize
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "compression.json"
 
@@ -120,6 +121,19 @@ def test_overwriting_the_file_a_model_was_loaded_from_is_safe(tmp_path, int8_net
     assert torch.equal(load(tmp_path, model=new_net())(*inputs), int8_net(*inputs))
 
 
+def test_a_transformer_layer_does_not_slip_past_its_int8_modules(tmp_path):
+    """In eval torch may hand the weights of its own transformer layers to one fused float kernel."""
+
+    def build():
+        return nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True), 2)
+
+    values = torch.randn(2, 5, 16)
+    model = quantize(build(), values)
+    save(model, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path, model=build())(values), model(values))
+
+
 # ------------------------------------------------------------------------------ tied tensors
 
 
@@ -144,8 +158,6 @@ def test_tied_weights_are_written_once_and_tied_again(tmp_path):
 
 
 def test_tied_weights_are_still_tied_in_int8(tmp_path):
-    from tests.unit.export.conftest import quantize
-
     class Chain(Tied):
         def forward(self, word):
             return self.out(self.words(word))
@@ -388,9 +400,6 @@ def test_an_int8_model_needs_its_own_skeleton(tmp_path, int8_net):
     save(int8_net, tmp_path)
     with pytest.raises(ArtifactError):
         load(tmp_path, model=nn.Sequential(nn.Linear(2, 2)))
-
-
-from tests.unit.export.conftest import Net  # noqa: E402
 
 
 class Widened(Net):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from inc_torch import QuantizationAwareTrainingConfig, WeightPruningConfig, prepare_compression
+from inc_torch.core.errors import InexactWarning
 from inc_torch.core.report import CompressionReport, Finding
-from inc_torch.export import load, save
+from inc_torch.export import adorn, load, save
 from inc_torch.huggingface import OptimizedModel, save_for_huggingface_upstream
 from inc_torch.quantizers import describe_int8
 from tests.unit.huggingface.conftest import bert, compress, gpt2, inputs_of, logits, vit
@@ -314,11 +317,54 @@ def test_a_generated_subclass_does_not_leak(tmp_path):
     """The manager gives the root a subclass of the same name."""
     model = bert()
     original = type(model)
-    model.__class__ = type(original.__name__, (original,), {"__module__": original.__module__, "extra": 1})
+    adorn(model)
+    assert type(model) is not original
     save_for_huggingface_upstream(compress(model), None, tmp_path)
     assert config_of(tmp_path)["architectures"] == ["BertForSequenceClassification"]
-    assert "extra" not in (tmp_path / "config.json").read_text()
     assert type(OptimizedModel.from_pretrained(tmp_path)) is original
+
+
+def test_the_whole_way_through_the_manager(tmp_path):
+    model = bert()
+    pruning = WeightPruningConfig(
+        pattern="4x1", pruning_type="magnitude", target_sparsity=0.5, start_step=1, end_step=3
+    )
+    manager = prepare_compression(model, [QuantizationAwareTrainingConfig(), pruning])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    manager.on_train_begin()
+    for step in range(5):
+        manager.on_step_begin(step)
+        loss = model.train()(**inputs_of(model), labels=torch.tensor([0, 1])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        manager.on_before_optimizer_step()
+        optimizer.step()
+        manager.on_after_optimizer_step()
+        manager.on_step_end()
+    with pytest.warns(InexactWarning, match=r"modules that were to be quantized are saved in float.*on_train_end"):
+        save_for_huggingface_upstream(manager, None, tmp_path / "early")
+    manager.on_train_end()
+    save_for_huggingface_upstream(manager, None, tmp_path / "done")
+    got = OptimizedModel.from_pretrained(tmp_path / "done")
+    assert torch.equal(logits(got), logits(model))
+    report = got.__dict__["_inc_torch_report"]
+    assert report == manager.report()
+    assert 0.5 <= report.sparsity < 0.51  # small weights may round to the code 0 as well
+    assert {row.bits for row in report.modules} == {8}
+    save(model, tmp_path / "plain")
+    assert torch.equal(logits(load(tmp_path / "plain", model=bert())), logits(model))
+
+
+def test_a_model_of_the_hub_is_found_with_its_report(int8_directories, int8_models, tmp_path):
+    """As it lies in the cache of the Hub after a download."""
+    folder = tmp_path / "models--somebody--reviews"
+    shutil.copytree(int8_directories["bert"], folder / "snapshots" / ("0" * 40))
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    got = OptimizedModel.from_pretrained("somebody/reviews", cache_dir=tmp_path)
+    assert torch.equal(logits(got), logits(int8_models["bert"]))
+    stored = json.loads((int8_directories["bert"] / "compression_report.json").read_text())
+    assert got.__dict__["_inc_torch_report"] == CompressionReport.from_dict(stored)
 
 
 def test_after_saving_the_model_itself_can_be_saved_by_transformers(int8_models, tmp_path):

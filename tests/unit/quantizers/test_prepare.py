@@ -1,0 +1,213 @@
+"""What is quantized, what is left in float and why, and the observers' state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, StateError
+from inc_torch.quantizers import (
+    Prepared,
+    QATSpec,
+    QuantRule,
+    QuantScheme,
+    convert,
+    enable_fake_quant,
+    load_observer_state,
+    observer_state,
+    prepare_qat,
+)
+from tests.unit.quantizers.models import observed, tiny_bert, tiny_gpt2
+
+
+class Doubled(nn.Linear):
+    """A subclass, which may compute anything."""
+
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def reason(module):
+    """The reason for which ``module`` is left in float beside a layer that is not."""
+    decision = prepare_qat(nn.Sequential(nn.Linear(2, 2), module), QATSpec())["1"]
+    assert decision.scheme is None
+    return decision.reason
+
+
+def replaced():
+    layer = nn.Linear(2, 2)
+    layer.forward = lambda input: input
+    return layer
+
+
+def weight_normed():
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return nn.utils.weight_norm(nn.Linear(2, 2))
+
+
+FLOATS = {
+    "subclass": (lambda: Doubled(2, 2), "Doubled is a subclass of Linear; what it or its owner does"),
+    "owner": (
+        lambda: nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2),
+        "NonDynamicallyQuantizableLinear is a subclass of Linear",
+    ),
+    "parametrized": (lambda: parametrizations.weight_norm(nn.Linear(2, 2)), "ParametrizedLinear is a subclass of Linear"),
+    "hook": (weight_normed, "its weight is computed by a hook and is not a Parameter"),
+    "replaced": (replaced, "its forward was replaced on the instance"),
+    "transposed": (lambda: nn.ConvTranspose2d(2, 2, 2), "there is no int8 version of ConvTranspose2d"),
+    "bilinear": (lambda: nn.Bilinear(2, 2, 2), "there is no int8 version of Bilinear"),
+    "recurrent": (lambda: nn.LSTM(2, 2), "there is no int8 version of LSTM"),
+    "attention": (lambda: nn.MultiheadAttention(2, 1).requires_grad_(False), "there is no int8 version of Multihead"),
+    "bag": (lambda: nn.EmbeddingBag(3, 2), "EmbeddingBag sums rows inside its kernel"),
+    "lazy": (lambda: nn.LazyLinear(2), "LazyLinear is a subclass of Linear"),
+    "complex": (lambda: nn.Linear(2, 2, dtype=torch.complex64), "its weight is torch.complex64"),
+    "empty": (lambda: nn.Embedding(0, 2), "its weight is empty"),
+}
+
+
+@pytest.mark.parametrize(("make", "start"), FLOATS.values(), ids=FLOATS)
+def test_left_in_float_with_the_reason(make, start):
+    module = make()
+    before = type(module)
+    assert reason(module).startswith(start)
+    assert type(module) is before
+
+
+def test_every_eligible_kind_is_taken():
+    model = nn.ModuleDict(
+        {
+            "linear": nn.Linear(2, 2),
+            "one": nn.Conv1d(2, 2, 1),
+            "two": nn.Conv2d(2, 2, 1),
+            "three": nn.Conv3d(2, 2, 1),
+            "table": nn.Embedding(2, 2),
+            "norm": nn.LayerNorm(2),
+        }
+    )
+    decisions = prepare_qat(model, QATSpec())
+    assert decisions == {
+        **dict.fromkeys(["linear", "one", "two", "three"], Prepared("w8a8-static")),
+        "table": Prepared("w8-per-row"),
+    }
+
+
+def test_rules_choose_and_the_last_wins():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Conv1d(2, 2, 1))
+    spec = QATSpec(
+        default=QuantScheme(reduced_range=True),
+        rules=(
+            QuantRule("type", "Linear", None),
+            QuantRule("name", "1", QuantScheme(per_channel=False, symmetric_input=True)),
+        ),
+    )
+    assert prepare_qat(model, spec) == {
+        "0": Prepared(None, "left in float by the configuration"),
+        "1": Prepared("w8a8-static-per-tensor-symmetric"),
+        "2": Prepared("w8a7-static"),
+    }
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_rule_that_names_nothing_is_warned_about():
+    spec = QATSpec(rules=(QuantRule("name", "fc9", None),))
+    with pytest.warns(InexactWarning, match="'fc9' matches no module: a pattern must match the whole name"):
+        prepare_qat(nn.Sequential(nn.Linear(2, 2)), spec)
+
+
+def test_nothing_left_to_quantize_is_an_error():
+    spec = QATSpec(rules=(QuantRule("type", ".*", None),))
+    with pytest.raises(ConfigError, match=r"all of Sequential in float: 0: left in float by the configuration\."):
+        prepare_qat(nn.Sequential(nn.Linear(2, 2)), spec)
+    with pytest.raises(ConfigError, match="all of LayerNorm in float: it has no module with a matrix weight"):
+        prepare_qat(nn.LayerNorm(2), QATSpec())
+    many = nn.Sequential(*[nn.Bilinear(1, 1, 1) for _ in range(7)])
+    with pytest.raises(ConfigError, match="4: there is no int8 version of Bilinear; and 2 more"):
+        prepare_qat(many, QATSpec())
+
+
+def test_preparing_twice_is_an_error():
+    model = nn.Sequential(nn.Linear(2, 2))
+    observed(model, torch.ones(1, 2))
+    with pytest.raises(ModelError, match=r"Module '0' is already prepared for quantization. Give one"):
+        prepare_qat(model, QATSpec())
+    convert(model)
+    with pytest.raises(ModelError, match="Module '0' is already converted to int8"):
+        prepare_qat(model, QATSpec())
+
+
+def test_the_root_may_be_a_layer():
+    layer = nn.Linear(2, 2)
+    assert prepare_qat(layer, QATSpec()) == {"": Prepared("w8a8-static")}
+
+
+def test_a_module_of_two_names_is_taken_once():
+    shared = nn.Linear(2, 2)
+    assert list(prepare_qat(nn.Sequential(shared, shared), QATSpec())) == ["0"]
+
+
+def test_hugging_face_models():
+    bert = prepare_qat(tiny_bert(), QATSpec())
+    assert {decision.scheme for decision in bert.values()} == {"w8a8-static", "w8-per-row"}
+    gpt2 = prepare_qat(tiny_gpt2(), QATSpec())
+    assert gpt2["transformer.h.0.attn.c_attn"] == gpt2["lm_head"] == Prepared("w8a8-static")
+
+
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_transformer_encoder_of_torch_goes_through_the_modules_in_eval(has_mask):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    model = nn.TransformerEncoder(layer, 2)
+    mask = torch.tensor([[False, False, False], [False, False, True]]) if has_mask else None
+    prepare_qat(model, QATSpec())
+    enable_fake_quant(model, observe=True)
+    x = torch.randn(2, 3, 8)
+    trained = model.train()(x, src_key_padding_mask=mask)
+    with torch.no_grad():
+        y = model.eval()(x, src_key_padding_mask=mask)
+        assert torch.allclose(y, trained, atol=1e-6)
+        convert(model)
+        assert torch.allclose(model(x, src_key_padding_mask=mask), trained, atol=1e-5)
+
+
+def test_a_float_transformer_encoder_keeps_its_fast_path():
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 8))
+    before = model[0].activation_relu_or_gelu
+    prepare_qat(model, QATSpec(rules=(QuantRule("name", r"0\..*", None),)))
+    assert model[0].activation_relu_or_gelu == before != 0
+
+
+# ------------------------------------------------------------------------------ state
+
+
+def two_layers():
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    prepare_qat(model, QATSpec())
+    enable_fake_quant(model, observe=True)
+    return model
+
+
+def test_observer_state_round_trip_continues_bit_for_bit():
+    model, other = two_layers(), two_layers()
+    other.load_state_dict(model.state_dict())
+    for _ in range(3):
+        model(torch.randint(5, (4,)))
+    state = observer_state(model)
+    assert set(state) == {"1", "2"}
+    assert state["1"]["range"].dtype == torch.float64
+    assert int(state["1"]["batches"]) == 3
+    load_observer_state(other, state)
+    ids = torch.randint(5, (4,))
+    assert torch.equal(model(ids), other(ids))
+    assert all(torch.equal(observer_state(other)[n][k], v) for n, s in observer_state(model).items() for k, v in s.items())
+
+
+def test_state_of_another_model_is_refused():
+    model = two_layers()
+    state = observer_state(model)
+    with pytest.raises(StateError, match="Observer '2' is in the model, but not the saved state. Prepare the model"):
+        load_observer_state(model, {"1": state["1"]})
+    with pytest.raises(StateError, match="Observer '7' is in the saved state, but not the model"):
+        load_observer_state(model, {**state, "7": state["1"]})
+    with pytest.raises(StateError, match=r"observer '1' must have the keys 'batches' and 'range'; \['range'\] differ"):
+        load_observer_state(model, {**state, "1": {"batches": torch.tensor(1)}})
