@@ -47,7 +47,7 @@ console = Console()
 
 def train(model: PreTrainedModel, data: Encoded, steps: int, seed: int) -> None:
     """Fine-tune all weights."""
-    optimizer = AdamW(model.parameters(), lr=1.5e-4, weight_decay=0.01)
+    optimizer = AdamW(model.parameters(), lr=1.5e-4, weight_decay=0.01, fused=True)
     scheduler = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     model.train()
     for batch in progress(data.stream(BATCH_SIZE, steps, seed), "teacher", steps):
@@ -68,17 +68,17 @@ def compress(
         pruning_type="snip_momentum",
         pattern="4x1",
         target_sparsity=0.8,
-        start_step=steps // 25,
-        end_step=steps * 3 // 5,
-        pruning_frequency=max(1, steps // 25),
+        start_step=10,
+        end_step=steps * 4 // 7,
+        pruning_frequency=10,
     )
     quantization = QuantizationAwareTrainingConfig()
     distillation = DistillationConfig(
         criterion=KnowledgeDistillationLossConfig(temperature=2.0, loss_types=["CE", "KL"], loss_weights=[0.3, 0.7])
     )
     manager = prepare_compression(student, [pruning, quantization, distillation])
-    optimizer = AdamW(student.parameters(), lr=4e-4, weight_decay=0.01)
-    scheduler = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+    optimizer = AdamW(student.parameters(), lr=4e-4, weight_decay=0.01, fused=True)
+    scheduler = get_linear_schedule_with_warmup(optimizer, steps // 20, steps)
 
     student.train()
     manager.on_train_begin()

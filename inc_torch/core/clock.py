@@ -17,6 +17,9 @@ __all__ = ["UpdateClock"]
 SAMPLES = 1024
 """How many values of a Parameter are compared to see whether an update took place."""
 
+_ABANDONED: list[RemovableHandle] = []
+"""Hooks whose clock is gone. Removed at the next start or stop: a clock may go while torch iterates over its hooks."""
+
 
 @final
 class UpdateClock:
@@ -65,11 +68,13 @@ class UpdateClock:
                 register_optimizer_step_pre_hook(_weakly(self, UpdateClock._before)),
                 register_optimizer_step_post_hook(_weakly(self, UpdateClock._after)),
             )
-            weakref.finalize(self, _remove, self._handles).atexit = False
+            weakref.finalize(self, _ABANDONED.extend, self._handles).atexit = False
+        _remove(_ABANDONED)
 
     def stop(self) -> None:
         """Watch no longer."""
-        _remove(self._handles)
+        _remove(list(self._handles))
+        _remove(_ABANDONED)
         self._handles = ()
         self._mark = None
 
@@ -147,6 +152,6 @@ def _weakly(
     return hook
 
 
-def _remove(handles: Sequence[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
+def _remove(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["CompressionReport", "Finding", "ModuleReport", "stored_weight"]
 
 Value = TypeVar("Value")
+
+_ROW_TYPES = {
+    **dict.fromkeys(("name", "kind"), str),
+    **dict.fromkeys(("bits", "zeros"), int),
+    **dict.fromkeys(("group", "units", "pruned_units"), int | None),
+    **dict.fromkeys(("pattern", "scheme"), str | None),
+    "asked_sparsity": float | int | None,
+}
 
 MATRIX_RANK = 2
 """Weights of at least this rank are listed; biases and norms are not worth a line."""
@@ -207,21 +216,11 @@ class CompressionReport:
         Raises:
             ArtifactError: A key is missing or unknown.
         """
-        known = {entry.name for entry in fields(ModuleReport)}
         try:
-            rows = []
-            for row in data["modules"]:
-                if unknown := set(row) - known:
-                    message = (
-                        f"The compression report has unknown keys {sorted(unknown)}; it may come from a newer version."
-                    )
-                    raise ArtifactError(message)
-                rows.append(ModuleReport(**{**row, "shape": tuple(row["shape"]), "notes": tuple(row.get("notes", ()))}))
-            return cls(tuple(rows), int(data["other_parameters"]), int(data["size_bytes"]))
+            rows = tuple(_read_row(row) for row in data["modules"])
+            return cls(rows, operator.index(data["other_parameters"]), operator.index(data["size_bytes"]))
         except (KeyError, TypeError) as error:
-            message = (
-                f"The compression report is damaged: {error!r}. It is written by inc_torch as compression_report.json."
-            )
+            message = f"The compression report is damaged: {error!r}. Save the model again to have it written anew."
             raise ArtifactError(message) from error
 
     def findings(self) -> list[Finding]:
@@ -253,6 +252,22 @@ def _measure_module(name: str, module: nn.Module, weight: torch.Tensor) -> Modul
         bits=weight.element_size() * 8,
         zeros=weight.numel() - int(torch.count_nonzero(weight.detach())),
     )
+
+
+def _read_row(row: object) -> ModuleReport:
+    """Make a row of plain values; a ``TypeError`` or ``KeyError`` tells what is wrong with it."""
+    if not isinstance(row, Mapping):
+        message = f"a module is {row!r}, expected a dict"
+        raise TypeError(message)
+    if unknown := set(row) - {entry.name for entry in fields(ModuleReport)}:
+        message = f"The compression report has unknown keys {sorted(unknown)}; it may come from a newer version."
+        raise ArtifactError(message)
+    for name, kind in _ROW_TYPES.items():
+        if not isinstance(row.get(name), kind):
+            message = f"{name} of module {row['name']!r} is {row.get(name)!r}"
+            raise TypeError(message)
+    shape, notes = tuple(map(operator.index, row["shape"])), tuple(map(str, row.get("notes", ())))
+    return ModuleReport(**{**row, "shape": shape, "notes": notes})
 
 
 def _merge(row: ModuleReport, findings: list[Finding]) -> ModuleReport:

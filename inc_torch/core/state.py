@@ -31,11 +31,12 @@ def check_keys(owner: str, state: Mapping[str, Any], expected: set[str]) -> None
 def random_state() -> dict[str, Any]:
     """The state of the generators of torch (all devices), numpy and Python, as tensors and plain values."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(gauss)],
-        "python": _listed(random.getstate()),
+        "python": [version, torch.tensor(internal, dtype=torch.int64), gauss_next],
     }
 
 
@@ -48,8 +49,4 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-
-
-def _listed(value: object) -> object:
-    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+    random.setstate((version, tuple(internal.tolist()), gauss_next))

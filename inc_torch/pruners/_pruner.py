@@ -247,7 +247,7 @@ class Pruner:
 
     def _has_scores(self) -> bool:
         """Whether scores were taken that say anything: where all gradients were zero, any unit is like any other."""
-        return self._scores is not None and bool(self._scores.any())
+        return self._scores is not None and bool(self._scores.amax() > 0)
 
     def _lock_zeros(self) -> None:
         for layer in self.layers:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from inc_torch.quantizers._int8_modules import Int8Module
 from inc_torch.quantizers._qat_modules import QATModule, qat_class
@@ -19,9 +20,15 @@ MATRIX_RANK = 2
 def matrix_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield name and module of everything that owns a weight of rank 2 or more, itself and not through children."""
     for name, module in model.named_modules():
-        own = [*module._parameters.values(), module.__dict__.get("weight")]
-        if any(isinstance(tensor, torch.Tensor) and (is_lazy(tensor) or tensor.dim() >= MATRIX_RANK) for tensor in own):
+        if _owns_matrix(module) and not isinstance(module, parametrize.ParametrizationList):
             yield name, module
+
+
+def _owns_matrix(module: nn.Module) -> bool:
+    if parametrize.is_parametrized(module):  # its tensors lie in a child and are computed by properties
+        return any(_owns_matrix(child) for child in module.parametrizations.children())  # type: ignore[union-attr]
+    own = [*module._parameters.values(), module.__dict__.get("weight")]
+    return any(isinstance(tensor, torch.Tensor) and (is_lazy(tensor) or tensor.dim() >= MATRIX_RANK) for tensor in own)
 
 
 def reason_for_float(module: nn.Module) -> str | None:

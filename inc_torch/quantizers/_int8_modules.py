@@ -16,6 +16,7 @@ Nothing here is differentiable: outputs do not require a gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self, final
 
@@ -39,6 +40,8 @@ __all__ = [
 
 _NATIVE_DTYPES: Final = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
+_AUTOCAST_DEVICES: Final = frozenset({"cpu", "cuda"})
+"""Devices that surely have autocast; asking torch takes time that counts in small layers."""
 _PLAIN_OUTPUT: Final = (1.0, 0)
 """Scale and zero point of an output that is not quantized."""
 _NO_POST_OPERATION: Final[tuple[str, list[float | None], str]] = ("none", [], "")
@@ -160,7 +163,9 @@ class _Int8Operator(Int8Module):
         return plan
 
     def _new_plan(self) -> _Plan:
-        grid = InputGrid(self.input_scale.item(), int(self.input_zero_point.item()), input_top(self.scheme))
+        has_values = not self.input_scale.is_meta
+        scale, zero_point = (self.input_scale.item(), self.input_zero_point.item()) if has_values else (1.0, 0)
+        grid = InputGrid(scale, int(zero_point), input_top(self.scheme))
         return _Plan(
             source=self.qweight,
             operator=onednn_operator(self.operator_name),
@@ -174,7 +179,8 @@ class _Int8Operator(Int8Module):
     def _in_float(self, input: torch.Tensor, dtype: torch.dtype, padding: Sequence[int] = ()) -> torch.Tensor:  # noqa: A002
         """The same numbers from codes as floats, where no int8 kernel can run."""
         plan = self._current_plan()
-        with torch.autocast(input.device.type, enabled=False):
+        device = input.device.type
+        with torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext():
             values = decode(encode(input, plan.grid, plan.shift), plan.grid)
             return self._float_operation(values, self._float_weight(), padding).to(dtype)
 
@@ -184,7 +190,12 @@ class _Int8Operator(Int8Module):
 
 def _output_dtype(input: torch.Tensor) -> torch.dtype:  # noqa: A002  as in forward
     device = input.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+    is_on = _has_autocast(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_on else input.dtype
+
+
+def _has_autocast(device: str) -> bool:
+    return device in _AUTOCAST_DEVICES or torch.amp.is_autocast_available(device)
 
 
 def _fits_kernel(input: torch.Tensor, dtype: torch.dtype) -> bool:  # noqa: A002  as in forward
@@ -231,6 +242,7 @@ class _Int8Conv(_Int8Operator):
     rank: ClassVar[int]
 
     in_channels: int
+    kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
@@ -244,7 +256,7 @@ class _Int8Conv(_Int8Operator):
         plan = self._current_plan()
         dtype = _output_dtype(input)
         values, padding = self._padded(input)
-        if plan.operator is None or not _fits_kernel(values, dtype) or not self._is_valid(values):
+        if plan.operator is None or not _fits_kernel(values, dtype) or not self._is_valid(values, padding):
             return self._in_float(values, dtype, padding)
         codes = encode(values, plan.grid, plan.shift)
         result = plan.operator(
@@ -275,8 +287,13 @@ class _Int8Conv(_Int8Operator):
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return F.pad(input, list(around), mode=mode), [0] * self.rank
 
-    def _is_valid(self, values: torch.Tensor) -> bool:
-        return values.dim() == self.rank + 2 and values.shape[1] == self.in_channels
+    def _is_valid(self, values: torch.Tensor, padding: Sequence[int]) -> bool:
+        """Whether torch would take ``values``; the kernel computes something even where the window does not fit."""
+        if values.dim() != self.rank + 2 or values.shape[1] != self.in_channels:
+            return False
+        windows = (dilation * (size - 1) for size, dilation in zip(self.kernel_size, self.dilation, strict=True))
+        spaces = zip(values.shape[2:], padding, windows, strict=True)
+        return all(size + 2 * around > window for size, around, window in spaces)
 
     def _packed_weight(self, plan: _Plan, shape: torch.Size, padding: Sequence[int]) -> torch.Tensor:
         """Pack for the first spatial shape, and anew for another one that comes twice in a row.

@@ -122,6 +122,17 @@ def test_cut_while_a_one_shot_waits_for_gradients():
     assert resumed.pruner.sparsity == 0.5
 
 
+def test_the_update_of_a_step_is_not_done_again():
+    """Cut between two micro-batches of one step, whose ``on_step_begin`` comes again."""
+    run = Run(start=0, end=0)
+    assert run.pruner.begin_step(0) == 0.5
+    masks = {name: mask.clone() for name, mask in run.pruner.stored_masks.items()}
+    run.model[0].weight.data.normal_()
+    resumed = run.cut()
+    assert resumed.pruner.begin_step(0) is None
+    assert all(torch.equal(resumed.pruner.stored_masks[name], mask) for name, mask in masks.items())
+
+
 def pruned(criterion: str = "snip_momentum", pattern: str = "4x1") -> Pruner:
     model = mlp()
     pruner = Pruner(spec_of(pattern, criterion, start=1, end=1), model)

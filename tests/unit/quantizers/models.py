@@ -29,7 +29,8 @@ def converted(module: nn.Module) -> nn.Module:
 
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
     """Greatest difference over the greatest value."""
-    return float((result.double() - expected.double()).abs().max() / expected.double().abs().max())
+    result, expected = result.detach().double(), expected.detach().double()
+    return float((result - expected).abs().max() / expected.abs().max())
 
 
 ROUNDING = 3e-6
@@ -42,7 +43,7 @@ to some thousand terms. Input codes are the same in both, bit for bit.
 
 def tiny_bert() -> nn.Module:
     """A BERT of two layers with random weights and no dropout."""
-    from transformers import BertConfig, BertForSequenceClassification  # noqa: PLC0415  only some tests pay for it
+    from transformers import BertConfig, BertForSequenceClassification
 
     return BertForSequenceClassification(
         BertConfig(
@@ -60,10 +61,17 @@ def tiny_bert() -> nn.Module:
 
 def tiny_gpt2() -> nn.Module:
     """A GPT-2 of two layers, whose layers are ``Conv1D`` and whose output layer is tied to its embedding."""
-    from transformers import GPT2Config, GPT2LMHeadModel  # noqa: PLC0415  only some tests pay for it
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+            vocab_size=64,
+            n_positions=16,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
         )
     )

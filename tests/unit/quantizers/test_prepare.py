@@ -53,7 +53,10 @@ FLOATS = {
         lambda: nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2),
         "NonDynamicallyQuantizableLinear is a subclass of Linear",
     ),
-    "parametrized": (lambda: parametrizations.weight_norm(nn.Linear(2, 2)), "ParametrizedLinear is a subclass of Linear"),
+    "parametrized": (
+        lambda: parametrizations.weight_norm(nn.Linear(2, 2)),
+        "ParametrizedLinear is a subclass of Linear",
+    ),
     "hook": (weight_normed, "its weight is computed by a hook and is not a Parameter"),
     "replaced": (replaced, "its forward was replaced on the instance"),
     "transposed": (lambda: nn.ConvTranspose2d(2, 2, 2), "there is no int8 version of ConvTranspose2d"),
@@ -199,13 +202,15 @@ def test_observer_state_round_trip_continues_bit_for_bit():
     load_observer_state(other, state)
     ids = torch.randint(5, (4,))
     assert torch.equal(model(ids), other(ids))
-    assert all(torch.equal(observer_state(other)[n][k], v) for n, s in observer_state(model).items() for k, v in s.items())
+    assert all(
+        torch.equal(observer_state(other)[n][k], v) for n, s in observer_state(model).items() for k, v in s.items()
+    )
 
 
 def test_state_of_another_model_is_refused():
     model = two_layers()
     state = observer_state(model)
-    with pytest.raises(StateError, match="Observer '2' is in the model, but not the saved state. Prepare the model"):
+    with pytest.raises(StateError, match="Observer '2' is in the model, but not the saved state"):
         load_observer_state(model, {"1": state["1"]})
     with pytest.raises(StateError, match="Observer '7' is in the saved state, but not the model"):
         load_observer_state(model, {**state, "7": state["1"]})

@@ -23,7 +23,7 @@ SCHEMES = {
 }
 
 
-def rounded(x, scheme=QuantScheme()):
+def rounded(x, scheme=SCHEMES["default"]):
     """Round by the range of ``x`` itself, which is what one observed batch gives."""
     return snap(x, input_grid(min(float(x.min()), 0.0), max(float(x.max()), 0.0), scheme))
 
@@ -173,7 +173,9 @@ def test_embedding_with_max_norm_shortens_the_rows_it_looks_up(count):
     assert torch.equal(layer.weight, plain.weight)
 
 
-@pytest.mark.parametrize("ids", [torch.tensor(3), torch.empty(0, dtype=torch.long), torch.empty(2, 0, dtype=torch.long)])
+@pytest.mark.parametrize(
+    "ids", [torch.tensor(3), torch.empty(0, dtype=torch.long), torch.empty(2, 0, dtype=torch.long)]
+)
 def test_embedding_of_odd_shapes(ids):
     layer = nn.Embedding(6, 5)
     prepare_qat(layer, QATSpec())
@@ -257,7 +259,7 @@ def test_conv1d_of_transformers_is_rounded_per_output_column():
 
 
 def test_module_has_no_other_attributes():
-    import inc_torch.quantizers._qat_modules as module  # noqa: PLC0415  the subject is the module itself
+    import inc_torch.quantizers._qat_modules as module
 
     with pytest.raises(AttributeError, match="has no attribute 'QATLinaer'"):
         module.QATLinaer  # noqa: B018
