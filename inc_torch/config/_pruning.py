@@ -100,7 +100,7 @@ class WeightPruningConfig(Config):
         reg_type: A regularizer; not in this version.
         reg_coeff: Strength of the regularizer.
         parameters: More options, which count as given beside it: INC's place for ``reg_coeff``.
-        resume_from_pruned_checkpoint: The zeros at ``start_step`` stay, and sparsity grows from theirs.
+        resume_from_pruned_checkpoint: The zeros of the first step stay, and sparsity grows from their share.
         lock_init_sparsity: The same, by its other name in INC.
 
     Raises:

@@ -212,7 +212,8 @@ class PrunerSpec:
         op_names: Regular expressions that find layers by ``re.search``; none finds all.
         excluded_op_names: Regular expressions that take layers out again.
         op_types: Words of which one must occur in the class name.
-        keeps_initial_zeros: The zeros at ``start`` stay and count.
+        keeps_initial_zeros: The zeros of the first step are pruned from then on, and the schedule starts from
+            their share. With the ``gradient`` criterion they may come back at a later update, as any zero may.
         locks_zeros: Nothing is chosen: the zeros at ``start`` stay, nothing else (pattern lock).
     """
 

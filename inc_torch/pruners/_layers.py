@@ -51,20 +51,22 @@ def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
     A module is taken if some ``op_names`` expression is found in its name, its class name contains one of
     ``op_types``, it has a ``weight``, no ``excluded_op_names`` expression is found in its name, and it is not the
     classifier head: the last module of the model, dropouts apart, if that is a Linear or Conv2d. Layers that the
-    pattern does not divide, or whose weight is no Parameter, stay dense, with one warning for all of them.
+    pattern does not divide, whose weight is no Parameter, or which are frozen while the criterion needs gradients,
+    stay dense, with one warning for all of them.
 
     Raises:
         ConfigError: Nothing is left, or a layer was named outright that cannot carry the pattern.
         ModelError: A lazy layer has no weight yet.
     """
     head = _classifier_head(model)
+    head_weight = None if head is None else head._parameters.get("weight")
     left_dense: list[Finding] = []
     layers: list[Layer] = []
-    indivisible: list[str] = []
+    unfit: list[str] = []
     owners: dict[int, str] = {}
     for name, module in _candidates(model, spec):
         weight = module._parameters.get("weight")
-        if module is head:
+        if module is head or (weight is not None and weight is head_weight):
             left_dense.append(Finding(name, note="classifier head, not pruned"))
         elif weight is not None and (owner := owners.setdefault(id(weight), name)) != name:
             left_dense.append(Finding(name, note=f"shares its weight with {owner}"))
@@ -72,14 +74,14 @@ def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
             grid = _grid(name, module, weight, spec)
             if isinstance(grid, str):
                 _refuse_if_named(name, grid, spec)
-                indivisible.append(f"{name!r}: {grid}")
+                unfit.append(f"{name!r}: {grid}")
                 left_dense.append(Finding(name, note=f"left dense: {grid}"))
             else:
                 layers.append(Layer(name, grid))
     if not layers:
         raise ConfigError(_nothing_selected(model, spec, left_dense))
-    if indivisible:
-        warnings.warn(_left_dense(indivisible, spec), InexactWarning, stacklevel=2)
+    if unfit:
+        warnings.warn(_left_dense(unfit, spec), InexactWarning, stacklevel=2)
     return Selection(tuple(layers), tuple(left_dense))
 
 
@@ -113,6 +115,8 @@ def _grid(name: str, module: nn.Module, weight: nn.Parameter | None, spec: Prune
         raise ModelError(message)
     if weight.numel() == 0:
         return "its weight is empty"
+    if spec.criterion.needs_gradient and not spec.locks_zeros and not weight.requires_grad:
+        return f"its weight is frozen, and {type(spec.criterion).__name__} needs gradients"
     if weight.dim() < LEAST_RANK:
         return f"a weight of rank {weight.dim()} is no matrix"
     return spec.pattern.grid(MatrixView.of(module, weight.shape), spec.reduction)
@@ -130,8 +134,8 @@ def _refuse_if_named(name: str, reason: str, spec: PrunerSpec) -> None:
 def _left_dense(reasons: Sequence[str], spec: PrunerSpec) -> str:
     shown = "; ".join(reasons[:3]) + ("; ..." if reasons[3:] else "")
     return (
-        f"The pruning pattern {spec.pattern_text!r} does not fit {len(reasons)} of the selected layers, which stay "
-        f"dense: {shown}. Take them out with excluded_op_names, or use a pattern whose sides divide."
+        f"Pruning {spec.pattern_text!r} leaves {len(reasons)} of the selected layers dense: {shown}. Take them out "
+        "with excluded_op_names, or mend what the reason says: a pattern that divides, a weight that learns."
     )
 
 

@@ -99,9 +99,8 @@ class Pruner:
         """
         if step == self._last_step:
             return None
-        self._last_step = step
-        has_locked = step == self.spec.start and (self.spec.locks_zeros or self.spec.keeps_initial_zeros)
-        if has_locked:
+        is_first, self._last_step = self._last_step < 0, step
+        if (self.spec.locks_zeros and step == self.spec.start) or (self.spec.keeps_initial_zeros and is_first):
             self._lock_zeros()
         if self.spec.locks_zeros:
             return None
@@ -109,7 +108,8 @@ class Pruner:
         if ratio is None:
             return None
         pruned = self._pruned_units()
-        if pruned > self._units_in(self.spec.target) or (has_locked and pruned >= self._units_in(ratio)):
+        has_enough = self.spec.keeps_initial_zeros and pruned >= self._units_in(ratio)
+        if has_enough or pruned > self._units_in(self.spec.target):
             return ratio
         self._postponed = None
         if self.spec.criterion.needs_gradient and not self._has_scores():

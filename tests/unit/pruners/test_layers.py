@@ -139,15 +139,16 @@ def test_indivisible_layers_stay_dense_with_one_warning():
     ]
     (warning,) = caught
     assert str(warning.message) == (
-        "The pruning pattern '4x1' does not fit 2 of the selected layers, which stay dense: "
+        "Pruning '4x1' leaves 2 of the selected layers dense: "
         "'1': a 6x8 weight does not divide into 4x1 blocks; '2': a 7x6 weight does not divide into 4x1 blocks. "
-        "Take them out with excluded_op_names, or use a pattern whose sides divide."
+        "Take them out with excluded_op_names, or mend what the reason says: a pattern that divides, a weight that "
+        "learns."
     )
 
 
 def test_a_long_list_of_indivisible_layers_is_cut():
     model = stack(nn.Linear(8, 8), *(nn.Linear(8, 6) for _ in range(20)))
-    with pytest.warns(InexactWarning, match=r"does not fit 20 of the selected layers.*'3': a 6x8 .*; \.\.\.\. Take"):
+    with pytest.warns(InexactWarning, match=r"leaves 20 of the selected layers dense.*'3': a 6x8 .*; \.\.\.\. Take"):
         assert names(model, "4x1") == ["0"]
 
 
@@ -234,3 +235,29 @@ def test_the_caller_s_model_is_untouched():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     select_layers(model, spec_of("4x1"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# -------------------------------------------------------------------------- frozen and tied weights
+
+
+def test_a_frozen_layer_is_left_dense_where_scores_need_gradients():
+    model = stack(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].weight.requires_grad_(False)
+    with pytest.warns(InexactWarning, match=r"leaves 1 of the selected layers dense: '0': its weight is frozen"):
+        selection = select_layers(model, spec_of("1x1", "snip"))
+    assert [layer.name for layer in selection.layers] == ["1"]
+    assert selection.left_dense[0].note == "left dense: its weight is frozen, and Snip needs gradients"
+
+
+@pytest.mark.parametrize("options", [{"criterion": "magnitude"}, {"criterion": "snip", "locks_zeros": True}])
+def test_a_frozen_layer_is_pruned_where_no_gradients_are_needed(options):
+    model = stack(nn.Linear(4, 4))
+    model[0].weight.requires_grad_(False)
+    assert names(model, **options) == ["0"]
+
+
+def test_a_layer_that_shares_the_heads_weight_is_left_out_with_it():
+    model = named(a=nn.Linear(4, 4), b=nn.Linear(4, 4), head=nn.Linear(4, 4))
+    model.a.weight = model.head.weight
+    assert names(model) == ["b"]
+    assert notes(model)["a"] == "classifier head, not pruned"

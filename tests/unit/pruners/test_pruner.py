@@ -454,6 +454,18 @@ def test_initial_zeros_stay_at_the_first_update_whatever_the_gradients(criterion
     assert pruner.masks["0"].tolist() == [[True, True], [False, False]]
 
 
+def test_initial_zeros_are_kept_before_the_first_update_too():
+    model = stack(nn.Linear(4, 4, bias=False))
+    with torch.no_grad():
+        model[0].weight[0] = 0
+    pruner = Pruner(spec_of(target=0.5, start=3, end=3, keeps_initial_zeros=True), model)
+    pruner.begin_step(0)
+    with torch.no_grad():
+        model[0].weight += 1
+    pruner.mask_weights()
+    assert torch.equal(model[0].weight == 0, torch.tensor([[True] * 4] + [[False] * 4] * 3))
+
+
 def test_more_initial_zeros_than_the_target_stay_as_they_are():
     layer, pruner = linear([[0, 0, 0, 4]], target=0.5, start=0, end=1, keeps_initial_zeros=True)
     pruner.begin_step(0)
