@@ -60,7 +60,8 @@ def measure(name: str) -> dict[str, float]:
     for index in range(STEPS + 1):
         # Layers differ in the size of their gradients, so that the limits really bind.
         for rank, weight in enumerate(weights):
-            weight.grad = (weight.grad if weight.grad is not None else torch.empty_like(weight)).normal_(0, 2 ** (rank % 5))
+            gradient = torch.empty_like(weight) if weight.grad is None else weight.grad
+            weight.grad = gradient.normal_(0, 2 ** (rank % 5))
         for hook, call in (
             ("on_step_begin", lambda index=index: manager.on_step_begin(index)),
             ("on_before_optimizer_step", manager.on_before_optimizer_step),
@@ -95,7 +96,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     torch.set_num_threads(1)
     table = Table(title="Pruning hooks at every step: ns of CPU and bytes per prunable parameter")
-    for column in ("model", "M parameters", "step begin", "before opt", "after opt", "ns in all", "bytes kept", "bytes at peak"):
+    for column in (
+        "model",
+        "M parameters",
+        "step begin",
+        "before opt",
+        "after opt",
+        "ns in all",
+        "bytes kept",
+        "bytes at peak",
+    ):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name in parser.parse_args().models:
         row = measure(name)

@@ -199,7 +199,8 @@ class Dispatcher:
     def on_before_optimizer_step(self) -> None:
         """Gradients are complete; the optimizer steps next."""
         self._require_training("on_before_optimizer_step")
-        self._settle()
+        if self._has_scored:
+            self._settle()
         self._score()
 
     def on_after_optimizer_step(self) -> None:

@@ -229,7 +229,7 @@ class TestWritten:
             (lambda data: data["modules"][0].update(group=[0]), "group of module 'a' is [0]"),
             (lambda data: data["modules"][0].update(notes=4), "'int' object is not iterable"),
         ],
-        ids=str,
+        ids=lambda value: value if isinstance(value, str) else "",
     )
     def test_damaged_is_refused(self, change, words):
         data = self.report().to_dict()
