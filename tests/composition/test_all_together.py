@@ -268,3 +268,30 @@ def test_the_user_may_have_prepared_the_model_himself():
     prepare_qat(model, QATSpec())
     with pytest.raises(inc_torch.core.errors.ModelError, match="'conv' is already prepared for quantization"):
         prepare_compression(model, confs_of("q", model))
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda parameters: torch.optim.AdamW(parameters, lr=0.01), "exp_avg"),
+        (lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9), "momentum_buffer"),
+    ],
+    ids=["AdamW", "SGD"],
+)
+def test_pruned_weights_keep_no_momentum(make, key):
+    model = ConvNet()
+    manager = prepare_compression(model, confs_of("pq", model))
+    (pruner,) = manager.callbacks.callbacks_list[0].pruners
+    optimizer, pruned = make(model.parameters()), []
+
+    def look() -> None:
+        for name, mask in pruner.masks.items():
+            weight = model.get_submodule(name).weight
+            assert not optimizer.state[weight][key][~mask].any()
+            assert not weight[~mask].any()
+            assert optimizer.state[weight][key][mask].any()
+        pruned.append(sum(int((~mask).sum()) for mask in pruner.masks.values()))
+
+    manager.register_hook("on_after_optimizer_step", look)
+    train(manager, optimizer, images(STEPS))
+    assert pruned == [0, 180, 364, 364]  # of 728, in blocks of 4

@@ -368,3 +368,14 @@ def test_the_teacher_is_not_in_the_state():
     file = io.BytesIO()
     torch.save(manager.state_dict()["callbacks"], file)
     assert file.tell() < 2000
+
+
+def test_weights_are_masked_when_a_run_goes_on():
+    """Also if the weights that were loaded are older than the masks."""
+    run = Run(net_case())
+    run.go(stop=SCRIPT.index(("end", 2)))
+    fresh = Run(net_case())
+    fresh.manager.load_state_dict(run.manager.state_dict())
+    assert fresh.manager.report().sparsity == 0
+    fresh.manager.on_train_begin()
+    assert fresh.manager.report().sparsity == 0.5

@@ -91,8 +91,16 @@ class WithLock(Holder):
 class Reduced(Holder):
     """Says by itself how it is made again."""
 
+    made = "first"
+
     def __reduce__(self):
-        return Reduced, (), self.__dict__
+        return _reduced, (), {name: value for name, value in self.__dict__.items() if name != "made"}
+
+
+def _reduced():
+    model = Reduced()
+    model.made = "again"
+    return model
 
 
 def prune_now(manager: CompressionManager) -> None:
@@ -374,6 +382,8 @@ class TestIdentity:
             assert torch.equal(twin(torch.ones(1, 8)), model(torch.ones(1, 8)))
         if kind is WithLock:
             assert isinstance(twin.lock, type(threading.Lock()))
+        else:
+            assert (model.made, twin.made) == ("first", "again")
 
     def test_a_graph_module_can_still_be_recompiled(self):
         model = torch.fx.symbolic_trace(Holder())

@@ -654,6 +654,48 @@ class TestWithoutAnOptimizer:
         dispatcher.on_after_optimizer_step()
         assert steps.progress.step == 1
 
+    def test_only_after_the_step(self):
+        steps = Steps()
+        dispatcher = dispatcher_of(steps)
+        dispatcher.on_train_begin()
+        with expecting("on_step_begin", "on_before_optimizer_step"):
+            for _ in range(3):
+                update(dispatcher)
+                dispatcher.on_after_optimizer_step()
+        assert (steps.begun, steps.scored, steps.updated, steps.progress.step) == (3, 3, 3, 3)
+
+    def test_what_callbacks_write_after_the_step_is_no_update(self):
+        class Masks(Steps):
+            def on_after_optimizer_step(self):
+                super().on_after_optimizer_step()
+                with torch.no_grad():
+                    self.model.weight[0] = 0
+
+        steps = Masks()
+        dispatcher = dispatcher_of(steps)
+        dispatcher.on_train_begin()
+        dispatcher.on_step_begin(0)
+        dispatcher.on_before_optimizer_step()
+        update(dispatcher)
+        dispatcher.on_after_optimizer_step()
+        dispatcher.on_after_optimizer_step()
+        assert steps.progress.step == 1
+
+    def test_a_forward_that_changes_weights_is_no_update(self):
+        """An embedding with max_norm shortens its rows when they are looked up."""
+        model = nn.Sequential(nn.Embedding(4, 3, max_norm=0.1), nn.Linear(3, 2))
+        steps = Steps()
+        dispatcher, optimizer = dispatcher_of(steps, model=model), sgd(model)
+        dispatcher.on_train_begin()
+        for index in range(2):
+            dispatcher.on_step_begin(index)
+            model(torch.arange(4)).sum().backward()
+            dispatcher.on_before_optimizer_step()
+            optimizer.step()
+            dispatcher.on_after_optimizer_step()
+            dispatcher.on_step_end()
+        assert (steps.scored, steps.updated, steps.progress.step) == (2, 2, 2)
+
 
 class TestScaler:
     """A gradient scaler leaves out steps whose gradients are not finite."""
@@ -1136,6 +1178,20 @@ class TestRegisteredHooks:
         dispatcher.on_step_begin(1)
         assert calls[2:] == [("other", 1), ("added", 1)]
 
+    def test_that_add_hooks_do_not_run_them_at_once(self):
+        calls = []
+        dispatcher = dispatcher_of(Callback())
+
+        def adds(batch):
+            dispatcher.register_hook("on_step_begin", calls.append)
+
+        dispatcher.register_hook("on_step_begin", adds)
+        dispatcher.on_train_begin()
+        dispatcher.on_step_begin(0)
+        assert calls == []
+        dispatcher.on_step_begin(1)
+        assert calls == [1]
+
     @pytest.mark.parametrize("method", ["register_hook", "remove_hook"])
     def test_at_an_unknown_scope_are_refused_with_the_nearest(self, method):
         dispatcher = dispatcher_of(Callback())
@@ -1272,6 +1328,20 @@ class TestState:
         dispatcher.on_after_optimizer_step()
         dispatcher.on_step_end()
         assert (again.scored, again.updated, again.progress.step) == (0, 1, 1)
+
+    def test_of_weights_that_were_only_loaded_holds_no_update(self):
+        dispatcher = dispatcher_of(Steps())
+        dispatcher.on_train_begin()
+        dispatcher._model.load_state_dict(nn.Linear(3, 2).state_dict())
+        state = dispatcher.state_dict()
+
+        again = Steps()
+        dispatcher = dispatcher_of(again)
+        dispatcher.load_state_dict(state)
+        dispatcher.on_train_begin()
+        dispatcher.on_step_begin(0)
+        dispatcher.on_step_end()
+        assert again.progress.step == 0
 
     def test_of_an_update_by_hand_is_remembered(self):
         model = nn.Linear(3, 2)
