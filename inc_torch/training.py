@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -18,7 +19,7 @@ from inc_torch.config import (
     WeightPruningConfig,
 )
 from inc_torch.core.dispatcher import Dispatcher
-from inc_torch.core.errors import ConfigError, ConfigTypeError, IncTorchWarning, InexactWarning, StateError
+from inc_torch.core.errors import ConfigError, ConfigTypeError, IncTorchWarning, InexactWarning, LoopWarning, StateError
 from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.core.state import FORMAT, check_keys, random_state, set_random_state
 from inc_torch.export import adorn, attach_report, save
@@ -77,7 +78,27 @@ def prepare_compression(
         >>> manager.report().sparsity
         0.5
     """
-    return CompressionManager(*_arguments(model, confs))
+    model, listed = _arguments(model, confs)
+    _give_up_earlier_run(model)
+    manager = CompressionManager(model, listed)
+    _LATEST[model] = weakref.ref(manager)
+    return manager
+
+
+_LATEST: weakref.WeakKeyDictionary[nn.Module, weakref.ref[CompressionManager]] = weakref.WeakKeyDictionary()
+"""The last manager of each model, to end a run that was interrupted and left behind."""
+
+
+def _give_up_earlier_run(model: nn.Module) -> None:
+    reference = _LATEST.get(model)
+    earlier = None if reference is None else reference()
+    if earlier is not None and earlier.callbacks.is_training:
+        earlier.callbacks.give_up()
+        message = (
+            f"An earlier compression of this {type(model).__name__} did not reach on_train_end; it is given up, so "
+            "that no two managers change one model. To combine techniques, give all configs to one prepare_compression."
+        )
+        warnings.warn(message, LoopWarning, stacklevel=3)
 
 
 def _arguments(model: object, confs: object) -> tuple[nn.Module, list[Any]]:

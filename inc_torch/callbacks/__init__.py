@@ -1,4 +1,5 @@
 """Layer 3: one callback a technique, and the base class for yours."""
+
 from __future__ import annotations
 
 from inc_torch.callbacks._build import TrainingConfig, build_callbacks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 from torch import nn
@@ -11,7 +13,7 @@ from inc_torch.callbacks.pruning import PruningCallbacks
 from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
 from inc_torch.config import DistillationConfig, QuantizationAwareTrainingConfig, WeightPruningConfig
 from inc_torch.core.callback import Callback
-from inc_torch.core.errors import ConfigTypeError
+from inc_torch.core.errors import ConfigTypeError, InexactWarning
 
 __all__ = ["TrainingConfig", "build_callbacks"]
 
@@ -24,7 +26,24 @@ def build_callbacks(confs: Sequence[object], model: nn.Module) -> list[Callback]
     Raises:
         ConfigTypeError: An entry is neither a config for training nor a `Callback`.
     """
-    return [_build(conf, model) for conf in confs]
+    callbacks = [_build(conf, model) for conf in confs]
+    _warn_of_layers_pruned_twice(callbacks)
+    return callbacks
+
+
+def _warn_of_layers_pruned_twice(callbacks: Sequence[Callback]) -> None:
+    pruners = [
+        pruner for callback in callbacks if isinstance(callback, PruningCallbacks) for pruner in callback.pruners
+    ]
+    taken = Counter(layer.name for pruner in pruners for layer in pruner.layers)
+    twice = [name for name, count in taken.items() if count > 1]
+    if twice:
+        message = (
+            f"{len(twice)} layers are taken by several pruning configs: {', '.join(map(repr, twice[:3]))}. All of "
+            "their masks apply, so more may be pruned than any one asks. Keep them apart with op_names or "
+            "excluded_op_names."
+        )
+        warnings.warn(message, InexactWarning, stacklevel=5)
 
 
 def _build(conf: object, model: nn.Module) -> Callback:

@@ -108,6 +108,16 @@ class Dispatcher:
         """Whether ``on_train_end`` has run."""
         return self._phase == "ended"
 
+    @property
+    def is_training(self) -> bool:
+        """Whether training has begun and not ended."""
+        return self._phase == "training"
+
+    def give_up(self) -> None:
+        """End without finishing: watch optimizers no longer, change nothing."""
+        self._clock.stop()
+        self._phase = "ended"
+
     def prepare(self) -> None:
         """Bind the callbacks to the model, in stage order; called once by ``prepare_compression``."""
         for callback in self._staged:

@@ -46,7 +46,7 @@ def as_markdown(report: CompressionReport) -> str:
 
 
 def _cells(row: ModuleReport) -> tuple[str, ...]:
-    asked = "" if row.asked_sparsity is None else f"{row.asked_sparsity:.0%} {row.pattern}"
+    asked = "" if row.asked_sparsity is None else f"{100 * row.asked_sparsity:.4g}% {row.pattern}"
     return row.name or "(root)", "x".join(map(str, row.shape)), asked, f"{row.sparsity:.1%}", str(row.bits)
 
 

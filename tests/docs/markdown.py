@@ -28,8 +28,8 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """List the project's pages: those at the root, and those under docs and examples."""
-    return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
+    """List the project's pages: those at the root, those under docs, and one for each example."""
+    return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
 
 
 def blocks(text: str) -> Iterator[Block]:

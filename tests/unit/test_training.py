@@ -28,8 +28,10 @@ from inc_torch import (
 from inc_torch.core.errors import (
     ConfigError,
     ConfigTypeError,
+    HookOrderError,
     IncTorchWarning,
     InexactWarning,
+    LoopWarning,
     ModelError,
 )
 from inc_torch.core.report import Finding
@@ -200,6 +202,34 @@ class TestArguments:
             distance = F.mse_loss(output, teacher(inputs))
         folded = manager.on_after_compute_loss(inputs, output, loss)
         assert torch.allclose(folded, 0.25 * loss + 0.75 * distance, atol=1e-6)
+
+
+class TestSecondManager:
+    def test_an_interrupted_run_of_the_same_model_is_given_up(self):
+        model = mlp()
+        first = prepare_compression(model, pruning(target_sparsity=0.9))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        first.on_train_begin()
+        with pytest.warns(
+            LoopWarning, match="earlier compression of this Sequential did not reach on_train_end"
+        ) as got:
+            second = prepare_compression(model, pruning(target_sparsity=0.25))
+        assert [warning.filename for warning in got] == [__file__]
+        train(second, optimizer, rows(4))
+        assert second.report().sparsity == pytest.approx(0.25, abs=0.01)
+        with pytest.raises(HookOrderError):
+            first.on_step_begin(0)
+
+    def test_a_finished_run_is_no_reason_to_warn(self):
+        model = mlp()
+        first = prepare_compression(model, pruning())
+        train(first, torch.optim.SGD(model.parameters(), lr=0.1), rows(4))
+        assert prepare_compression(model, pruning()).callbacks.is_training is False
+
+    def test_layers_of_two_pruning_configs_are_warned_about(self):
+        with pytest.warns(InexactWarning, match="1 layers are taken by several pruning configs: '0'") as got:
+            prepare_compression(mlp(), [pruning(op_names="^0$"), pruning(op_names=["^0$", "^3$"])])
+        assert [warning.filename for warning in got] == [__file__]
 
 
 class TestUserCallbacks:
