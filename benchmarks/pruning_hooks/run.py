@@ -96,16 +96,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     torch.set_num_threads(1)
     table = Table(title="Pruning hooks at every step: ns of CPU and bytes per prunable parameter")
-    for column in (
-        "model",
-        "M parameters",
-        "step begin",
-        "before opt",
-        "after opt",
-        "ns in all",
-        "bytes kept",
-        "bytes at peak",
-    ):
+    for column in ("model", "M params", "begin", "before", "after", "ns in all", "kept", "at peak"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name in parser.parse_args().models:
         row = measure(name)

@@ -159,6 +159,8 @@ def main() -> None:
     console.print(f"Compressing the student: {student_steps} steps of pruning, quantization and distillation at once.")
     student = copy.deepcopy(teacher)
     manager = compress(student, teacher_logits, training, student_steps, options.seed + 1)
+    for model in (teacher, student):
+        model.set_attn_implementation("sdpa")  # what from_pretrained picks; a directory does not record it
     save_for_huggingface_upstream(student, tokenizer, folders["compressed"])
     console.print(manager.report())
     console.print(compare(teacher, student, test, folders))

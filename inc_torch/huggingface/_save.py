@@ -36,6 +36,10 @@ def save_for_huggingface_upstream(
     ``compression_report.json``, measured again from the weights, and a model card. A model card that was written by
     hand is kept.
 
+    transformers records no attention implementation in a directory. A model that was run with another one than
+    ``from_pretrained`` picks (``"sdpa"``) differs from the loaded one in the last bits of floats, which int8 rounding
+    may turn into a step: call ``model.set_attn_implementation("sdpa")`` before comparing, or load with the same one.
+
     Args:
         model: A Hugging Face model, or the manager that compressed it.
         tokenizer: Tokenizer, image processor or processor to save too; None to save none.
