@@ -39,7 +39,7 @@ def _warn_of_layers_pruned_twice(callbacks: Sequence[Callback]) -> None:
     twice = [name for name, count in taken.items() if count > 1]
     if twice:
         message = (
-            f"{len(twice)} layers are taken by several pruning configs: {', '.join(map(repr, twice[:3]))}. All of "
+            f"{len(twice)} layer(s) are taken by several pruning configs: {', '.join(map(repr, twice[:3]))}. All of "
             "their masks apply, so more may be pruned than any one asks. Keep them apart with op_names or "
             "excluded_op_names."
         )

@@ -227,7 +227,7 @@ class TestSecondManager:
         assert prepare_compression(model, pruning()).callbacks.is_training is False
 
     def test_layers_of_two_pruning_configs_are_warned_about(self):
-        with pytest.warns(InexactWarning, match="1 layers are taken by several pruning configs: '0'") as got:
+        with pytest.warns(InexactWarning, match=r"1 layer\(s\) are taken by several pruning configs: '0'") as got:
             prepare_compression(mlp(), [pruning(op_names="^0$"), pruning(op_names=["^0$", "^3$"])])
         assert [warning.filename for warning in got] == [__file__]
 
