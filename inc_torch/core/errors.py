@@ -19,6 +19,7 @@ __all__ = [
     "IncTorchWarning",
     "InexactWarning",
     "LoopWarning",
+    "MissingPackageError",
     "ModelError",
     "StateError",
     "did_you_mean",
@@ -45,6 +46,10 @@ class ConfigError(IncTorchError, ValueError, AssertionError):
 
 class ConfigTypeError(ConfigError, TypeError):
     """A configuration value has the wrong type."""
+
+
+class MissingPackageError(IncTorchError, ImportError):
+    """A feature needs a package that is not installed."""
 
 
 class ModelError(IncTorchError, ValueError):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, final
 from torch import nn
 
 from inc_torch.core.errors import ArtifactError
+from inc_torch.core.optional import require
 from inc_torch.export._files import read_json
 from inc_torch.export._proof import attach_report, attached_report, prove_report, read_report
 from inc_torch.huggingface._layout import REPORT, SAVE_AGAIN, check_directory
@@ -65,6 +66,7 @@ class OptimizedModel:
         Raises:
             ArtifactError: The directory is damaged, pickled, foreign, or its weights are not those of its report.
         """
+        require("transformers", "hf", "OptimizedModel")
         # Imported here, as `import inc_torch` must not import transformers.
         from transformers import AutoConfig
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from inc_torch.core.errors import ArtifactError, InexactWarning, ModelError
+from inc_torch.core.optional import require
 from inc_torch.core.report import CompressionReport
 from inc_torch.export._files import ARTIFACT, HUB_CONFIG, WEIGHTS, write_json
 from inc_torch.export._proof import CODE_BITS, attach_report, attached_report, measured_report
@@ -56,9 +57,6 @@ def save_for_huggingface_upstream(
     Reference:
         INC 2.6.1 ``save_for_huggingface_upstream`` wrote a pickled ``pytorch_model.bin`` and ``torch_dtype: int8``.
     """
-    # Imported here, as `import inc_torch` must not import transformers.
-    from inc_torch.huggingface._quantizer import adopt
-
     pretrained = _pretrained(model)
     save_tokenizer = getattr(tokenizer, "save_pretrained", None)
     if tokenizer is not None and not callable(save_tokenizer):
@@ -69,6 +67,9 @@ def save_for_huggingface_upstream(
         raise ModelError(message)
     target = _target(Path(output_dir))
     install()
+    # After transformers itself, whose import registers what this module holds; not before it.
+    from inc_torch.huggingface._quantizer import adopt
+
     adopt(pretrained)
     report = measured_report(pretrained, attached_report(pretrained))
     _warn_of_float(report)
@@ -87,6 +88,7 @@ def save_for_huggingface_upstream(
 
 def _pretrained(model: object) -> PreTrainedModel:
     """The Hugging Face model in ``model``: itself, or what a manager or a wrapper holds."""
+    require("transformers", "hf", "save_for_huggingface_upstream")
     from transformers import PreTrainedModel
 
     inner = model

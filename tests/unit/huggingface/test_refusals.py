@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from inc_torch.core.errors import ArtifactError, ModelError
+from inc_torch.core.errors import ArtifactError, MissingPackageError, ModelError
 from inc_torch.export import save
 from inc_torch.huggingface import OptimizedModel, save_for_huggingface_upstream
 from inc_torch.utils import load_huggingface
@@ -263,3 +265,29 @@ def test_inc_import_path():
 def test_inc_arguments_are_understood(float_directory):
     model = OptimizedModel.from_pretrained(float_directory, use_auth_token=False, resume_download=True, revision="main")
     assert isinstance(model, transformers.BertForSequenceClassification)
+
+
+def test_a_process_without_transformers_loaded_refuses_other_models():
+    program = (
+        "import inc_torch, torch\n"
+        "try:\n    inc_torch.save_for_huggingface_upstream(torch.nn.Linear(2, 2), None, 'unused')\n"
+        "except inc_torch.core.errors.ModelError as error:\n    print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("save_for_huggingface_upstream was given 'Linear'"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "feature"),
+    [
+        (lambda: save_for_huggingface_upstream(bert(), None, "unused"), "save_for_huggingface_upstream"),
+        (lambda: OptimizedModel.from_pretrained("unused"), "OptimizedModel"),
+    ],
+)
+def test_without_transformers_the_extra_is_named(monkeypatch, call, feature):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError) as caught:
+        call()
+    assert str(caught.value) == (
+        f"{feature} needs the package 'transformers', which is not installed. Install it: pip install 'inc_torch[hf]'."
+    )
