@@ -15,6 +15,7 @@ Nothing here is differentiable: outputs do not require a gradient.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -184,8 +185,9 @@ class _Int8Operator(Int8Module):
             values = decode(encode(input, plan.grid, plan.shift), plan.grid)
             return self._float_operation(values, self._float_weight(), padding).to(dtype)
 
+    @abstractmethod
     def _float_operation(self, values: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
-        raise NotImplementedError
+        """The operation on floats."""
 
 
 def _output_dtype(input: torch.Tensor) -> torch.dtype:  # noqa: A002  as in forward
