@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from inc_torch.core.dispatcher import Dispatcher
 from inc_torch.core.errors import ConfigError, ConfigTypeError, IncTorchWarning, InexactWarning, LoopWarning, StateError
 from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.core.state import FORMAT, check_keys, random_state, set_random_state
+from inc_torch.core.user_warning import warn_user
 from inc_torch.export import adorn, attach_report, save
 
 __all__ = [
@@ -98,13 +98,13 @@ def _give_up_earlier_run(model: nn.Module) -> None:
             f"An earlier compression of this {type(model).__name__} did not reach on_train_end; it is given up, so "
             "that no two managers change one model. To combine techniques, give all configs to one prepare_compression."
         )
-        warnings.warn(message, LoopWarning, stacklevel=3)
+        warn_user(message, LoopWarning)
 
 
 def _arguments(model: object, confs: object) -> tuple[nn.Module, list[Any]]:
     if isinstance(confs, nn.Module) and not isinstance(model, nn.Module):
         message = "prepare_compression(model, confs) was called with its arguments swapped; they were put right."
-        warnings.warn(message, IncTorchWarning, stacklevel=3)
+        warn_user(message, IncTorchWarning)
         model, confs = confs, model
     if not isinstance(model, nn.Module):
         message = f"prepare_compression got a model of type {type(model).__name__}: expected a torch.nn.Module."
@@ -173,7 +173,7 @@ class CompressionManager:
             message = (
                 "manager.save was called before on_train_end: the model is saved in float, masks may still change."
             )
-            warnings.warn(message, InexactWarning, stacklevel=2)
+            warn_user(message, InexactWarning)
         save(self.model, directory, self.report())
 
     def state_dict(self) -> dict[str, Any]:

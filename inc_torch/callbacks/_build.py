@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
 from inc_torch.config import DistillationConfig, QuantizationAwareTrainingConfig, WeightPruningConfig
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import ConfigTypeError, InexactWarning
+from inc_torch.core.user_warning import warn_user
 
 __all__ = ["TrainingConfig", "build_callbacks"]
 
@@ -43,7 +43,7 @@ def _warn_of_layers_pruned_twice(callbacks: Sequence[Callback]) -> None:
             "their masks apply, so more may be pruned than any one asks. Keep them apart with op_names or "
             "excluded_op_names."
         )
-        warnings.warn(message, InexactWarning, stacklevel=5)
+        warn_user(message, InexactWarning)
 
 
 def _build(conf: object, model: nn.Module) -> Callback:

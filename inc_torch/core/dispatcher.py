@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -25,6 +24,7 @@ from inc_torch.core.errors import (
 )
 from inc_torch.core.hooks import HOOKS, UNDO_HOOKS, Progress
 from inc_torch.core.state import check_keys
+from inc_torch.core.user_warning import warn_user
 
 __all__ = ["Dispatcher"]
 
@@ -406,13 +406,13 @@ class Dispatcher:
             f"The training loop does not call on_after_compute_loss, so {', '.join(listening)} had no part in this "
             "step. Call it between the loss and backward, and go on with the loss that it returns."
         )
-        warnings.warn(message, LoopWarning, stacklevel=4)
+        warn_user(message, LoopWarning)
 
     def _warn_once(self, hook: str) -> None:
         if hook not in self._told and (self._table[hook] or self._extra[hook]):
             self._told.add(hook)
             message = f"The training loop does not call {hook}; its work is done all the same. Call it {_PLACES[hook]}."
-            warnings.warn(message, LoopWarning, stacklevel=4)
+            warn_user(message, LoopWarning)
 
 
 def _check_signature(callback: Callback, name: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import ConfigTypeError, InexactWarning
+from inc_torch.core.user_warning import warn_user
 
 __all__ = ["Teacher"]
 
-PACKAGE = __name__.partition(".")[0]
 WRAPPED = ("_orig_mod", "module")
 """Where torch.compile, DistributedDataParallel and DataParallel keep the module that they wrap."""
 
@@ -123,7 +122,7 @@ class Teacher:
             f"The teacher {type(self.module).__name__} shares weights with the student. A frozen copy of it, as it is "
             "now, is the teacher instead. Pass copy.deepcopy(model) as teacher_model to say so yourself."
         )
-        warnings.warn(message, InexactWarning, stacklevel=_stacklevel())
+        warn_user(message, InexactWarning)
 
     def fingerprint(self) -> str:
         """SHA-256 over names and values of all parameters and buffers; of a snapshot it is computed once."""
@@ -269,11 +268,3 @@ def _moved(value: Any, device: torch.device | None) -> Any:  # noqa: ANN401  a b
     if isinstance(value, list):
         return items
     return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-
-
-def _stacklevel() -> int:
-    """The stack level, as the caller's ``warnings.warn`` counts it, of the first frame outside the package."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == PACKAGE:
-        frame, level = frame.f_back, level + 1
-    return level

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from torch import nn
 from inc_torch.core.errors import ArtifactError, InexactWarning, ModelError
 from inc_torch.core.optional import require
 from inc_torch.core.report import CompressionReport
+from inc_torch.core.user_warning import warn_user
 from inc_torch.export._files import ARTIFACT, HUB_CONFIG, WEIGHTS, write_json
 from inc_torch.export._proof import CODE_BITS, attach_report, attached_report, measured_report
 from inc_torch.huggingface._card import write_card
@@ -115,7 +115,7 @@ def _warn_of_float(report: CompressionReport) -> None:
             f"{len(unfinished)} modules that were to be quantized are saved in float: {row.name!r} was to be "
             f"{row.scheme!r} and has {row.bits} bits. Call manager.on_train_end() before saving."
         )
-        warnings.warn(message, InexactWarning, stacklevel=3)
+        warn_user(message, InexactWarning)
 
 
 def _target(directory: Path) -> Path:

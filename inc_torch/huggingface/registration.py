@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import final
 
 from inc_torch.core.errors import IncTorchWarning
+from inc_torch.core.user_warning import warn_user
 
 __all__ = ["QUANT_METHOD", "install"]
 
@@ -39,11 +39,10 @@ def register(host: ModuleType) -> None:
     A registration that is there, even of another copy of this package, stays.
     """
     if not (hasattr(host, "register_quantizer") and hasattr(host, "register_quantization_config")):
-        warnings.warn(
+        warn_user(
             "This transformers is too old to open compressed models with from_pretrained: expected 4.57 or newer. "
             "Upgrade it, or save with manager.save and load with inc_torch.load.",
             IncTorchWarning,
-            stacklevel=2,
         )
         return
     # Imported here, as it imports transformers, which `import inc_torch` must not.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -14,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, did_you_mean
 from inc_torch.core.report import Finding
+from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners._base import Grid, PrunerSpec
 from inc_torch.pruners._matrix import MatrixView
 
@@ -81,7 +81,7 @@ def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
     if not layers:
         raise ConfigError(_nothing_selected(model, spec, left_dense))
     if unfit:
-        warnings.warn(_left_dense(unfit, spec), InexactWarning, stacklevel=2)
+        warn_user(_left_dense(unfit, spec), InexactWarning)
     return Selection(tuple(layers), tuple(left_dense))
 
 

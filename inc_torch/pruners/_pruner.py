@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
@@ -12,6 +11,7 @@ from torch import nn
 from inc_torch.core.errors import InexactWarning, LoopWarning, StateError
 from inc_torch.core.report import Finding
 from inc_torch.core.state import check_keys
+from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners._base import PrunerSpec
 from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._select import count_of
@@ -170,7 +170,7 @@ class Pruner:
             f"{steps} optimizer steps, and the last mask update is due at step {self.spec.end} "
             f"(start_step={self.spec.start}, pruning_frequency={self.spec.frequency})."
         )
-        warnings.warn(message, InexactWarning, stacklevel=2)
+        warn_user(message, InexactWarning)
 
     def findings(self) -> Iterable[Finding]:
         """What was asked of each layer, counted as the target is: in units, in elements for N:M.
@@ -320,7 +320,7 @@ class Pruner:
     def _warn_once(self, topic: str, message: str) -> None:
         if topic not in self._told:
             self._told.add(topic)
-            warnings.warn(message, LoopWarning, stacklevel=2)
+            warn_user(message, LoopWarning)
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, StateError
+from inc_torch.core.user_warning import warn_user
 from inc_torch.quantizers._eligibility import close_fast_paths, matrix_modules, reason_for_float
 from inc_torch.quantizers._int8_modules import Int8Module
 from inc_torch.quantizers._observer import InputRange
@@ -104,7 +104,7 @@ def _warn_of_idle_rules(model: nn.Module, spec: QATSpec) -> None:
     for rule in spec.rules:
         if rule.subject == "name" and not any(rule.catches(name, "") for name in names):
             message = f"The quantization rule {rule.pattern!r} matches no module: a pattern must match the whole name."
-            warnings.warn(message, InexactWarning, stacklevel=3)
+            warn_user(message, InexactWarning)
 
 
 def _reasons(decisions: Mapping[str, Prepared]) -> str:

@@ -16,20 +16,9 @@ from inc_torch import (
     QuantizationAwareTrainingConfig,
     WeightPruningConfig,
 )
+from inc_torch.core.hooks import HOOKS
 
-ALL_HOOKS = frozenset(
-    {
-        "on_train_begin",
-        "on_epoch_begin",
-        "on_step_begin",
-        "on_after_compute_loss",
-        "on_before_optimizer_step",
-        "on_after_optimizer_step",
-        "on_step_end",
-        "on_epoch_end",
-        "on_train_end",
-    }
-)
+ALL_HOOKS = frozenset(HOOKS) - {"on_before_eval", "on_after_eval"}
 """Hooks that a training loop calls; those around evaluations are apart."""
 
 FEATURES = 12

@@ -1,0 +1,21 @@
+"""Warnings that point at the user's line, wherever in the package their cause was noticed."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+from inc_torch.core.errors import IncTorchWarning
+
+__all__ = ["warn_user"]
+
+_NOT_THE_USER = frozenset({"inc_torch", "torch", "contextlib", "functools"})
+"""Packages between the user's line and us: our own, and torch's where its optimizer calls our hooks."""
+
+
+def warn_user(message: str, category: type[IncTorchWarning]) -> None:
+    """Warn as if the nearest line of the user's code had done it."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _NOT_THE_USER:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
