@@ -11,6 +11,7 @@ from inc_torch.core.callback import Callback
 from inc_torch.core.errors import HookOrderError, StateError
 from inc_torch.core.hooks import Progress, Stage
 from inc_torch.core.report import Finding
+from inc_torch.core.state import check_keys
 from inc_torch.quantizers import (
     Prepared,
     QATSpec,
@@ -69,11 +70,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
         return {"observers": observer_state(self.model), "is_converted": self._is_converted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if wrong := {"observers", "is_converted"} ^ state.keys():
-            message = (
-                f"The state of {self!r} must have the keys 'is_converted' and 'observers'; {sorted(wrong)} differ."
-            )
-            raise StateError(message)
+        check_keys(repr(self), state, {"observers", "is_converted"})
         if state["is_converted"] != self._is_converted:
             saved, present = ("int8", "float") if state["is_converted"] else ("float", "int8")
             message = (
