@@ -56,6 +56,17 @@ class Callback:
         """What was asked of each module, for the report. The report measures the outcome itself."""
         return ()
 
+    def metrics(self) -> Mapping[str, float]:
+        """Numbers to log beside the loss, by name; asked for as often as the training loop logs.
+
+        No collective may happen here: some trainers log on one rank only.
+        """
+        return {}
+
+    def has_reached_goal(self) -> bool:
+        """Whether the model is compressed as far as it will be, so that it may be the best of a run."""
+        return True
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values from which `load_state_dict` continues bit for bit."""
         return {}

@@ -33,6 +33,8 @@ from weakref import WeakSet
 
 from torch.optim import Optimizer
 
+from inc_torch.core.ranks import Ranks
+
 __all__ = ["HOOKS", "UNDO_HOOKS", "Progress", "Stage"]
 
 HOOKS = (
@@ -80,3 +82,5 @@ class Progress:
     """Optimizers that were seen updating the model."""
     has_unfinished_update: bool = False
     """Told while a state is saved: weights were updated, and ``on_after_optimizer_step`` is still to come."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """The processes that train the model together."""
