@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any, final
 
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from inc_torch.callbacks import Callback, TrainingConfig, build_callbacks
 from inc_torch.config import (
@@ -19,6 +20,8 @@ from inc_torch.config import (
 )
 from inc_torch.core.dispatcher import Dispatcher
 from inc_torch.core.errors import ConfigError, ConfigTypeError, IncTorchWarning, InexactWarning, LoopWarning, StateError
+from inc_torch.core.names import unwrapped
+from inc_torch.core.ranks import Ranks
 from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.core.state import FORMAT, check_keys, random_state, set_random_state
 from inc_torch.core.user_warning import warn_user
@@ -39,22 +42,29 @@ CallBacks = Dispatcher
 
 
 def prepare_compression(
-    model: nn.Module, confs: TrainingConfig | Callback | Sequence[TrainingConfig | Callback]
+    model: nn.Module,
+    confs: TrainingConfig | Callback | Sequence[TrainingConfig | Callback],
+    *,
+    process_group: ProcessGroup | None = None,
 ) -> CompressionManager:
     """Make ``model`` ready to be compressed while it is trained.
 
     The model is changed in place and stays the same object with the same Parameters, so an optimizer, a Trainer or
-    any other reference made before or after is right.
+    any other reference made before or after is right. It may be wrapped already, by `torch.compile`,
+    DistributedDataParallel, ``fully_shard`` or PEFT, or be wrapped later.
 
     Args:
         model: The model to train.
         confs: One config or `Callback`, or several; their order does not matter.
+        process_group: In a distributed run, the processes that train this one model together. By default all of
+            them: each has to prepare it in the same way and to call the same hooks.
 
     Returns:
         The manager whose hooks the training loop calls.
 
     Raises:
         ConfigError: No config, an object that is none, or a config that fits no layer of the model.
+        ModelError: The model is wrapped by something that hides its weights, such as DataParallel.
 
     Example:
         >>> import torch
@@ -79,9 +89,10 @@ def prepare_compression(
         0.5
     """
     model, listed = _arguments(model, confs)
-    _give_up_earlier_run(model)
-    manager = CompressionManager(model, listed)
-    _LATEST[model] = weakref.ref(manager)
+    inner = unwrapped(model)
+    _give_up_earlier_run(inner)
+    manager = CompressionManager(model, listed, Ranks(process_group))
+    _LATEST[inner] = weakref.ref(manager)
     return manager
 
 
@@ -123,15 +134,18 @@ class CompressionManager:
     Every hook can be called on the manager or on its ``callbacks``. See `inc_torch.core.hooks` for the loop.
 
     Attributes:
-        model: The user's own model object.
+        model: The user's own model object, in whatever wraps it.
         callbacks: Runs the hooks.
         configs: What was asked for, in the user's order.
     """
 
-    def __init__(self, model: nn.Module, configs: Sequence[TrainingConfig | Callback]) -> None:
+    def __init__(
+        self, model: nn.Module, configs: Sequence[TrainingConfig | Callback], ranks: Ranks | None = None
+    ) -> None:
         self.model = model
         self.configs = tuple(configs)
-        self.callbacks = Dispatcher(build_callbacks(self.configs, model), model)
+        self._inner = unwrapped(model)
+        self.callbacks = Dispatcher(build_callbacks(self.configs, self._inner), self._inner, ranks or Ranks())
         self.callbacks.prepare()
         self.on_train_begin = self.callbacks.on_train_begin
         self.on_epoch_begin = self.callbacks.on_epoch_begin
@@ -153,7 +167,10 @@ class CompressionManager:
         return f"CompressionManager({type(self.model).__name__}, {self.callbacks.callbacks_list})"
 
     def report(self) -> CompressionReport:
-        """Measure, in the weights as they are now, what every module was asked for and has reached."""
+        """Measure, in the weights as they are now, what every module was asked for and has reached.
+
+        Where the model is sharded (``fully_shard``), every rank has to call it.
+        """
         findings: list[Finding] = []
         for callback in self.callbacks.callbacks_list:
             # Every callback counts its groups from 0.
@@ -162,7 +179,15 @@ class CompressionManager:
                 finding if finding.group is None else replace(finding, group=finding.group + offset)
                 for finding in callback.findings()
             ]
-        return CompressionReport.measure(self.model, findings)
+        return CompressionReport.measure(self._inner, findings)
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers to log beside the loss: sparsity reached, distillation loss, share of fake-quantized modules."""
+        return {name: value for callback in self.callbacks.callbacks_list for name, value in callback.metrics().items()}
+
+    def has_reached_goal(self) -> bool:
+        """Whether the model is compressed as far as it will be: before, no checkpoint is the best of the run."""
+        return all(callback.has_reached_goal() for callback in self.callbacks.callbacks_list)
 
     def save(self, directory: str | PathLike[str]) -> None:
         """Write the model to ``directory`` as safetensors and JSON; `inc_torch.load` reads it.
@@ -174,12 +199,14 @@ class CompressionManager:
                 "manager.save was called before on_train_end: the model is saved in float, masks may still change."
             )
             warn_user(message, InexactWarning)
-        save(self.model, directory, self.report())
+        save(self._inner, directory, self.report())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to go on as if nothing had happened, beside model and optimizer.
 
-        Tensors and plain values: ``torch.load(..., weights_only=True)`` reads it back.
+        Tensors and plain values: ``torch.load(..., weights_only=True)`` reads it back. In a distributed run every
+        rank has to call it and gets the same state, but for its own random generators; the state of one rank goes on
+        in any number of processes.
         """
         return {
             "format": FORMAT,
@@ -188,12 +215,13 @@ class CompressionManager:
             "random": random_state(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], *, restore_random: bool = True) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, restore_random: bool | None = None) -> None:
         """Go on from `state_dict`, before ``on_train_begin``; load the model's and optimizer's states as well.
 
         Args:
             state: What `state_dict` returned, of a run with equal configs.
-            restore_random: Also set the random number generators of torch, numpy and Python.
+            restore_random: Also set the random number generators of torch, numpy and Python. By default where one
+                process trains: several would all get those of the rank that saved, and drop out the same values.
 
         Raises:
             StateError: It is of another format, or of a run with other configs; what differs is named.
@@ -204,12 +232,12 @@ class CompressionManager:
         check_keys("CompressionManager", state, {"format", "configs", "progress", "unfinished", "callbacks", "random"})
         _compare_configs(state["configs"], [self._described(config) for config in self.configs])
         self.callbacks.load_state_dict(state)
-        if restore_random:
+        if self.callbacks.progress.ranks.count == 1 if restore_random is None else restore_random:
             set_random_state(state["random"])
 
     def _present(self, *_: object) -> None:
-        adorn(self.model)
-        attach_report(self.model, self.report())
+        adorn(self._inner)
+        attach_report(self._inner, self.report())
 
     @staticmethod
     def _described(config: TrainingConfig | Callback) -> dict[str, Any]:

@@ -94,6 +94,10 @@ class DistillationCallbacks(Callback):
         self.last_distillation_loss = distance.detach()
         return self.loss.mix(student_loss, distance)
 
+    def metrics(self) -> Mapping[str, float]:
+        """``distillation_loss``: the distance of the last batch, before weighting."""
+        return {} if self.last_distillation_loss is None else {"distillation_loss": float(self.last_distillation_loss)}
+
     def state_dict(self) -> dict[str, Any]:
         """The SHA-256 of a teacher that is a copy of the student, else nothing."""
         return {"snapshot": self.teacher.fingerprint()} if self.teacher and self.teacher.is_snapshot else {}

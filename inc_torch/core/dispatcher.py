@@ -23,6 +23,7 @@ from inc_torch.core.errors import (
     did_you_mean,
 )
 from inc_torch.core.hooks import HOOKS, UNDO_HOOKS, Progress
+from inc_torch.core.ranks import Ranks
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
 
@@ -83,11 +84,12 @@ class Dispatcher:
     Args:
         callbacks: In the user's order.
         model: The model under training.
+        ranks: The processes that train it; all of them by default.
     """
 
-    def __init__(self, callbacks: Iterable[Callback], model: nn.Module) -> None:
+    def __init__(self, callbacks: Iterable[Callback], model: nn.Module, ranks: Ranks | None = None) -> None:
         self.callbacks_list: list[Callback] = list(callbacks)
-        self.progress = Progress()
+        self.progress = Progress(ranks=ranks or Ranks())
         self._model = model
         self._extra: dict[str, list[_Registered]] = {name: [] for name in HOOKS}
         self._clock = UpdateClock(self._tracked, model.parameters, self._on_optimizer)
@@ -112,6 +114,10 @@ class Dispatcher:
     def is_training(self) -> bool:
         """Whether training has begun and not ended."""
         return self._phase == "training"
+
+    def listens_to(self, hook: str) -> bool:
+        """Whether anything happens at ``hook``."""
+        return bool(self._table[hook] or self._registered(hook))
 
     def give_up(self) -> None:
         """End without finishing: watch optimizers no longer, change nothing."""

@@ -9,8 +9,10 @@ from inc_torch.core.errors import IncTorchWarning
 
 __all__ = ["warn_user"]
 
-_NOT_THE_USER = frozenset({"inc_torch", "torch", "contextlib", "functools"})
-"""Packages between the user's line and us: our own, and torch's where its optimizer calls our hooks."""
+_NOT_THE_USER = frozenset(
+    {"inc_torch", "torch", "contextlib", "functools", "transformers", "accelerate", "trl", "peft", "lightning"}
+)
+"""Packages between the user's line and us: our own, torch's where its optimizer calls our hooks, and the trainers."""
 
 
 def warn_user(message: str, category: type[IncTorchWarning]) -> None:
