@@ -7,6 +7,9 @@ opens compressed directories.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from inc_torch import huggingface as _huggingface
 from inc_torch.callbacks import Callback
 from inc_torch.config import (
     AccuracyCriterion,
@@ -22,12 +25,16 @@ from inc_torch.huggingface import OptimizedModel, save_for_huggingface_upstream
 from inc_torch.huggingface.registration import install as _register_with_transformers
 from inc_torch.training import CompressionManager, prepare_compression
 
+if TYPE_CHECKING:
+    from inc_torch.huggingface import INCCallback
+
 __all__ = [
     "AccuracyCriterion",
     "Callback",
     "CompressionManager",
     "CompressionReport",
     "DistillationConfig",
+    "INCCallback",
     "KnowledgeDistillationLossConfig",
     "OptimizedModel",
     "QuantizationAwareTrainingConfig",
@@ -42,3 +49,11 @@ __all__ = [
 __version__ = "0.1.0.dev0"
 
 _register_with_transformers()
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs an optional package when it is asked for."""
+    if name == "INCCallback":
+        return _huggingface.INCCallback
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)

@@ -11,6 +11,7 @@ from inc_torch.config._criteria import AccuracyCriterion, TuningCriterion
 from inc_torch.config._distillation import DistillationConfig, KnowledgeDistillationLossConfig
 from inc_torch.config._pruning import WeightPruningConfig
 from inc_torch.config._quantization import QuantizationAwareTrainingConfig
+from inc_torch.config._read import read_configs
 from inc_torch.config._readonly import FrozenConfigError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "QuantizationAwareTrainingConfig",
     "TuningCriterion",
     "WeightPruningConfig",
+    "read_configs",
 ]
 
 KnowledgeDistillationLoss = KnowledgeDistillationLossConfig

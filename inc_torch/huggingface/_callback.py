@@ -1,0 +1,285 @@
+"""The techniques as one callback of transformers' Trainer. Imported on first use, as it subclasses one of theirs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from inc_torch.callbacks import Callback, DistillationCallbacks, PruningCallbacks, TrainingConfig
+from inc_torch.config import DistillationConfig, read_configs
+from inc_torch.core.errors import ConfigError, InexactWarning
+from inc_torch.core.names import unwrapped
+from inc_torch.core.user_warning import warn_user
+from inc_torch.huggingface._checkpoint import checkpoint_to_resume, read_state, write_state, written_checkpoint
+from inc_torch.huggingface._fused_head import FusedHead
+from inc_torch.huggingface._loss import LossSeam
+from inc_torch.huggingface._trainer import calling_trainer, check_layout
+from inc_torch.training import CompressionManager, prepare_compression
+
+__all__ = ["INCCallback"]
+
+
+@final
+class INCCallback(TrainerCallback):
+    """Prunes, quantizes and distils the model that a Trainer trains.
+
+    The Trainer's events become the hooks of a `CompressionManager`:
+
+    ========================== =========================================================
+    Trainer                    manager
+    ========================== =========================================================
+    ``on_init_end``            ``prepare_compression``
+    ``on_train_begin``         ``load_state_dict`` if resuming, then ``on_train_begin``
+    ``on_epoch_begin``, end    the same names
+    ``on_step_begin``          ``on_step_begin``, once an optimizer step
+    ``compute_loss``           ``on_after_compute_loss``, while training
+    ``on_pre_optimizer_step``  ``on_before_optimizer_step``
+    ``on_optimizer_step``      ``on_after_optimizer_step``
+    ``on_step_end``            ``on_step_end``
+    before an evaluation       ``on_before_eval``
+    ``on_evaluate``            ``on_after_eval``
+    ``on_log``                 ``metrics``, logged beside the loss
+    ``on_save``                ``state_dict``, as ``inc_torch_state.pt`` in the checkpoint
+    ``on_train_end``           ``on_train_end``
+    ========================== =========================================================
+
+    Training goes on from a checkpoint bit for bit. A checkpoint counts for ``load_best_model_at_end`` only from the
+    moment on that the target sparsity is reached. After training the Trainer's model is the compressed one:
+    ``evaluate``, ``save_model`` and ``push_to_hub`` are about it.
+
+    Args:
+        conf: A config, a `Callback`, a dict, the path of a YAML file, or a list of these (see
+            `inc_torch.config.read_configs`); or the manager that ``prepare_compression`` returned for the model.
+        teacher_model: The teacher for the `DistillationConfig` in ``conf`` that has none, as one from a file.
+
+    Attributes:
+        manager: The hooks, state and report of the run; None until the Trainer is made.
+
+    Raises:
+        ConfigError: ``conf`` is wrong, or distillation has no teacher.
+        ModelError: The Trainer trains in a way that hides the weights (DataParallel, DeepSpeed, FSDP1).
+
+    Example:
+        >>> from inc_torch import INCCallback, WeightPruningConfig
+        >>> callback = INCCallback(WeightPruningConfig(target_sparsity=0.8, pattern="4x1", end_step=1000))
+        >>> # Trainer(model=model, args=args, train_dataset=data, callbacks=[callback]).train()
+    """
+
+    def __init__(
+        self,
+        conf: TrainingConfig
+        | Callback
+        | CompressionManager
+        | Mapping[str, Any]
+        | str
+        | os.PathLike[str]
+        | Sequence[Any],
+        *,
+        teacher_model: nn.Module | None = None,
+    ) -> None:
+        self.manager: CompressionManager | None = None
+        self._configs: list[Any] = []
+        if isinstance(conf, CompressionManager):
+            self._adopt(conf)
+        else:
+            self._configs = _with_teacher(read_configs(conf), teacher_model)
+        self._trainer: Any = None
+        self._seam: LossSeam | None = None
+        self._reached_at: int | None = None
+        self._untrained: dict[str, Any] = {}
+
+    def attach(self, trainer: Any) -> INCCallback:  # noqa: ANN401  any class with the Trainer's interface
+        """Name the Trainer. Only needed where this callback's events are passed on by something between."""
+        self._trainer = trainer
+        return self
+
+    # ------------------------------------------------------------------ before training
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._trainer = self._trainer or calling_trainer(self)
+        check_layout(args, self._trainer)
+        self._prepare(kwargs["model"])
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer = self._trainer or calling_trainer(self)
+        check_layout(args, self._trainer)
+        manager = self._prepare(kwargs["model"])
+        if state.global_step:
+            self._resume(checkpoint_to_resume(args, state, self._trainer))
+        elif manager.callbacks.progress.step:  # a second attempt, such as with auto_find_batch_size
+            manager.load_state_dict(self._untrained, restore_random=False)
+            self._reached_at = None
+        self._place_teachers(args)
+        if not all(isinstance(callback, PruningCallbacks) for callback in manager.callbacks.callbacks_list):
+            FusedHead.of(self._trainer)
+        manager.on_train_begin(kwargs.get("train_dataloader"))
+        self._install_seam(manager)
+        if args.eval_on_start:
+            manager.on_before_eval()
+
+    # ------------------------------------------------------------------ the loop
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._running.on_epoch_begin(int(state.epoch or 0))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._forget_unfinished_best(state)
+        self._running.on_step_begin(state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._seam is not None:
+            self._seam.require_use()
+        self._running.on_before_optimizer_step()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._running.on_after_optimizer_step()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._running.on_step_end()
+        if self._reached_at is None and self._running.has_reached_goal():
+            self._reached_at = state.global_step
+        if control.should_evaluate:
+            self._running.on_before_eval()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._running.on_epoch_end()
+        if control.should_evaluate:
+            self._running.on_before_eval()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Before the Trainer compares this evaluation with the best one.
+        self._forget_unfinished_best(state)
+        self._running.on_after_eval()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        metrics = self._running.metrics()
+        if metrics and self._trainer is not None and "loss" in kwargs["logs"]:
+            self._trainer.log(metrics)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._forget_unfinished_best(state)
+        # Of all ranks, as a sharded model is gathered for it.
+        content = {"manager": self._running.state_dict(), "reached_at": self._reached_at, "step": state.global_step}
+        if args.should_save:
+            write_state(written_checkpoint(args, state), content)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.load_best_model_at_end:
+            self._follow_best(state)
+        self._running.on_train_end()
+        if self._seam is not None:
+            self._seam.remove()
+        # From now on save_pretrained, which save_model calls, writes what from_pretrained opens.
+        from inc_torch.huggingface._quantizer import adopt
+
+        inner = unwrapped(kwargs["model"])
+        if hasattr(inner, "config"):
+            adopt(inner)
+
+    # ------------------------------------------------------------------ helpers
+
+    @property
+    def _running(self) -> CompressionManager:
+        if self.manager is None:
+            message = "This INCCallback has no model yet. Give it to a Trainer: Trainer(..., callbacks=[callback])."
+            raise ConfigError(message)
+        return self.manager
+
+    def _prepare(self, model: nn.Module) -> CompressionManager:
+        """The manager of ``model``; a Trainer with ``model_init`` brings a new one for each trial."""
+        if self.manager is None or unwrapped(self.manager.model) is not unwrapped(model):
+            if not self._configs:
+                message = (
+                    "INCCallback was given a manager of another model than the Trainer's. Call "
+                    "prepare_compression on the Trainer's model, or give INCCallback the configs."
+                )
+                raise ConfigError(message)
+            self._adopt(prepare_compression(model, self._configs))
+        return self._running
+
+    def _adopt(self, manager: CompressionManager) -> None:
+        for callback in manager.callbacks.callbacks_list:
+            if isinstance(callback, DistillationCallbacks) and callback.loss.needs_teacher and callback.teacher is None:
+                message = (
+                    "DistillationConfig has no teacher, and a Trainer hands no teacher_output over: the teacher would "
+                    "have no say. Give it: DistillationConfig(teacher_model=teacher), or "
+                    "INCCallback(conf, teacher_model=teacher)."
+                )
+                raise ConfigError(message)
+        self.manager = manager
+        self._untrained = manager.state_dict()
+        self._reached_at = None
+        self._seam = None
+
+    def _resume(self, checkpoint: str | os.PathLike[str]) -> None:
+        content = read_state(checkpoint)
+        self._running.load_state_dict(content["manager"], restore_random=False)  # the Trainer restores each rank's own
+        self._reached_at = content["reached_at"]
+
+    def _place_teachers(self, args: TrainingArguments) -> None:
+        for callback in self._running.callbacks.callbacks_list:
+            if isinstance(callback, DistillationCallbacks) and callback.teacher is not None:
+                callback.teacher.module.to(args.device)
+
+    def _install_seam(self, manager: CompressionManager) -> None:
+        if not manager.callbacks.listens_to("on_after_compute_loss"):
+            return
+        if self._trainer is None:
+            message = (
+                "INCCallback cannot find the Trainer that trains, so distillation cannot join its loss. Name it "
+                "before training: callback.attach(trainer)."
+            )
+            raise ConfigError(message)
+        self._seam = LossSeam(self._trainer, manager)
+        self._seam.install()
+
+    def _forget_unfinished_best(self, state: TrainerState) -> None:
+        """A model that is not yet compressed as asked is no rival of one that is, however good."""
+        if self._reached_at is None or (state.best_global_step or 0) < self._reached_at:
+            state.best_metric = state.best_model_checkpoint = None
+            state.best_global_step = None
+
+    def _follow_best(self, state: TrainerState) -> None:
+        """The Trainer has loaded the weights of the best checkpoint; take its masks and ranges too."""
+        if state.best_model_checkpoint is not None:
+            self._resume(state.best_model_checkpoint)
+        else:
+            message = (
+                "load_best_model_at_end found no evaluated checkpoint with the final sparsity, so the model is the one "
+                "of the last step. Let the pruning end (end_step) before the last evaluation and save."
+            )
+            warn_user(message, InexactWarning)
+
+
+def _with_teacher(configs: list[object], teacher: nn.Module | None) -> list[object]:
+    if teacher is None:
+        return configs
+    waiting = [conf for conf in configs if isinstance(conf, DistillationConfig) and conf.teacher_model is None]
+    if not waiting:
+        message = (
+            "INCCallback got a teacher_model, and no DistillationConfig without a teacher: expected one in conf. Add "
+            "DistillationConfig(criterion=KnowledgeDistillationLossConfig())."
+        )
+        raise ConfigError(message)
+    return [
+        conf.replace(teacher_model=teacher) if isinstance(conf, DistillationConfig) and conf in waiting else conf
+        for conf in configs
+    ]
