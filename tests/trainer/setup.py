@@ -28,6 +28,7 @@ from inc_torch import (
 
 WORDS = 40
 LENGTH = 6
+OWN = ("compute_loss_func", "compute_metrics", "data_collator", "model_init")
 
 
 class Sentences(Dataset):
@@ -132,7 +133,7 @@ def trainer_of(
     model: nn.Module, folder: Path | str, callbacks: list[Any], kind: type[Trainer] = Trainer, **options: Any
 ) -> Trainer:
     """``data`` and ``eval_data`` may be among the options; those that the Trainer does not know are its arguments'."""
-    own = {name: options.pop(name) for name in ("compute_loss_func", "compute_metrics", "data_collator") if name in options}
+    own = {name: options.pop(name) for name in OWN if name in options}
     data, eval_data = options.pop("data", None), options.pop("eval_data", None)
     return kind(
         model=model,
