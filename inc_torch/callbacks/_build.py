@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from inc_torch.callbacks._lora import holds_adapters
+from inc_torch.callbacks.adapters import AdapterCallbacks
 from inc_torch.callbacks.distillation import DistillationCallbacks
 from inc_torch.callbacks.pruning import PruningCallbacks
 from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
 from inc_torch.config import DistillationConfig, QuantizationAwareTrainingConfig, WeightPruningConfig
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import ConfigTypeError, InexactWarning
+from inc_torch.core.names import unwrapped
 from inc_torch.core.user_warning import warn_user
 
 __all__ = ["TrainingConfig", "build_callbacks"]
@@ -23,12 +26,33 @@ TrainingConfig = WeightPruningConfig | QuantizationAwareTrainingConfig | Distill
 def build_callbacks(confs: Sequence[object], model: nn.Module) -> list[Callback]:
     """Return one callback a config, in order, looking at the model before anything in it is rewritten.
 
+    One more comes last where a model with adapters of PEFT is pruned or quantized: `AdapterCallbacks`.
+
+    Args:
+        confs: The user's list.
+        model: The model, in whatever the user wrapped it.
+
     Raises:
         ConfigTypeError: An entry is neither a config for training nor a `Callback`.
     """
-    callbacks = [_build(conf, model) for conf in confs]
+    inner = unwrapped(model)
+    compresses = any(isinstance(conf, _COMPRESSING) for conf in confs)
+    adapters = AdapterCallbacks(model) if compresses and holds_adapters(inner) else None
+    callbacks = [_build(conf, inner) for conf in confs]
     _warn_of_layers_pruned_twice(callbacks)
+    if adapters is not None:
+        adapters.serve(callbacks)
+        # After the user's own: the names of callbacks in a saved state count from the first.
+        callbacks.append(adapters)
     return callbacks
+
+
+_COMPRESSING = (
+    WeightPruningConfig,
+    QuantizationAwareTrainingConfig,
+    PruningCallbacks,
+    QuantizationAwareTrainingCallbacks,
+)
 
 
 def _warn_of_layers_pruned_twice(callbacks: Sequence[Callback]) -> None:

@@ -43,6 +43,21 @@ class PruningCallbacks(Callback):
         for pruner in self.pruners:
             yield from pruner.findings()
 
+    def metrics(self) -> Mapping[str, float]:
+        """``sparsity``, and with several pruners that of each as ``sparsity/<number>``.
+
+        That of a pruner is its share of pruned units (of elements for N:M); over all, pruners count by their weights.
+        """
+        if len(self.pruners) == 1:
+            return {"sparsity": self.pruners[0].sparsity}
+        pruned = sum(pruner.sparsity * pruner.size for pruner in self.pruners)
+        overall = pruned / sum(pruner.size for pruner in self.pruners)
+        return {"sparsity": overall} | {f"sparsity/{pruner.group}": pruner.sparsity for pruner in self.pruners}
+
+    def has_reached_goal(self) -> bool:
+        """Whether the masks of all pruners have changed for the last time."""
+        return all(pruner.is_finished for pruner in self.pruners)
+
     def state_dict(self) -> dict[str, Any]:
         if self.progress.has_unfinished_update:
             # The run that goes on from here does not know its optimizers yet, whose momentum is to be masked.
@@ -59,7 +74,7 @@ class PruningCallbacks(Callback):
 
     def on_train_begin(self, dataloader: object = None) -> None:
         for pruner in self.pruners:
-            pruner.bind(self.model)
+            pruner.bind(self.model, self.progress.ranks)
             pruner.mask_weights()
 
     def on_step_begin(self, batch_id: int) -> None:

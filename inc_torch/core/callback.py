@@ -23,6 +23,8 @@ class Callback:
     Attributes:
         stage: When it runs among the others, see `Stage`.
         state_version: Raised when the shape of `state_dict` changes.
+        exact_when_late: Hooks that a loop may leave out without loss: what this callback does there is the same when
+            the dispatcher does it just before or after the optimizer steps. No warning then for its sake.
         model: The user's model, set by `prepare`.
         progress: Steps and epochs of the run, kept by the dispatcher.
 
@@ -36,6 +38,7 @@ class Callback:
 
     stage: ClassVar[Stage] = Stage.OBSERVE
     state_version: ClassVar[int] = 1
+    exact_when_late: ClassVar[frozenset[str]] = frozenset()
 
     model: nn.Module
     progress: Progress

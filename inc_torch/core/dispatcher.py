@@ -415,7 +415,8 @@ class Dispatcher:
         warn_user(message, LoopWarning)
 
     def _warn_once(self, hook: str) -> None:
-        if hook not in self._told and (self._table[hook] or self._extra[hook]):
+        losing = [callback for callback, _ in self._table[hook] if hook not in callback.exact_when_late]
+        if hook not in self._told and (losing or self._extra[hook]):
             self._told.add(hook)
             message = f"The training loop does not call {hook}; its work is done all the same. Call it {_PLACES[hook]}."
             warn_user(message, LoopWarning)

@@ -13,6 +13,8 @@ from torch import nn
 
 from inc_torch.core import report_view
 from inc_torch.core.errors import ArtifactError
+from inc_torch.core.names import named_layers
+from inc_torch.core.sharding import plain_class, whole
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -141,8 +143,11 @@ class CompressionReport:
     def measure(cls, model: nn.Module, findings: Iterable[Finding] = ()) -> CompressionReport:
         """Count zeros, bits and bytes in the weights of ``model`` as they are now.
 
+        Weights that ``fully_shard`` spreads over ranks are gathered one by one to be counted: every rank has to call
+        this then.
+
         Args:
-            model: Any module, before or after conversion.
+            model: Any module, before or after conversion. Modules are listed under their names without wrappers.
             findings: What the callbacks asked for.
         """
         asked: dict[str, list[Finding]] = defaultdict(list)
@@ -151,7 +156,7 @@ class CompressionReport:
         tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
         rows: list[ModuleReport] = []
         owner: dict[int, str] = {}
-        for name, module in model.named_modules():
+        for name, module in named_layers(model):
             weight = stored_weight(module)
             if weight is None or weight.dim() < MATRIX_RANK:
                 continue
@@ -247,10 +252,10 @@ class CompressionReport:
 def _measure_module(name: str, module: nn.Module, weight: torch.Tensor) -> ModuleReport:
     return ModuleReport(
         name=name,
-        kind=type(module).__name__,
+        kind=plain_class(type(module)).__name__,
         shape=tuple(weight.shape),
         bits=weight.element_size() * 8,
-        zeros=weight.numel() - int(torch.count_nonzero(weight.detach())),
+        zeros=weight.numel() - int(torch.count_nonzero(whole(weight.detach()))),
     )
 
 

@@ -26,6 +26,7 @@ from inc_torch.export._files import (
     write_tensors,
 )
 from inc_torch.export._proof import attach_report, attached_report, measured_report, prove_report, read_report
+from inc_torch.export._ranks import assembled, write_once
 from inc_torch.export._tensors import int8_modules, plain_state, share_equal_codes, split_name, tied_groups
 from inc_torch.quantizers import describe_int8, rebuild_int8
 
@@ -43,6 +44,9 @@ def save(model: nn.Module, directory: str | os.PathLike[str], report: Compressio
 
     Tied tensors are written once. The report is measured again from the weights that are written. A write that is cut
     short leaves either the old files or a directory that `load` refuses.
+
+    In a distributed run rank 0 writes, and the ranks that call this too return when it has. Of a sharded model (FSDP2)
+    the whole tensors are written, for which every rank has to call it.
 
     Args:
         model: Any module, pruned, quantized, both or neither.
@@ -62,7 +66,11 @@ def save(model: nn.Module, directory: str | os.PathLike[str], report: Compressio
         >>> torch.equal(copy[0].weight, model[0].weight)
         True
     """
-    target = Path(directory)
+    complete = assembled(model)
+    write_once(directory, lambda: _write(complete, Path(directory), report))
+
+
+def _write(model: nn.Module, target: Path, report: CompressionReport | None) -> None:
     _refuse_to_overwrite(target)
     share_equal_codes(model)
     tensors, aliases = plain_state(model)

@@ -15,6 +15,10 @@ __all__ = ["CARD", "write_card"]
 
 MARK = "<!-- Written by inc_torch. Remove this line to keep the page when the model is saved again. -->"
 MEGA = 1e6
+WITHOUT_IMPORT = (
+    "Without `import inc_torch` transformers does not know the quantization type `inc_torch`, and refuses to load the "
+    "model for weights of mismatched sizes."
+)
 
 
 def write_card(directory: Path, model: nn.Module, report: CompressionReport) -> None:
@@ -61,6 +65,7 @@ def card(directory: str, architecture: str, report: CompressionReport) -> str:
         "",
         f'model = {architecture}.from_pretrained("{name}")  # or AutoModelFor….from_pretrained',
         "```",
+        *(["", WITHOUT_IMPORT] if int8 else []),
         "",
         "## Module by module",
         "",

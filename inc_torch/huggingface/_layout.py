@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from inc_torch.core.errors import ArtifactError
 from inc_torch.export._files import ARTIFACT, HUB_CONFIG, WEIGHTS, pickled_files, read_json, tensor_names, weight_files
 
-__all__ = ["CARD", "REPORT", "SAVE_AGAIN", "VERSION", "check_directory", "untie"]
+__all__ = ["CARD", "REPORT", "SAVE_AGAIN", "VERSION", "alarms", "check_directory", "ignore_alarms", "untie"]
 
 REPORT = "compression_report.json"
 CARD = "README.md"
 VERSION = 1
+ADVICE = "write_import_inc_torch_before_loading"
+"""Name of a tensor that says what to do, in the list of unexpected ones that transformers shows."""
 SAVE_AGAIN = "Save the model again with save_for_huggingface_upstream(model, tokenizer, directory)."
 
 
@@ -77,6 +82,27 @@ def _check_weights(directory: Path) -> None:
         raise ArtifactError(message)
 
 
+def alarms(names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Tensors that stop transformers from opening a directory without inc_torch.
+
+    It would only warn of a quantization method that it does not know, make up random weights for the int8 modules
+    ``names`` and go on. So each of them has a float weight in the file too, of a shape that cannot be right.
+    """
+    return {name: torch.zeros(1, dtype=torch.int8) for name in [*(_join(name, "weight") for name in names), ADVICE]}
+
+
+def ignore_alarms(model: nn.Module, names: Iterable[str]) -> None:
+    """Let transformers pass over what `alarms` added to the files."""
+    known: Collection[str] | None = getattr(model, "_keys_to_ignore_on_load_unexpected", None)
+    patterns = [*(known or ()), *(f"{re.escape(name)}$" for name in alarms(names))]
+    # A set in transformers 5, a list in 4.57.
+    model.__dict__["_keys_to_ignore_on_load_unexpected"] = set(patterns) if isinstance(known, set) else patterns
+
+
+def _join(module: str, leaf: str) -> str:
+    return f"{module}.{leaf}" if module else leaf
+
+
 def untie(model: nn.Module, int8: Mapping[str, nn.Module]) -> None:
     """Let transformers forget each pair of tied weights of which one side is int8 now; `aliases` tie codes instead.
 
@@ -107,11 +133,16 @@ def _untie_by_method(module: nn.Module, int8: Mapping[str, nn.Module]) -> None:
     Encoder-decoder models tie more than input and output embeddings there; they fail loudly, and need transformers 5.
     """
     if hasattr(module, "tie_embeddings_and_encoder_decoder"):
-        ends = (module.get_input_embeddings(), module.get_output_embeddings())  # type: ignore[operator]
-        if any(end is one for end in ends for one in int8.values()):
+        if any(end is one for end in _ends(module) for one in int8.values()):
             module.__dict__["tie_embeddings_and_encoder_decoder"] = _leave_untied
     elif hasattr(module, "_tie_weights") and any(child is one for child in module.children() for one in int8.values()):
         module.__dict__["_tie_weights"] = _leave_untied
+
+
+def _ends(module: Any) -> Iterator[nn.Module | None]:  # noqa: ANN401  of transformers, imported elsewhere
+    with suppress(NotImplementedError):  # by models of sound, which have no embeddings
+        yield module.get_input_embeddings()
+        yield module.get_output_embeddings()
 
 
 def _leave_untied() -> None:

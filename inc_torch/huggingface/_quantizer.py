@@ -22,7 +22,7 @@ from inc_torch.export._files import read_json, read_tensor, tensor_names
 from inc_torch.export._proof import attach_report, measured_report, prove_report, read_report
 from inc_torch.export._tensors import checksum, int8_modules, share_equal_codes, split_name
 from inc_torch.huggingface._float import to_float
-from inc_torch.huggingface._layout import REPORT, SAVE_AGAIN, VERSION, untie
+from inc_torch.huggingface._layout import REPORT, SAVE_AGAIN, VERSION, alarms, ignore_alarms, untie
 from inc_torch.huggingface.registration import QUANT_METHOD
 from inc_torch.quantizers import describe_int8, rebuild_int8
 
@@ -91,6 +91,7 @@ class IncTorchQuantizer(HfQuantizer):
         rebuild_int8(model, {self._names[name]: entry for name, entry in config.modules.items() if name in self._names})
         int8 = int8_modules(model)
         untie(model, int8)
+        ignore_alarms(model, int8)
         for second in self._aliases():
             owner, leaf = split_name(second)
             # Not in the files, and not to be missed: its place is taken until the codes it shares are loaded.
@@ -166,6 +167,7 @@ class IncTorchQuantizer(HfQuantizer):
         self, model: nn.Module, *args: object, **kwargs: object
     ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """The state to save: shared codes once, every other tensor of an int8 module with memory of its own."""
+        self._config = model.config.quantization_config = describe(model, self._config)  # type: ignore[union-attr]
         int8 = int8_modules(model)
         state = dict(model.state_dict())
         for second in self._config.aliases:
@@ -174,7 +176,8 @@ class IncTorchQuantizer(HfQuantizer):
         for name, tensor in state.items():
             if split_name(name)[0] in int8 and memory[tensor.untyped_storage().data_ptr()] > 1:
                 state[name] = tensor.clone()
-        return state, {}
+        seconds = {split_name(second)[0] for second in self._config.aliases}
+        return state | alarms(name for name in int8 if name not in seconds), {}
 
     def is_serializable(self, *args: object, **kwargs: object) -> bool:
         return True
@@ -194,20 +197,28 @@ def adopt(model: nn.Module) -> None:
     From then on its ``save_pretrained`` writes a directory that ``from_pretrained`` opens, and the Trainer refuses to
     train it. A model without int8 modules is left alone.
     """
-    aliases = share_equal_codes(model)
-    int8 = int8_modules(model)
-    if not int8:
+    if not describe_int8(model):
         return
-    checksums = {name: value for name, module in int8.items() if (value := checksum(module)) is not None}
-    config = IncTorchConfig(VERSION, describe_int8(model), aliases, checksums)
-    untie(model, int8)
+    config = describe(model)
+    untie(model, int8_modules(model))
     marks: dict[str, object] = {
         "hf_quantizer": IncTorchQuantizer(config),
         "is_quantized": True,
         "quantization_method": QUANT_METHOD,
+        # transformers saves some models under other names, for which it puts together or splits weights. It must not
+        # do that to codes, whose scales it does not know, and reads its own names as well.
+        "_weight_conversions": [],
     }
     model.__dict__.update(marks)
     model.config.quantization_config = config  # type: ignore[union-attr]  # nn.Module knows tensors and modules only
+
+
+def describe(model: nn.Module, earlier: IncTorchConfig | None = None) -> IncTorchConfig:
+    """Describe the int8 modules as they are now; ``earlier`` knows the checksums of what was moved out of memory."""
+    aliases = share_equal_codes(model)
+    known = earlier.checksums if earlier is not None else {}
+    checksums = {name: checksum(module) or known.get(name, "") for name, module in int8_modules(model).items()}
+    return IncTorchConfig(VERSION, describe_int8(model), aliases, checksums)
 
 
 def _names_in(model: nn.Module, config: IncTorchConfig) -> dict[str, str]:

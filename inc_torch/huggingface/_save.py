@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from inc_torch.callbacks._lora import holds_adapters
 from inc_torch.core.errors import ArtifactError, InexactWarning, ModelError
+from inc_torch.core.names import unwrapped
 from inc_torch.core.optional import require
 from inc_torch.core.report import CompressionReport
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export._files import ARTIFACT, HUB_CONFIG, WEIGHTS, write_json
 from inc_torch.export._proof import CODE_BITS, attach_report, attached_report, measured_report
+from inc_torch.export._ranks import assembled, write_once
 from inc_torch.huggingface._card import write_card
 from inc_torch.huggingface._layout import REPORT
 from inc_torch.huggingface.registration import install
@@ -41,14 +46,17 @@ def save_for_huggingface_upstream(
     ``from_pretrained`` picks (``"sdpa"``) differs from the loaded one in the last bits of floats, which int8 rounding
     may turn into a step: call ``model.set_attn_implementation("sdpa")`` before comparing, or load with the same one.
 
+    In a distributed run rank 0 writes, and the ranks that call this too return when it has. Of a sharded model (FSDP2)
+    the whole tensors are written, for which every rank has to call it.
+
     Args:
-        model: A Hugging Face model, or the manager that compressed it.
+        model: A Hugging Face model, also inside DDP, `torch.compile` or PEFT, or the manager that compressed it.
         tokenizer: Tokenizer, image processor or processor to save too; None to save none.
         output_dir: Made if it does not exist.
         max_shard_size: Split the weights into files of at most this size (``"2GB"``); None leaves it to transformers.
 
     Raises:
-        ModelError: ``model`` is no Hugging Face model.
+        ModelError: ``model`` is no Hugging Face model, or still has adapters of PEFT.
         ArtifactError: ``output_dir`` is a file, or a plain inc_torch directory.
 
     Warns:
@@ -65,25 +73,53 @@ def save_for_huggingface_upstream(
             "tokenizers and processors have, or None. The arguments are (model, tokenizer, output_dir)."
         )
         raise ModelError(message)
-    target = _target(Path(output_dir))
+    _refuse_adapters(pretrained)
     install()
+    complete = assembled(pretrained, without_wrappers=True)
+
+    def write() -> None:
+        report = _write(complete, save_tokenizer, Path(output_dir), max_shard_size)
+        attach_report(pretrained, report)
+
+    write_once(output_dir, write)
+
+
+def _write(
+    model: PreTrainedModel,
+    save_tokenizer: Callable[[Path], object] | None,
+    directory: Path,
+    max_shard_size: int | str | None,
+) -> CompressionReport:
+    target = _target(directory)
     # After transformers itself, whose import registers what this module holds; not before it.
     from inc_torch.huggingface._quantizer import adopt
 
-    adopt(pretrained)
-    report = measured_report(pretrained, attached_report(pretrained))
+    adopt(model)
+    report = measured_report(model, attached_report(model))
     _warn_of_float(report)
     target.mkdir(parents=True, exist_ok=True)
     _clear(target)
     if save_tokenizer is not None:
         save_tokenizer(target)
-    if max_shard_size is None:
-        pretrained.save_pretrained(target)
-    else:
-        pretrained.save_pretrained(target, max_shard_size=max_shard_size)
+    with _alone(model):
+        if max_shard_size is None:
+            model.save_pretrained(target)
+        else:
+            model.save_pretrained(target, max_shard_size=max_shard_size)
     write_json(target / REPORT, report.to_dict())
-    write_card(target, pretrained, report)
-    attach_report(pretrained, report)
+    write_card(target, model, report)
+    return report
+
+
+@contextmanager
+def _alone(model: PreTrainedModel) -> Iterator[None]:
+    """Keep ``save_pretrained`` from meeting other ranks, as it does for a model that transformers itself sharded."""
+    setting = vars(model.config).pop("distributed_config", None)
+    try:
+        yield
+    finally:
+        if setting is not None:
+            model.config.distributed_config = setting
 
 
 def _pretrained(model: object) -> PreTrainedModel:
@@ -91,12 +127,9 @@ def _pretrained(model: object) -> PreTrainedModel:
     require("transformers", "hf", "save_for_huggingface_upstream")
     from transformers import PreTrainedModel
 
-    inner = model
-    if not isinstance(inner, nn.Module):
-        inner = getattr(inner, "model", inner)
-    for wrapper in ("_orig_mod", "module"):  # torch.compile; DistributedDataParallel
-        if not isinstance(inner, PreTrainedModel) and isinstance(getattr(inner, wrapper, None), nn.Module):
-            inner = getattr(inner, wrapper)
+    inner = model if isinstance(model, nn.Module) else getattr(model, "model", model)
+    if isinstance(inner, nn.Module):
+        inner = unwrapped(inner)
     if not isinstance(inner, PreTrainedModel):
         message = (
             f"save_for_huggingface_upstream was given {type(inner).__name__!r}: expected a transformers "
@@ -105,6 +138,16 @@ def _pretrained(model: object) -> PreTrainedModel:
         )
         raise ModelError(message)
     return inner
+
+
+def _refuse_adapters(model: PreTrainedModel) -> None:
+    if holds_adapters(model):
+        message = (
+            f"{type(model).__name__} still has adapters of PEFT, which from_pretrained would not find: expected them "
+            "merged. manager.on_train_end() does it, and merge_and_unload() where nothing was compressed. To write the "
+            "adapters alone, call save_pretrained of the PeftModel."
+        )
+        raise ModelError(message)
 
 
 def _warn_of_float(report: CompressionReport) -> None:

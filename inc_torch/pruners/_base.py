@@ -28,6 +28,7 @@ __all__ = [
     "Limits",
     "Pattern",
     "PrunerSpec",
+    "Ranking",
     "Reduction",
     "Schedule",
     "parse_pattern",
@@ -68,6 +69,9 @@ class Grid(Protocol):
 
     A *unit* is what is pruned or kept together. ``score_shape`` is the shape of what is stored
     between steps, ``mask_shape`` that of the stored bool mask (True keeps).
+
+    What is stored of a shard of a weight has the same form: `resized` is the grid over a part of the weight's first
+    axis, and `first_axis` says how that axis runs through what is stored.
     """
 
     units: int
@@ -86,8 +90,8 @@ class Grid(Protocol):
         """The stored mask in which exactly the units not in ``keep`` (flat bool) are pruned."""
         ...
 
-    def zeros_of(self, weight: torch.Tensor) -> torch.Tensor:
-        """The stored mask that prunes what is already zero in ``weight``."""
+    def zeros_of(self, scores: torch.Tensor) -> torch.Tensor:
+        """The stored mask that prunes what has no score, as the zeros of a weight in ``reduce(weight != 0)``."""
         ...
 
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
@@ -99,7 +103,25 @@ class Grid(Protocol):
         ...
 
     def pruned_units(self, mask: torch.Tensor) -> int:
-        """How many units ``mask`` prunes."""
+        """How many units ``mask`` prunes: a stored mask, or the entries of some of its units in any shape."""
+        ...
+
+    def first_axis(self) -> tuple[int, int] | None:
+        """How the first axis of the weight runs through units, scores and masks, flat or in shape.
+
+        Returns:
+            ``(outer, along)``: viewed as [outer, along, ...], they go on by one unit along the first axis with
+            every entry of the second. None if the units do not lie along that axis.
+        """
+        ...
+
+    def resized(self, length: int) -> Grid:
+        """The same pattern over ``length`` entries of the weight's first axis.
+
+        Args:
+            length: Whole units; or, if a unit has one score, less than one. The parts' scores then add up to that
+                of the unit; with ``max`` the greatest of them is it.
+        """
         ...
 
 
@@ -148,21 +170,43 @@ class Limits:
         return Limits(min(1.0, self.least * factor), min(1.0, self.greatest * factor))
 
 
+class Ranking(Protocol):
+    """The units of all layers in the order of their scores, wherever they lie; of equal scores the first goes first."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Units of each layer, in the whole model."""
+        ...
+
+    def prune(self, groups: Sequence[Sequence[int]], counts: Sequence[int]) -> list[int]:
+        """Prune the cheapest units of each group of layers, and no others of these layers, whatever was said before.
+
+        Args:
+            groups: Indices of layers that are ranked together, ascending; no layer is in two groups.
+            counts: How many units each group gives up, at most as many as it has.
+
+        Returns:
+            How many units each layer gives up, in the order of ``groups``.
+        """
+        ...
+
+    def kept(self) -> torch.Tensor:
+        """Flat bool over the units that this process holds, layers in order, True keeps; all, before any are pruned."""
+        ...
+
+
 class Allocation(Protocol):
     """Where the pruned units are taken from."""
 
-    def keep(self, scores: torch.Tensor, sizes: Sequence[int], ratio: float, limits: Limits) -> torch.Tensor:
-        """Choose the units to keep.
+    def prune(self, ranking: Ranking, ratio: float, limits: Limits) -> None:
+        """Choose the units to prune.
+
+        Exactly ``floor(ratio * units)`` are pruned as far as limits allow.
 
         Args:
-            scores: Unit scores of all layers, flat, layers in order.
-            sizes: Units of each layer.
+            ranking: Does the choosing, layer by layer or in groups of layers.
             ratio: Share of all units to prune, in [0, 1].
             limits: Bounds for every layer.
-
-        Returns:
-            Flat bool, True keeps. Exactly ``floor(ratio * units)`` are pruned as far as limits allow;
-            of equal scores the first in order goes first.
         """
         ...
 

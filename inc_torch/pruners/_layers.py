@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, did_you_mean
+from inc_torch.core.names import named_layers
 from inc_torch.core.report import Finding
+from inc_torch.core.sharding import plain_class
 from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners._base import Grid, PrunerSpec
 from inc_torch.pruners._matrix import MatrixView
@@ -47,6 +49,9 @@ class Selection:
 
 def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
     """Find the layers that ``spec`` names, in the order of its expressions, then of the model.
+
+    Names, classes and shapes are those that the layers have without wrappers, adapters and sharding, so all processes
+    find the same.
 
     A module is taken if some ``op_names`` expression is found in its name, its class name contains one of
     ``op_types``, it has a ``weight``, no ``excluded_op_names`` expression is found in its name, and it is not the
@@ -86,15 +91,19 @@ def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
 
 
 def _classifier_head(model: nn.Module) -> nn.Module | None:
-    last = [module for module in model.modules() if type(module).__name__ != "Dropout"][-1]
-    return last if type(last).__name__ in ("Linear", "Conv2d") else None
+    last = [module for _, module in named_layers(model) if _class_name(module) != "Dropout"][-1]
+    return last if _class_name(last) in ("Linear", "Conv2d") else None
+
+
+def _class_name(module: nn.Module) -> str:
+    return plain_class(type(module)).__name__
 
 
 def _candidates(model: nn.Module, spec: PrunerSpec) -> Iterable[tuple[str, nn.Module]]:
     named = [
         (name, module)
-        for name, module in model.named_modules()
-        if any(word in type(module).__name__ for word in spec.op_types)
+        for name, module in named_layers(model)
+        if any(word in _class_name(module) for word in spec.op_types)
         and isinstance(getattr(module, "weight", None), torch.Tensor)
         and not any(re.search(expression, name) for expression in spec.excluded_op_names)
     ]
@@ -109,7 +118,7 @@ def _grid(name: str, module: nn.Module, weight: nn.Parameter | None, spec: Prune
         return "its weight is computed from other tensors"
     if isinstance(weight, UninitializedParameter):
         message = (
-            f"Layer {name!r} ({type(module).__name__}) has no weight yet; run one batch through the model "
+            f"Layer {name!r} ({_class_name(module)}) has no weight yet; run one batch through the model "
             "before it is prepared for pruning."
         )
         raise ModelError(message)
@@ -146,6 +155,6 @@ def _nothing_selected(model: nn.Module, spec: PrunerSpec, left_dense: Sequence[F
     if left_dense:
         reasons = "; ".join(f"{finding.module or '(root)'}: {finding.note}" for finding in left_dense[:5])
         return f"WeightPruningConfig with {wanted} leaves no layer to prune: {reasons}."
-    names = [name for name, module in model.named_modules() if "weight" in module._parameters]
+    names = [name for name, module in named_layers(model) if "weight" in module._parameters]
     nearest = did_you_mean(spec.op_names[0], names) if spec.op_names else ""
     return f"WeightPruningConfig with {wanted} matches no layer.{nearest} Layers with weights: {', '.join(names[:12])}."

@@ -9,6 +9,8 @@ from typing import Self, final
 import torch
 from torch import nn
 
+from inc_torch.core.sharding import plain_class
+
 __all__ = ["MatrixView"]
 
 
@@ -38,7 +40,9 @@ class MatrixView:
     @classmethod
     def of(cls, module: nn.Module, shape: torch.Size) -> Self:
         """See the weight of ``module``, of rank 2 or more, as a matrix."""
-        is_turned = isinstance(module, nn.modules.conv._ConvTransposeNd) or type(module).__name__ == "Conv1D"
+        is_turned = (
+            isinstance(module, nn.modules.conv._ConvTransposeNd) or plain_class(type(module)).__name__ == "Conv1D"
+        )
         kernel = range(2, len(shape))
         axes = (1, *kernel, 0) if is_turned else (0, *kernel, 1)
         return cls(axes, tuple(shape[axis] for axis in axes))
@@ -57,6 +61,17 @@ class MatrixView:
     def channels(self) -> int:
         """Inputs."""
         return self.sizes[-1]
+
+    @property
+    def has_outputs_first(self) -> bool:
+        """Whether the weight's first axis is that of outputs; else it is that of inputs."""
+        return self.axes[0] == 0
+
+    def resized(self, length: int) -> MatrixView:
+        """The view of a weight that has ``length`` entries in its first axis."""
+        return MatrixView(
+            self.axes, tuple(size if axis else length for axis, size in zip(self.axes, self.sizes, strict=True))
+        )
 
     def ordered(self, weight: torch.Tensor) -> torch.Tensor:
         """A view of ``weight`` with its axes in the order (out, *kernel, in)."""

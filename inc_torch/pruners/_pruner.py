@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import nn
 
 from inc_torch.core.errors import InexactWarning, LoopWarning, StateError
+from inc_torch.core.ranks import Ranks
 from inc_torch.core.report import Finding
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners._base import PrunerSpec
 from inc_torch.pruners._layers import Layer, select_layers
+from inc_torch.pruners._layout import CopiesLayout, Layout
 from inc_torch.pruners._select import count_of
+from inc_torch.pruners._sharded_layout import ShardedLayout
+from inc_torch.pruners._weights import Weights, is_sharded, local_of
 from inc_torch.pruners._window import PruningWindow
 
 __all__ = ["Pruner"]
+
+_ALL_RANKS = Ranks()
 
 
 @final
@@ -28,10 +34,21 @@ class Pruner:
     one operation each. Masks are bool, one entry a pattern unit (an element for N:M), and are multiplied into the
     weights in place.
 
+    Under FSDP2 every process has scores and masks of its shards only; what is said of all layers (`sparsity`,
+    `findings`, `state_dict`) is the same on every process. Of the methods, `bind`, `begin_step`, `collect_scores` and
+    `state_dict` are collectives then.
+
     Args:
         spec: What to prune, how, and when.
         model: The model before anything in it is rewritten.
         group: Number of the pruner, for the report.
+
+    Attributes:
+        layers: What it prunes.
+        left_dense: What it does not, and why.
+        layout: How the layers lie on the processes; set anew by `bind`.
+        size: Values in the weights of all layers.
+        stored_masks: Masks in the pattern's shape, by layer name; empty before the first update.
     """
 
     def __init__(self, spec: PrunerSpec, model: nn.Module, group: int = 0) -> None:
@@ -41,10 +58,11 @@ class Pruner:
         selection = select_layers(model, spec)
         self.layers: tuple[Layer, ...] = selection.layers
         self.left_dense = selection.left_dense
-        self.bind(model)
         self.stored_masks: dict[str, torch.Tensor] = {}
-        self._score_sizes = [_numel(layer.grid.score_shape) for layer in self.layers]
         self._scores: torch.Tensor | None = None
+        self.layout: Layout = CopiesLayout(self.layers, _ALL_RANKS)
+        self.bind(model)
+        self.size = sum(self.weight(layer).numel() for layer in self.layers)
         self._initial = 0.0
         self._last_step = -1
         self._postponed: float | None = None
@@ -54,27 +72,53 @@ class Pruner:
         spec = self.spec
         return f"Pruner({type(spec.criterion).__name__}, {spec.pattern_text}, {spec.target}, {len(self.layers)} layers)"
 
-    def bind(self, model: nn.Module) -> None:
-        """Find the layers' modules again by name, after others may have been exchanged."""
-        self.modules: dict[str, nn.Module] = {layer.name: model.get_submodule(layer.name) for layer in self.layers}
+    def bind(self, model: nn.Module, ranks: Ranks = _ALL_RANKS) -> None:
+        """Find the layers again by name, after modules may have been exchanged, wrapped, moved or sharded.
+
+        Masks and scores are moved to where the weights are.
+
+        Args:
+            model: The model.
+            ranks: The processes that train it together.
+
+        Raises:
+            ModelError: A layer is gone, or its weight is sharded in a way that cannot be pruned.
+            StateError: The processes have different masks.
+        """
+        masks, scores = self._gathered()
+        self._weights = Weights(model, self.layers)
+        weights = [self._weights.of(layer) for layer in self.layers]
+        has_shards = any(is_sharded(weight) for weight in weights)
+        self.layout = ShardedLayout(self.layers, weights) if has_shards else CopiesLayout(self.layers, ranks)
+        self._score_sizes = [_numel(part.grid.score_shape) for part in self.layout.parts]
+        self._take(masks, scores)
+        if masks:
+            self.layout.require_equal(list(self.stored_masks.values()))
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """Masks shaped like the weights, bool, True keeps, by layer name; layers never pruned are all True."""
+        """Masks shaped like the weights, bool, True keeps, by layer name; layers never pruned are all True.
+
+        Under FSDP2 of the shard that is here, shaped like ``weight.to_local()``.
+        """
         return {
-            layer.name: layer.grid.expand(self.stored_masks[layer.name])
-            if layer.name in self.stored_masks
-            else torch.ones_like(self.weight(layer), dtype=torch.bool)
-            for layer in self.layers
+            layer.name: part.expand(
+                self.stored_masks[layer.name]
+                if layer.name in self.stored_masks
+                else torch.ones(part.grid.mask_shape, dtype=torch.bool, device=self.weight(layer).device)
+            )
+            for layer, part in zip(self.layers, self.layout.parts, strict=True)
         }
 
     @property
     def scores(self) -> dict[str, torch.Tensor]:
-        """Current scores in the pattern's shape, by layer name; empty before the first were taken."""
+        """Current scores in the pattern's shape, by layer name; empty before the first were taken.
+
+        Under FSDP2 of the units that are here, those at the ends of the shard complete.
+        """
         if self._scores is None:
             return {}
-        parts = torch.split(self._scores, self._score_sizes)
-        return {layer.name: part.view(layer.grid.score_shape) for layer, part in zip(self.layers, parts, strict=True)}
+        return dict(zip((layer.name for layer in self.layers), self._shaped(self._scores), strict=True))
 
     @property
     def sparsity(self) -> float:
@@ -82,13 +126,14 @@ class Pruner:
         units = sum(layer.grid.units for layer in self.layers)
         return self._pruned_units() * self.spec.pattern.density / units
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether masks have changed for the last time."""
+        return self._last_step >= self.window.last_update and self._postponed is None
+
     def weight(self, layer: Layer) -> torch.Tensor:
         """The Parameter under pruning; looked up afresh because wrappers exchange Parameters."""
-        weight = self.modules[layer.name].weight
-        if not isinstance(weight, torch.Tensor):
-            message = f"Layer {layer.name!r} lost its weight Parameter during pruning; it holds {type(weight)!r} now."
-            raise StateError(message)
-        return weight
+        return self._weights.of(layer)
 
     @torch.no_grad()
     def begin_step(self, step: int) -> float | None:
@@ -139,15 +184,15 @@ class Pruner:
     @torch.no_grad()
     def mask_weights(self) -> None:
         """Write the zeros of the masks into the weights, in place."""
-        for layer in self.layers:
+        for layer, part in zip(self.layers, self.layout.parts, strict=True):
             mask = self.stored_masks.get(layer.name)
             if mask is not None:
-                layer.grid.apply_(self.weight(layer), mask)
+                part.apply_(self._weights.here(layer), mask)
 
     @torch.no_grad()
     def mask_momentum(self, optimizer: torch.optim.Optimizer) -> None:
         """Clear the momentum of pruned weights, so that it cannot push a weight that comes back."""
-        for layer in self.layers:
+        for layer, part in zip(self.layers, self.layout.parts, strict=True):
             mask = self.stored_masks.get(layer.name)
             if mask is None:
                 continue
@@ -156,7 +201,7 @@ class Pruner:
             for key in ("momentum_buffer", "exp_avg"):
                 # Optimizers that keep their momentum in another space (low rank, packed) keep it as it is.
                 if isinstance(buffer := state.get(key), torch.Tensor) and buffer.shape == weight.shape:
-                    layer.grid.apply_(buffer, mask)
+                    part.apply_(local_of(buffer), mask)
 
     def warn_if_missed(self, steps: int) -> None:
         """Say once that training ended before the goal was reached."""
@@ -177,10 +222,8 @@ class Pruner:
 
         A lock asks for the zeros that it found.
         """
-        for layer in self.layers:
-            mask = self.stored_masks.get(layer.name)
+        for layer, (_, pruned) in zip(self.layers, self._counts, strict=True):
             units = _numel(layer.grid.mask_shape)
-            pruned = 0 if mask is None else units - int(torch.count_nonzero(mask))
             yield Finding(
                 layer.name,
                 pattern=self.spec.pattern_text,
@@ -193,22 +236,21 @@ class Pruner:
         yield from self.left_dense
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks and scores by parameter name, and how far the schedule is."""
-        scores = self.scores
+        """Masks and scores of whole layers by parameter name, and how far the schedule is.
+
+        Equal on every process, and the same whatever their number.
+        """
+        masks, scores = self._gathered()
         return {
-            "masks": {
-                layer.parameter_name: self.stored_masks[layer.name].clone()
-                for layer in self.layers
-                if layer.name in self.stored_masks
-            },
-            "scores": {layer.parameter_name: scores[layer.name].clone() for layer in self.layers if scores},
+            "masks": masks,
+            "scores": scores,
             "initial": self._initial,
             "last_step": self._last_step,
             "postponed": self._postponed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`.
+        """Continue from `state_dict`, saved by any number of processes, before or after the model is sharded.
 
         Raises:
             StateError: Another set of layers, or a shape or dtype that does not fit.
@@ -223,23 +265,13 @@ class Pruner:
                 missing = sorted(set(by_parameter) - set(tensors))
                 message = f"The saved state has no pruning {kind} for {missing}; it is of another run or damaged."
                 raise StateError(message)
-        device = self.weight(self.layers[0]).device
-        self.stored_masks = {
-            by_parameter[name].name: mask.to(self.weight(by_parameter[name]).device).clone()
-            for name, mask in masks.items()
-        }
-        parts = [scores[layer.parameter_name].flatten().to(device) for layer in self.layers] if scores else []
-        self._scores = torch.cat(parts) if parts else None
+        self._take(masks, scores)
         self._initial = float(state["initial"])
         self._last_step = int(state["last_step"])
         self._postponed = state["postponed"]
 
     def _pruned_units(self) -> int:
-        return sum(
-            layer.grid.pruned_units(self.stored_masks[layer.name])
-            for layer in self.layers
-            if layer.name in self.stored_masks
-        )
+        return sum(units for units, _ in self._counts)
 
     def _units_in(self, share: float) -> int:
         """Whole units in a share of all of them (of their elements for N:M)."""
@@ -247,11 +279,47 @@ class Pruner:
 
     def _has_scores(self) -> bool:
         """Whether scores were taken that say anything: where all gradients were zero, any unit is like any other."""
-        return self._scores is not None and bool(self._scores.amax() > 0)
+        return self._scores is not None and self.layout.greatest(self._scores) > 0
+
+    def _gathered(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Copies of the masks and scores of whole layers, by parameter name."""
+        scores = self.scores
+        here = list(zip(self.layers, self.layout.parts, strict=True))
+        return {
+            layer.parameter_name: self.layout.gather(part, self.stored_masks[layer.name], layer.grid.mask_shape)
+            for layer, part in here
+            if layer.name in self.stored_masks
+        }, {
+            layer.parameter_name: self.layout.gather(part, scores[layer.name], layer.grid.score_shape)
+            for layer, part in here
+            if scores
+        }
+
+    def _take(self, masks: Mapping[str, torch.Tensor], scores: Mapping[str, torch.Tensor]) -> None:
+        """Hold from now on what is here of the masks and scores of whole layers, by parameter name."""
+        here = [(layer.parameter_name, layer, part) for layer, part in zip(self.layers, self.layout.parts, strict=True)]
+        device = self.weight(self.layers[0]).device
+        self.stored_masks = {
+            layer.name: part.cut(masks[name], part.grid.mask_shape).to(self.weight(layer).device)
+            for name, layer, part in here
+            if masks
+        }
+        self._scores = (
+            torch.cat([part.cut(scores[name], part.grid.score_shape).flatten().to(device) for name, _, part in here])
+            if scores
+            else None
+        )
+        self._counts = [
+            (layer.grid.pruned_units(masks[name]), int(torch.count_nonzero(~masks[name]))) if masks else (0, 0)
+            for name, layer, _ in here
+        ]
 
     def _lock_zeros(self) -> None:
-        for layer in self.layers:
-            self.stored_masks[layer.name] = layer.grid.zeros_of(self.weight(layer))
+        present = self._reduced((self._weights.here(layer) != 0).float() for layer in self.layers)
+        self.layout.join_scores_(present, [], self.spec.reduction)
+        self._set_masks(
+            part.grid.zeros_of(scores) for part, scores in zip(self.layout.parts, self._shaped(present), strict=True)
+        )
         self._initial = self.sparsity
 
     def _update_masks(self, ratio: float) -> None:
@@ -259,18 +327,32 @@ class Pruner:
             self._scores = self._fresh_scores([self.weight(layer) for layer in self.layers])
         if self._scores is None:
             return
-        parts = torch.split(self._scores, self._score_sizes)
-        shaped = [part.view(layer.grid.score_shape) for layer, part in zip(self.layers, parts, strict=True)]
-        sizes = [layer.grid.units for layer in self.layers]
+        shaped = self._shaped(self._scores)
+        grids = [part.grid for part in self.layout.parts]
+        sizes = [grid.units for grid in grids]
         units = self._scores
         if sizes != self._score_sizes:
-            units = torch.cat([layer.grid.unit_scores(own) for layer, own in zip(self.layers, shaped, strict=True)])
+            units = torch.cat([grid.unit_scores(own) for grid, own in zip(grids, shaped, strict=True)])
         density = self.spec.pattern.density
-        keep = self.spec.allocation.keep(units, sizes, ratio / density, self.spec.limits.scaled(1 / density))
-        for layer, own, chosen in zip(self.layers, shaped, torch.split(keep, sizes), strict=True):
-            self.stored_masks[layer.name] = layer.grid.mask(own, chosen).to(self.weight(layer).device)
+        ranking = self.layout.ranking(units)
+        self.spec.allocation.prune(ranking, ratio / density, self.spec.limits.scaled(1 / density))
+        kept = torch.split(ranking.kept(), sizes)
+        self._set_masks(grid.mask(own, keep) for grid, own, keep in zip(grids, shaped, kept, strict=True))
         if not self.spec.criterion.needs_gradient:
             self._scores = None
+
+    def _set_masks(self, masks: Iterable[torch.Tensor]) -> None:
+        self.stored_masks = {
+            layer.name: mask.to(self.weight(layer).device) for layer, mask in zip(self.layers, masks, strict=True)
+        }
+        here = list(self.stored_masks.values())
+        self._counts = self.layout.counts(here)
+        self.layout.require_equal(here)
+
+    def _shaped(self, scores: torch.Tensor) -> list[torch.Tensor]:
+        """Views of the flat ``scores`` for each layer, in the pattern's shape."""
+        parts = zip(self.layout.parts, torch.split(scores, self._score_sizes), strict=True)
+        return [own.view(part.grid.score_shape) for part, own in parts]
 
     def _gradients(self) -> list[torch.Tensor | None]:
         gradients = [self.weight(layer).grad for layer in self.layers]
@@ -284,26 +366,38 @@ class Pruner:
             )
         return gradients
 
-    def _fresh_scores(self, gradients: list[torch.Tensor | None]) -> torch.Tensor | None:
+    def _fresh_scores(self, gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         """Scores of this moment for all layers, flat float32, or None if they are of no use."""
-        if all(gradient is None for gradient in gradients):
-            return None
-        device = self.weight(self.layers[0]).device
-        fresh = torch.empty(sum(self._score_sizes), dtype=torch.float32, device=device)
-        for layer, gradient, out in zip(self.layers, gradients, torch.split(fresh, self._score_sizes), strict=True):
-            if gradient is None:
-                out.zero_()
-                continue
-            importance = self.spec.criterion.score(self.weight(layer).float(), gradient.float())
-            out.view(layer.grid.score_shape).copy_(layer.grid.reduce(importance))
-        if not torch.isfinite(fresh.sum()) and not torch.isfinite(fresh).all():
-            bad = [part.isfinite().all().item() for part in torch.split(fresh, self._score_sizes)].index(False)
+        fresh = self._reduced(
+            None
+            if gradient is None
+            else self.spec.criterion.score(self._weights.here(layer).float(), local_of(gradient).float())
+            for layer, gradient in zip(self.layers, gradients, strict=True)
+        )
+        is_finite = bool(torch.isfinite(fresh.sum())) or bool(torch.isfinite(fresh).all())
+        has_gradient = any(gradient is not None for gradient in gradients)
+        has_gradient, is_spoilt = self.layout.join_scores_(fresh, [has_gradient, not is_finite], self.spec.reduction)
+        if is_spoilt:
+            own = zip(self.layers, torch.split(fresh, self._score_sizes), strict=True)
+            bad = next(
+                (repr(layer.name) for layer, part in own if not part.isfinite().all()), "another process's shard"
+            )
             self._warn_once(
                 "finite",
-                f"Non-finite values in the gradient or weight of {self.layers[bad].name!r}: this step does not enter "
+                f"Non-finite values in the gradient or weight of {bad}: this step does not enter "
                 "the pruning scores. With a gradient scaler that is expected now and then.",
             )
-            return None
+        return fresh if has_gradient and not is_spoilt else None
+
+    def _reduced(self, importances: Iterable[torch.Tensor | None]) -> torch.Tensor:
+        """Scores from element importances, layer by layer, flat float32; None counts as zero."""
+        fresh = torch.empty(sum(self._score_sizes), dtype=torch.float32, device=self.weight(self.layers[0]).device)
+        parts = zip(self.layout.parts, importances, torch.split(fresh, self._score_sizes), strict=True)
+        for part, importance, out in parts:
+            if importance is None:
+                out.zero_()
+            else:
+                out.view(part.grid.score_shape).copy_(part.reduce(importance))
         return fresh
 
     def _postpone(self, ratio: float, step: int) -> None:

@@ -42,6 +42,12 @@ class PruningWindow:
         """The share to be reached: the target, or what the limits of the layers leave of it."""
         return min(self.spec.target, self.spec.limits.greatest)
 
+    @property
+    def last_update(self) -> int:
+        """The step at which masks change for the last time."""
+        spec = self.spec
+        return spec.start if spec.locks_zeros else spec.end - (spec.end - spec.start) % spec.frequency
+
     def ratio_at(self, step: int, initial: float = 0.0) -> float | None:
         """Return the share asked for at ``step``, or None if masks do not change then.
 

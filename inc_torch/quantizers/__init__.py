@@ -1,6 +1,6 @@
 """Int8: what to quantize, training under int8 rounding, and int8 modules that run on oneDNN.
 
-``prepare_qat -> enable_fake_quant -> training -> convert -> describe_int8 / rebuild_int8``
+``prepare_qat -> enable_fake_quant -> (training step -> fold_ranges)* -> convert -> describe_int8 / rebuild_int8``
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from inc_torch.quantizers._prepare import (
     Prepared,
     disable_fake_quant,
     enable_fake_quant,
+    fold_ranges,
     load_observer_state,
     observer_state,
     prepare_qat,
+    rounding_share,
 )
 from inc_torch.quantizers._spec import QATSpec, QuantRule, QuantScheme
 
@@ -39,9 +41,11 @@ __all__ = [
     "describe_int8",
     "disable_fake_quant",
     "enable_fake_quant",
+    "fold_ranges",
     "int8_kernels",
     "load_observer_state",
     "observer_state",
     "prepare_qat",
     "rebuild_int8",
+    "rounding_share",
 ]

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import ArtifactError, CalibrationError, ModelError, did_you_mean
+from inc_torch.core.ranks import Ranks
+from inc_torch.core.sharding import gather_parameters_, release_shards_, require_unshardable, whole
 from inc_torch.quantizers._eligibility import close_fast_paths
 from inc_torch.quantizers._int8_modules import INT8_CLASSES, Int8Embedding, Int8Module
-from inc_torch.quantizers._prepare import qat_modules
+from inc_torch.quantizers._prepare import fold_ranges, qat_modules
 from inc_torch.quantizers._qat_modules import QATModule, qat_class
 from inc_torch.quantizers._scheme_names import is_scheme_name
 
@@ -21,19 +23,26 @@ SHOWN_NAMES: Final = 5
 DESCRIPTION_KEYS: Final = frozenset({"kind", "scheme", "shape", "bias"})
 
 
-def convert(model: nn.Module) -> None:
+def convert(model: nn.Module, ranks: Ranks | None = None) -> None:
     """Turn every prepared module into an int8 module, in place, and the model to eval mode.
 
     The same module objects go on living under the same names; their float Parameters are gone. Weights take the
-    codes of their present values, inputs the range that was observed. Results are those of the prepared model in
-    eval, up to float32 rounding.
+    codes of their present values, inputs the range that was observed; what `fold_ranges` has not taken in yet
+    counts as a last step. Results are those of the prepared model in eval, up to float32 rounding.
 
     A weight that an output layer shares with an embedding becomes two equal int8 tensors, so that the state dict
     has no aliases.
 
+    With several ranks this is a collective. A model that ``fully_shard`` spreads over them becomes whole and plain on
+    each; weights are gathered and quantized one by one, so that no rank holds all of them in float.
+
+    Args:
+        model: A prepared model.
+        ranks: Who trained it together; None is all processes.
+
     Raises:
-        ModelError: There is nothing to convert.
-        CalibrationError: The input of a module was never observed. The model is then unchanged.
+        ModelError: There is nothing to convert, or the model cannot be made plain, see `require_unshardable`.
+        CalibrationError: No input range of a module is known. The model is then unchanged.
 
     Example:
         >>> from inc_torch.quantizers import QATSpec, convert, enable_fake_quant, prepare_qat
@@ -49,11 +58,15 @@ def convert(model: nn.Module) -> None:
     if not modules:
         message = f"{type(model).__name__} has nothing to convert: prepare it with prepare_qat, train, convert once."
         raise ModelError(message)
+    fold_ranges(model, ranks)
     if unseen := [name for name, module in modules.items() if module.has_input_grid and module.grid is None]:
         raise CalibrationError(_unseen_message(unseen))
+    require_unshardable(model)
     with torch.no_grad():
+        release_shards_(model)
         for module in modules.values():
             _convert_module(module)
+        gather_parameters_(model)
     model.eval()
 
 
@@ -71,7 +84,7 @@ def _convert_module(module: QATModule) -> None:
     bias, grid, scheme = module._parameters.get("bias"), module.grid, module.scheme
     buffers: dict[str, torch.Tensor | None] = {"qweight": codes, "weight_scale": scale}
     if module.has_input_grid and grid is not None:
-        buffers["bias"] = None if bias is None else bias.detach().to(torch.float32, copy=True)
+        buffers["bias"] = None if bias is None else whole(bias).detach().to(torch.float32, copy=True)
         buffers["input_scale"] = torch.tensor(grid.scale, device=codes.device)
         buffers["input_zero_point"] = torch.tensor(grid.zero_point, dtype=torch.int32, device=codes.device)
     kind = INT8_CLASSES[module.kind]

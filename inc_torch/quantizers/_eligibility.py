@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from inc_torch.core.names import named_layers
+from inc_torch.core.sharding import plain_class
 from inc_torch.quantizers._int8_modules import Int8Module
 from inc_torch.quantizers._qat_modules import QATModule, qat_class
 
@@ -18,8 +20,11 @@ MATRIX_RANK = 2
 
 
 def matrix_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield name and module of everything that owns a weight of rank 2 or more, itself and not through children."""
-    for name, module in model.named_modules():
+    """Yield name and module of everything that owns a weight of rank 2 or more, itself and not through children.
+
+    Names are those without wrappers, and the matrices of LoRA adapters are left out, see `named_layers`.
+    """
+    for name, module in named_layers(model):
         if _owns_matrix(module) and not isinstance(module, parametrize.ParametrizationList):
             yield name, module
 
@@ -33,8 +38,9 @@ def _owns_matrix(module: nn.Module) -> bool:
 
 def reason_for_float(module: nn.Module) -> str | None:
     """Say why ``module`` must stay in float, or None if it can be int8."""
-    if qat_class(type(module)) is None:
-        return _reason_of_class(module)
+    own = plain_class(type(module))
+    if qat_class(own) is None:
+        return _reason_of_class(module, own)
     weight = module._parameters.get("weight")
     reasons = {
         "its weight is computed by a hook and is not a Parameter": weight is None,
@@ -48,14 +54,16 @@ def reason_for_float(module: nn.Module) -> str | None:
     return "its weight is empty" if weight is not None and weight.numel() == 0 else None
 
 
-def _reason_of_class(module: nn.Module) -> str:
-    own = type(module).__name__
-    bases = [base for base in type(module).__mro__[1:] if qat_class(base) is not None]
+def _reason_of_class(module: nn.Module, own: type[nn.Module]) -> str:
+    bases = [base for base in own.__mro__[1:] if qat_class(base) is not None]
     if bases:
-        return f"{own} is a subclass of {bases[0].__name__}; what it or its owner does with the weight is not known"
+        return (
+            f"{own.__name__} is a subclass of {bases[0].__name__}; what it or its owner does with the weight is not "
+            "known"
+        )
     if isinstance(module, nn.EmbeddingBag):
         return "EmbeddingBag sums rows inside its kernel, where they cannot be rounded"
-    return f"there is no int8 version of {own}"
+    return f"there is no int8 version of {own.__name__}"
 
 
 def close_fast_paths(model: nn.Module) -> None:

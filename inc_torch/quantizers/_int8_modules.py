@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 _NATIVE_DTYPES: Final = frozenset({torch.float32, torch.bfloat16, torch.float16})
+_WRITTEN_DTYPES: Final = {torch.float16: torch.float32}
+"""What the kernel is told to write instead: asked for float16, that of torch 2.8 gives uint8."""
 _CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 _AUTOCAST_DEVICES: Final = frozenset({"cpu", "cuda"})
 """Devices that surely have autocast; asking torch takes time that counts in small layers."""
@@ -229,9 +231,9 @@ class Int8Linear(_Int8Operator):
             plan.weight_zero_point,
             plan.bias,
             *_PLAIN_OUTPUT,
-            dtype,
+            _WRITTEN_DTYPES.get(dtype, dtype),
             *_NO_POST_OPERATION,
-        )
+        ).to(dtype)
 
     def _float_operation(self, values: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
         return F.linear(values, weight, self.bias)
@@ -274,9 +276,9 @@ class _Int8Conv(_Int8Operator):
             self.dilation,
             self.groups,
             *_PLAIN_OUTPUT,
-            dtype,
+            _WRITTEN_DTYPES.get(dtype, dtype),
             *_NO_POST_OPERATION,
-        )
+        ).to(dtype)
         # The kernel writes channels last whatever it reads; who gave rows may call .view() on the result.
         return result if _is_channels_last(input) else result.contiguous()
 

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, StateError
+from inc_torch.core.names import named_layers
+from inc_torch.core.ranks import Ranks
+from inc_torch.core.sharding import plain_class
 from inc_torch.core.user_warning import warn_user
 from inc_torch.quantizers._eligibility import close_fast_paths, matrix_modules, reason_for_float
 from inc_torch.quantizers._int8_modules import Int8Module
-from inc_torch.quantizers._observer import InputRange
+from inc_torch.quantizers._observer import InputRange, fold_pending, pending_extremes
 from inc_torch.quantizers._qat_modules import QATModule, qat_class
 from inc_torch.quantizers._spec import QATSpec
 
@@ -20,10 +23,12 @@ __all__ = [
     "Prepared",
     "disable_fake_quant",
     "enable_fake_quant",
+    "fold_ranges",
     "load_observer_state",
     "observer_state",
     "prepare_qat",
     "qat_modules",
+    "rounding_share",
 ]
 
 
@@ -52,7 +57,8 @@ def prepare_qat(model: nn.Module, spec: QATSpec) -> dict[str, Prepared]:
         spec: What to quantize how.
 
     Returns:
-        The decision for every module that owns a weight of rank 2 or more, by name.
+        The decision for every module that owns a weight of rank 2 or more, by the name that it has without wrappers
+        (see `named_layers`).
 
     Raises:
         ModelError: The model was prepared or converted before.
@@ -72,8 +78,8 @@ def prepare_qat(model: nn.Module, spec: QATSpec) -> dict[str, Prepared]:
         message = f"Quantization would leave all of {type(model).__name__} in float: {_reasons(decisions)}."
         raise ConfigError(message)
     for name, module in list(matrix_modules(model)):
-        scheme = spec.scheme_for(name, type(module).__name__)
-        exchanged = qat_class(type(module))
+        own = plain_class(type(module))
+        scheme, exchanged = spec.scheme_for(name, own.__name__), qat_class(own)
         if decisions[name].scheme is not None and scheme is not None and exchanged is not None:
             exchanged.adopt(module, scheme)
     close_fast_paths(model)
@@ -82,8 +88,8 @@ def prepare_qat(model: nn.Module, spec: QATSpec) -> dict[str, Prepared]:
 
 def _decide(name: str, module: nn.Module, spec: QATSpec) -> Prepared:
     reason = reason_for_float(module)
-    scheme = spec.scheme_for(name, type(module).__name__)
-    kind = qat_class(type(module))
+    own = plain_class(type(module))
+    scheme, kind = spec.scheme_for(name, own.__name__), qat_class(own)
     if reason is not None or kind is None:
         return Prepared(None, reason)
     if scheme is None:
@@ -92,7 +98,7 @@ def _decide(name: str, module: nn.Module, spec: QATSpec) -> Prepared:
 
 
 def _refuse_second_preparation(model: nn.Module) -> None:
-    for name, module in model.named_modules():
+    for name, module in named_layers(model):
         if isinstance(module, (QATModule, Int8Module)):
             done = "prepared for quantization" if isinstance(module, QATModule) else "converted to int8"
             message = f"Module {name!r} is already {done}. Give one quantization config, and the float model."
@@ -100,7 +106,7 @@ def _refuse_second_preparation(model: nn.Module) -> None:
 
 
 def _warn_of_idle_rules(model: nn.Module, spec: QATSpec) -> None:
-    names = [name for name, _ in model.named_modules()]
+    names = [name for name, _ in named_layers(model)]
     for rule in spec.rules:
         if rule.subject == "name" and not any(rule.catches(name, "") for name in names):
             message = f"The quantization rule {rule.pattern!r} matches no module: a pattern must match the whole name."
@@ -116,15 +122,20 @@ def _reasons(decisions: Mapping[str, Prepared]) -> str:
 
 def qat_modules(model: nn.Module) -> Iterator[tuple[str, QATModule]]:
     """Yield name and module of everything that `prepare_qat` exchanged."""
-    for name, module in model.named_modules():
+    for name, module in named_layers(model):
         if isinstance(module, QATModule):
             yield name, module
 
 
-def enable_fake_quant(model: nn.Module, observe: bool) -> None:
-    """Let the prepared modules round, and if ``observe`` follow the ranges of their inputs.
+def _observers(model: nn.Module) -> dict[str, QATModule]:
+    return {name: module for name, module in qat_modules(model) if module.has_input_grid}
 
-    Ranges are followed only in training mode, and not while gradient checkpointing repeats a forward.
+
+def enable_fake_quant(model: nn.Module, observe: bool) -> None:
+    """Let the prepared modules round, and if ``observe`` note the extremes of their inputs for `fold_ranges`.
+
+    Extremes are noted only in training mode, and not while gradient checkpointing repeats a forward. Inputs are
+    rounded by the range folded so far; before the first fold they pass as they are.
     """
     for _, module in qat_modules(model):
         module._fake_quant, module._observing = True, observe
@@ -136,36 +147,86 @@ def disable_fake_quant(model: nn.Module) -> None:
         module._fake_quant = module._observing = False
 
 
-def observer_state(model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
-    """Return what the observers know, by module name: ``range`` (float64: least, greatest) and ``batches`` (int64)."""
+def rounding_share(model: nn.Module) -> float:
+    """Share of the prepared modules whose weights, and inputs where they are quantized, are rounded in a forward."""
+    rounding = [module.is_rounding for _, module in qat_modules(model)]
+    return sum(rounding) / len(rounding) if rounding else 0.0
+
+
+def fold_ranges(model: nn.Module, ranks: Ranks | None = None) -> None:
+    """Take what was observed since the last call into the ranges, as one step; called once for an optimizer step.
+
+    With several ranks this is a collective, one for the whole model.
+
+    Args:
+        model: A prepared model.
+        ranks: Who trains it together; None is all processes.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = prepare_qat(layer, QATSpec())
+        >>> enable_fake_quant(layer, observe=True)
+        >>> for batch in ([[-3.0, 1.0]], [[0.0, 2.0]]):
+        ...     _ = layer(torch.tensor(batch))
+        >>> fold_ranges(layer)
+        >>> observer_state(layer)[""]["range"].tolist()
+        [-3.0, 2.0]
+    """
+    # Not _observers: names take longer than all the rest, and this runs at every step.
+    observers = [module for module in model.modules() if isinstance(module, QATModule) and module.has_input_grid]
+    if observers:
+        fold_pending([module._input_range for module in observers], ranks or Ranks(), observers[0].weight_device)
+
+
+def observer_state(model: nn.Module, ranks: Ranks | None = None) -> dict[str, dict[str, torch.Tensor]]:
+    """Return what the observers of all ranks know; the same on each of them, and a collective.
+
+    Returns:
+        By module name: ``range`` (float64: least, greatest), ``steps`` that were folded into it (int64), and
+        ``pending``, what was observed since (float32: least, greatest; inf, -inf if nothing was).
+    """
+    observers = _observers(model)
+    if not observers:
+        return {}
+    ranges = [module._input_range for module in observers.values()]
+    device = next(iter(observers.values())).weight_device
+    pending = pending_extremes(ranges, ranks or Ranks(), device).cpu() * _SIGNS
     return {
         name: {
-            "range": torch.tensor([module._input_range.low, module._input_range.high], dtype=torch.float64),
-            "batches": torch.tensor(module._input_range.batches),
+            "range": torch.tensor([seen.low, seen.high], dtype=torch.float64),
+            "steps": torch.tensor(seen.steps),
+            "pending": extremes.clone(),
         }
-        for name, module in qat_modules(model)
-        if module.has_input_grid
+        for name, seen, extremes in zip(observers, ranges, pending, strict=True)
     }
 
 
+_SIGNS = torch.tensor([-1.0, 1.0])
+"""Between ``[-least, greatest]`` and ``[least, greatest]``."""
+_STATE_KEYS = frozenset({"range", "steps", "pending"})
+
+
 def load_observer_state(model: nn.Module, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Continue from `observer_state`.
+    """Continue from `observer_state`, on any number of ranks.
 
     Raises:
         StateError: The state is of other modules than those of ``model``.
     """
-    observed = {name: module for name, module in qat_modules(model) if module.has_input_grid}
-    for name in observed.keys() ^ state.keys():
+    observers = _observers(model)
+    for name in observers.keys() ^ state.keys():
         where = "the saved state, but not the model" if name in state else "the model, but not the saved state"
         message = (
             f"Observer {name!r} is in {where}. Prepare the model with the configuration that the state was saved under."
         )
         raise StateError(message)
-    for name, module in observed.items():
-        if missing := {"range", "batches"} ^ state[name].keys():
+    for name, module in observers.items():
+        if wrong := _STATE_KEYS ^ state[name].keys():
             message = (
-                f"The state of observer {name!r} must have the keys 'batches' and 'range'; {sorted(missing)} differ."
+                f"The state of observer {name!r} must have the keys {sorted(_STATE_KEYS)}; {sorted(wrong)} differ."
             )
             raise StateError(message)
         low, high = state[name]["range"].tolist()
-        module._input_range = InputRange(low, high, int(state[name]["batches"]))
+        pending = state[name]["pending"].cpu() * _SIGNS
+        is_empty = bool(pending.isneginf().all())
+        steps, scheme = int(state[name]["steps"]), module._input_range.scheme
+        module._input_range = InputRange(low, high, steps, None if is_empty else pending, scheme)

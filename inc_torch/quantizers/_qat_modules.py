@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from inc_torch.core.sharding import exchange_class, whole
 from inc_torch.quantizers._codes import InputGrid, quantize_weight
 from inc_torch.quantizers._fake_quant import fake_quantize_input, fake_quantize_weight
 from inc_torch.quantizers._observer import InputRange
@@ -36,7 +37,6 @@ class QATModule(nn.Module):
     output_axis: ClassVar[int] = 0
     has_input_grid: ClassVar[bool] = True
 
-    _quant_scheme: QuantScheme
     _input_range: InputRange
     _fake_quant: bool
     _observing: bool
@@ -44,12 +44,13 @@ class QATModule(nn.Module):
     @classmethod
     def adopt(cls, module: nn.Module, scheme: QuantScheme) -> None:
         """Turn ``module`` into this class, with fake-quant off."""
-        module.__class__ = cls
-        module.__dict__.update(_quant_scheme=scheme, _input_range=InputRange(), _fake_quant=False, _observing=False)
+        exchange_class(module, cls)
+        added = {"_input_range": InputRange(scheme=scheme), "_fake_quant": False, "_observing": False}
+        module.__dict__.update(added)
 
     def release(self) -> None:
         """Take away what `adopt` added, before the class is exchanged again."""
-        for name in ("_quant_scheme", "_input_range", "_fake_quant", "_observing"):
+        for name in ("_input_range", "_fake_quant", "_observing"):
             del self.__dict__[name]
 
     @classmethod
@@ -60,17 +61,27 @@ class QATModule(nn.Module):
     @property
     def scheme(self) -> str:
         """The name of the module's scheme."""
-        return self.name_of(self._quant_scheme)
+        return self.name_of(self._input_range.scheme)
 
     @property
     def weight_axis(self) -> int | None:
         """The axis along which weights have a scale each, or None for one scale."""
-        return self.output_axis if self._quant_scheme.per_channel else None
+        return self.output_axis if self._input_range.scheme.per_channel else None
 
     @property
     def grid(self) -> InputGrid | None:
-        """The grid of the inputs, or None as long as none was observed."""
-        return self._input_range.grid(self._quant_scheme) if self._input_range.batches else None
+        """The grid of the inputs, or None as long as no range was folded."""
+        return self._input_range.grid
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether a forward rounds the weight, and the input where it has a grid."""
+        return self._fake_quant and (self.grid is not None or not self.has_input_grid)
+
+    @property
+    def weight_device(self) -> torch.device:
+        """Where the weight lies between forwards."""
+        return self.get_parameter("weight").device
 
     def _rounded_input(self, values: torch.Tensor) -> torch.Tensor:
         if self.training and self._observing and not _is_recomputing():
@@ -82,8 +93,8 @@ class QATModule(nn.Module):
         return fake_quantize_weight(weight, self.weight_axis)
 
     def int8_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes [out, in, *kernel] and scales [out] of the weights as they are now."""
-        codes, scale = quantize_weight(self.get_parameter("weight"), self.weight_axis)
+        """Codes [out, in, *kernel] and scales [out] of the weights as they are now; a collective if it is sharded."""
+        codes, scale = quantize_weight(whole(self.get_parameter("weight")), self.weight_axis)
         codes = codes.movedim(self.output_axis, 0).contiguous()
         return codes, scale.flatten().expand(len(codes)).contiguous()
 
@@ -164,7 +175,7 @@ class QATEmbedding(QATModule, nn.Embedding):
 
     def int8_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and scales; with ``max_norm`` of the shortened rows, which is what a look-up gives."""
-        weight = self.weight
+        weight = whole(self.weight)
         if self.max_norm is not None:
             norms = weight.norm(self.norm_type, dim=1, keepdim=True)
             weight = torch.where(norms > self.max_norm, weight * (self.max_norm / (norms + _NORM_EPSILON)), weight)

@@ -50,6 +50,7 @@ def test_every_folder_of_the_package_has_an_init():
         pytest.param({"training.py": "import inc_torch.quantization", "quantization.py": ""}, id="verbs"),
         pytest.param({"training.py": "import inc_torch.testing.b", "testing/b.py": ""}, id="test kits"),
         pytest.param({"config/a.py": "import transformers"}, id="transformers below the adapters"),
+        pytest.param({"training.py": "import lightning"}, id="Lightning below the adapters"),
         pytest.param({"helpers.py": ""}, id="module without a layer"),
     ],
 )

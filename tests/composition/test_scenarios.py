@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import inc_torch
 from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning, LoopWarning
+from inc_torch.quantizers import observer_state
 from inc_torch.training import (
     DistillationConfig,
     KnowledgeDistillationLossConfig,
@@ -38,7 +39,9 @@ def test_s6_qat_with_a_trainer_that_holds_the_original_model(tmp_path):
                 F.cross_entropy(self.model(inputs), labels).backward()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+                steps.append(int(observer_state(self.model)["conv"]["steps"]))
 
+    steps = []
     model = ConvNet()
     trainer = Trainer(model, images(5))
     conf = QuantizationAwareTrainingConfig()
@@ -48,6 +51,7 @@ def test_s6_qat_with_a_trainer_that_holds_the_original_model(tmp_path):
     compression_manager.callbacks.on_train_end()
     compression_manager.save(tmp_path)
 
+    assert steps == [1, 2, 3, 4, 5]
     assert compression_manager.model is model is trainer.model
     inputs, _ = next(images(1))
     float_model = ConvNet()

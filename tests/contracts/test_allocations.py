@@ -11,8 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inc_torch.pruners import ALLOCATIONS, Limits
+from inc_torch.pruners._ranking import LocalRanking
 
 NAMES = ALLOCATIONS.names()
+
+
+def kept_by(name: str, scores: torch.Tensor, sizes: Sequence[int], ratio: float, limits: Limits) -> torch.Tensor:
+    ranking = LocalRanking(scores, sizes)
+    ALLOCATIONS.get(name)().prune(ranking, ratio, limits)
+    return ranking.kept()
 
 
 def floor(ratio: float, units: int) -> int:
@@ -69,7 +76,7 @@ def test_every_allocation_has_a_second_method():
 def test_chooses_the_units_of_the_second_method(name, case):
     scores, sizes, ratio, limits = case
     before = scores.clone()
-    keep = ALLOCATIONS.get(name)().keep(scores, sizes, ratio, limits)
+    keep = kept_by(name, scores, sizes, ratio, limits)
     assert keep.dtype == torch.bool
     assert keep.shape == scores.shape
     assert torch.equal(scores, before), "scores were changed"
@@ -81,7 +88,7 @@ def test_chooses_the_units_of_the_second_method(name, case):
 @settings(max_examples=60)
 def test_counts_and_limits_hold_in_every_layer(name, case):
     scores, sizes, ratio, limits = case
-    keep = ALLOCATIONS.get(name)().keep(scores, sizes, ratio, limits)
+    keep = kept_by(name, scores, sizes, ratio, limits)
     for part, own in zip(torch.split(keep, sizes), torch.split(scores, sizes), strict=True):
         pruned = int((~part).sum())
         assert pruned <= floor(limits.greatest, len(part))
@@ -94,7 +101,7 @@ def test_counts_and_limits_hold_in_every_layer(name, case):
 @settings(max_examples=60)
 def test_global_prunes_exactly_the_budget_whenever_limits_allow(case):
     scores, sizes, ratio, limits = case
-    keep = ALLOCATIONS.get("global")().keep(scores, sizes, ratio, limits)
+    keep = kept_by("global", scores, sizes, ratio, limits)
     room = sum(floor(limits.greatest, size) for size in sizes)
     assert int((~keep).sum()) == min(floor(ratio, sum(sizes)), room)
     for part in torch.split(keep, sizes):
@@ -109,7 +116,7 @@ def test_global_is_the_cheapest_choice_of_all(case):
     The cost of a unit is 2 to the power of its place in the order, so exactly one choice is the cheapest.
     """
     scores, sizes, ratio, limits = case
-    keep = ALLOCATIONS.get("global")().keep(scores, sizes, ratio, limits)
+    keep = kept_by("global", scores, sizes, ratio, limits)
     place = torch.empty(len(scores), dtype=torch.long)
     place[scores.argsort(stable=True)] = torch.arange(len(scores))
     bounds = [range(floor(min(limits.least, ratio), size), floor(limits.greatest, size) + 1) for size in sizes]
@@ -126,16 +133,15 @@ def test_global_is_the_cheapest_choice_of_all(case):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
 def test_nothing_and_everything(name, ratio):
-    keep = ALLOCATIONS.get(name)().keep(torch.rand(9), [4, 5], ratio, Limits(0.0, 1.0))
+    keep = kept_by(name, torch.rand(9), [4, 5], ratio, Limits(0.0, 1.0))
     assert keep.tolist() == [ratio == 0.0] * 9
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_layers_does_not_matter_without_ties(name):
-    allocation = ALLOCATIONS.get(name)()
     sizes = [30, 7, 50, 13]
     parts = list(torch.split(torch.randperm(100).float(), sizes))
     limits = Limits(0.2, 0.6)
-    keeps = torch.split(allocation.keep(torch.cat(parts), sizes, 0.45, limits), sizes)
-    turned = allocation.keep(torch.cat(parts[::-1]), sizes[::-1], 0.45, limits)
+    keeps = torch.split(kept_by(name, torch.cat(parts), sizes, 0.45, limits), sizes)
+    turned = kept_by(name, torch.cat(parts[::-1]), sizes[::-1], 0.45, limits)
     assert torch.equal(torch.cat(keeps[::-1]), turned)

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 import torch
-from tests.trainer.setup import Sentences, bert, techniques, trainer_of
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from inc_torch import INCCallback
+from tests.trainer.setup import Sentences, bert, techniques, trainer_of
 
 torch.set_num_threads(1)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.trainer.setup import Sentences, bert, pruning, quantization, trainer_of
 from transformers import EarlyStoppingCallback
 
 from inc_torch import INCCallback
 from inc_torch.core.errors import InexactWarning
+from tests.trainer.setup import Sentences, bert, pruning, quantization, trainer_of
 
 WATCH = {
     "eval_strategy": "steps",
@@ -47,7 +47,7 @@ def train(folder: Path, scores: Scores, confs=None, **options):
 
 def test_the_best_of_the_finished_ones_wins(tmp_path):
     """Unfinished models score higher throughout."""
-    model, trainer, callback = train(tmp_path, Scores(0.9, 0.95, 0.9, 0.5, 0.7, 0.6))
+    _, trainer, callback = train(tmp_path, Scores(0.9, 0.95, 0.9, 0.5, 0.7, 0.6))
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-5")
     assert trainer.state.best_metric == 0.7
     assert callback.manager.report().sparsity == pytest.approx(0.5, abs=0.01)
@@ -55,7 +55,7 @@ def test_the_best_of_the_finished_ones_wins(tmp_path):
 
 def test_the_model_is_the_one_that_was_saved_as_best(tmp_path):
     """Its own masks apply to it, not those of later steps."""
-    model, trainer, callback = train(
+    model, _, _ = train(
         tmp_path, Scores(0.9, 0.95, 0.9, 0.8, 0.7, 0.6), pruning(start_step=1, end_step=3, pattern="1x1")
     )
     saved = type(bert()).from_pretrained(tmp_path / "checkpoint-4").state_dict()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.trainer.setup import bert, distillation, pruning, trainer_of
 from transformers import TrainerCallback
 
 from inc_torch import INCCallback
 from inc_torch.core.callback import Callback
 from inc_torch.core.hooks import HOOKS
+from tests.trainer.setup import bert, distillation, pruning, trainer_of
 
 
 class Record(Callback):

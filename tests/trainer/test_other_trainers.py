@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from tests.trainer.setup import WORDS, Sentences, arguments, distillation, llama, pruning, techniques
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -23,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from inc_torch import INCCallback, save_for_huggingface_upstream
 from inc_torch.quantizers import int8_kernels
+from tests.trainer.setup import WORDS, Sentences, arguments, distillation, llama, pruning, techniques
 
 
 def t5(seed: int = 0) -> T5ForConditionalGeneration:

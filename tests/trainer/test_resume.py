@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.trainer.setup import bert, pruning, quantization, techniques, trainer_of
 
 from inc_torch import INCCallback
 from inc_torch.core.errors import StateError
 from inc_torch.huggingface._checkpoint import STATE_FILE
+from tests.trainer.setup import bert, pruning, quantization, techniques, trainer_of
 
 ROOT = Path(__file__).parents[2]
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}

@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 import yaml
-from tests.trainer.setup import arguments, bert, pruning, quantization, techniques, trainer_of
 from torch import nn
 
 import inc_torch
@@ -17,6 +16,7 @@ import inc_torch.huggingface
 from inc_torch import INCCallback, WeightPruningConfig, prepare_compression
 from inc_torch.config import read_configs
 from inc_torch.core.errors import ConfigError, ConfigTypeError, ModelError
+from tests.trainer.setup import arguments, bert, pruning, quantization, techniques, trainer_of
 
 PRUNING = {"target_sparsity": 0.5, "pattern": "4x1", "start_step": 1, "end_step": 4}
 DISTILLATION = {"criterion": {"KnowledgeDistillationLoss": {"temperature": 2.0, "loss_types": ["CE", "KL"]}}}
@@ -77,7 +77,7 @@ def test_a_wrong_file_is_refused(content, message, tmp_path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no configuration file 'nowhere.yaml'"):
+    with pytest.raises(ConfigError, match=r"no configuration file 'nowhere\.yaml'"):
         INCCallback("nowhere.yaml")
 
 

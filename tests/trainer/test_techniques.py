@@ -7,18 +7,18 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.trainer.setup import Sentences, bert, gpt2, llama, quantization, techniques, trainer_of
 from transformers import AutoModelForSequenceClassification
 
 from inc_torch import Callback, INCCallback, prepare_compression
 from inc_torch.quantizers import int8_kernels
+from tests.trainer.setup import Sentences, bert, gpt2, llama, quantization, techniques, trainer_of
 
 OPTIONS = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
     "bf16": {"bf16": True},
     "checkpointing": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
-    "reentrant checkpointing": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "reentrant": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     "clipping": {"max_grad_norm": 0.1},
     "label smoothing": {"label_smoothing_factor": 0.1},
     "evaluation": {"eval_strategy": "steps", "eval_steps": 2},

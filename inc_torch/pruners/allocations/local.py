@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-import torch
-
-from inc_torch.pruners._base import ALLOCATIONS, Limits
-from inc_torch.pruners._select import count_of, keep_largest
+from inc_torch.pruners._base import ALLOCATIONS, Limits, Ranking
+from inc_torch.pruners._select import count_of
 
 
 @final
@@ -18,8 +15,7 @@ from inc_torch.pruners._select import count_of, keep_largest
 class Local:
     """Every layer gives up the same share of its units, within the limits."""
 
-    def keep(self, scores: torch.Tensor, sizes: Sequence[int], ratio: float, limits: Limits) -> torch.Tensor:
+    def prune(self, ranking: Ranking, ratio: float, limits: Limits) -> None:
         share = min(ratio, limits.greatest)
-        return torch.cat(
-            [keep_largest(part, count_of(share, part.numel())) for part in torch.split(scores, list(sizes))]
-        )
+        layers = range(len(ranking.sizes))
+        ranking.prune([[layer] for layer in layers], [count_of(share, size) for size in ranking.sizes])

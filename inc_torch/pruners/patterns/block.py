@@ -67,12 +67,20 @@ class Block:
 
 @final
 class BlockGrid:
-    """Blocks over one weight. Scores and masks have one entry a block."""
+    """Blocks over one weight. Scores and masks have one entry a block.
 
-    def __init__(self, view: MatrixView, rows: int, columns: int, reduction: Reduction) -> None:
+    Args:
+        view: The weight as a matrix.
+        rows: Outputs in a block.
+        columns: Inputs in a block.
+        reduction: How element scores become block scores.
+        part_of: Elements of a whole block, if these are only parts of blocks; else 0.
+    """
+
+    def __init__(self, view: MatrixView, rows: int, columns: int, reduction: Reduction, part_of: int = 0) -> None:
         self._view = view
         self._rows, self._columns = rows, columns
-        self._reduction = reduction
+        self._reduction, self._part_of = reduction, part_of
         # Blocks that span kernel positions are no view of the weight: its columns are flattened first.
         self._spans_kernel = view.channels % columns != 0
         inner = (view.width // columns,) if self._spans_kernel else (*view.sizes[1:-1], view.channels // columns)
@@ -89,9 +97,12 @@ class BlockGrid:
         return torch.unflatten(rows, -1, (-1, self._columns))
 
     def reduce(self, signed: torch.Tensor) -> torch.Tensor:
+        is_part_of_mean = self._part_of > 0 and self._reduction == "mean"
+        reduction = "sum" if is_part_of_mean else self._reduction
         blocks = self._blocks(signed).abs()
-        blocks = blocks.squeeze(-1) if self._columns == 1 else _reduced(blocks, -1, self._reduction)
-        return blocks.squeeze(1) if self._rows == 1 else _reduced(blocks, 1, self._reduction)
+        blocks = blocks.squeeze(-1) if self._columns == 1 else _reduced(blocks, -1, reduction)
+        blocks = blocks.squeeze(1) if self._rows == 1 else _reduced(blocks, 1, reduction)
+        return blocks / self._part_of if is_part_of_mean else blocks
 
     def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
         return scores.reshape(-1)
@@ -99,8 +110,8 @@ class BlockGrid:
     def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         return keep.view(self.mask_shape)
 
-    def zeros_of(self, weight: torch.Tensor) -> torch.Tensor:
-        return (self._blocks(weight) != 0).any(-1).any(1)
+    def zeros_of(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores != 0
 
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
         if self._spans_kernel:
@@ -113,7 +124,22 @@ class BlockGrid:
         return self._view.restored(wide)
 
     def pruned_units(self, mask: torch.Tensor) -> int:
-        return self.units - int(torch.count_nonzero(mask))
+        return mask.numel() - int(torch.count_nonzero(mask))
+
+    def first_axis(self) -> tuple[int, int] | None:
+        if self._view.has_outputs_first:
+            return 1, self.mask_shape[0]
+        return None if self._spans_kernel else (math.prod(self.mask_shape[:-1]), self.mask_shape[-1])
+
+    def resized(self, length: int) -> BlockGrid:
+        rows, columns = self._rows, self._columns
+        if self._view.has_outputs_first:
+            rows = max(1, min(rows, length))
+        else:
+            columns = max(1, min(columns, length))
+        is_part = (rows, columns) != (self._rows, self._columns)
+        part_of = self._rows * self._columns if is_part else 0
+        return BlockGrid(self._view.resized(length), rows, columns, self._reduction, part_of)
 
 
 def _reduced(blocks: torch.Tensor, dim: int, reduction: Reduction) -> torch.Tensor:

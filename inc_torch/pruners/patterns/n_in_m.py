@@ -59,7 +59,7 @@ class GroupGrid:
     """Groups over one weight. Scores and masks have one entry an element, in groups."""
 
     def __init__(self, view: MatrixView, pattern: NInM, reduction: Reduction) -> None:
-        self._view = view
+        self._view, self._pattern = view, pattern
         self._pruned, self._group = pattern.pruned, pattern.group
         self._reduction = reduction
         self.units = view.height * view.width // pattern.group
@@ -67,7 +67,7 @@ class GroupGrid:
         self.score_shape: tuple[int, ...] = self.mask_shape
 
     def reduce(self, signed: torch.Tensor) -> torch.Tensor:
-        return self._grouped(signed).abs()
+        return self._view.ordered(signed).reshape(self.mask_shape).abs()
 
     def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
         cheapest = torch.where(self._candidates(scores), scores, 0)
@@ -78,8 +78,8 @@ class GroupGrid:
     def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         return self._candidates(scores).logical_not_().logical_or_(keep.unsqueeze(-1))
 
-    def zeros_of(self, weight: torch.Tensor) -> torch.Tensor:
-        kept = self._grouped(weight) != 0
+    def zeros_of(self, scores: torch.Tensor) -> torch.Tensor:
+        kept = scores != 0
         is_pattern = self._group - kept.sum(-1, keepdim=True) >= self._pruned
         return kept | ~is_pattern
 
@@ -90,10 +90,18 @@ class GroupGrid:
         return self._view.restored(mask)
 
     def pruned_units(self, mask: torch.Tensor) -> int:
-        return int(torch.count_nonzero(self._group - mask.sum(-1) >= self._pruned))
+        return int(torch.count_nonzero(self._group - mask.reshape(-1, self._group).sum(-1) >= self._pruned))
 
-    def _grouped(self, weight: torch.Tensor) -> torch.Tensor:
-        return self._view.ordered(weight).reshape(self.mask_shape)
+    def first_axis(self) -> tuple[int, int] | None:
+        view = self._view
+        if view.has_outputs_first:
+            return 1, view.height
+        if view.channels % self._group:
+            return None
+        return view.height * view.width // view.channels, view.channels // self._group
+
+    def resized(self, length: int) -> GroupGrid:
+        return GroupGrid(self._view.resized(length), self._pattern, self._reduction)
 
     def _candidates(self, scores: torch.Tensor) -> torch.Tensor:
         """True at the ``pruned`` smallest of each group; of equal scores the first."""

@@ -497,6 +497,24 @@ class TestForgottenHooks:
         dispatcher.on_train_end()
         assert callback.ended == 1
 
+    def test_are_not_mentioned_where_lateness_costs_nothing(self):
+        class Exact(Steps):
+            exact_when_late = frozenset({"on_before_optimizer_step", "on_after_optimizer_step"})
+
+        left_out = ("on_step_begin", "on_before_optimizer_step", "on_after_optimizer_step")
+        exact = Exact()
+        dispatcher = dispatcher_of(exact)
+        with expecting("on_step_begin"):
+            complete(dispatcher, sgd(dispatcher._model), leave_out=left_out)
+        assert (exact.begun, exact.scored, exact.updated) == (3, 3, 3)
+        beside_another = dispatcher_of(Exact(), Steps())
+        with expecting(*left_out):
+            complete(beside_another, sgd(beside_another._model), leave_out=left_out)
+        with_a_hook = dispatcher_of(Exact())
+        with_a_hook.register_hook("on_before_optimizer_step", lambda: None)
+        with expecting("on_step_begin", "on_before_optimizer_step"):
+            complete(with_a_hook, sgd(with_a_hook._model), leave_out=left_out)
+
     def test_steps_are_counted_though_nobody_listens(self):
         class OnlyEnd(Callback):
             def on_train_end(self):

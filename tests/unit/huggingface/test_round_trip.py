@@ -298,21 +298,6 @@ def test_a_card_written_by_hand_is_kept(tmp_path):
     assert "- int8" in (tmp_path / "README.md").read_text()
 
 
-def test_the_manager_and_wrappers_are_accepted(tmp_path):
-    class Manager:
-        model = bert()
-
-    class Wrapper(torch.nn.Module):
-        def __init__(self, module):
-            super().__init__()
-            self.module = module
-
-    for number, model in enumerate([Manager(), Wrapper(Manager.model), torch.compile(Manager.model, backend="eager")]):
-        save_for_huggingface_upstream(model, None, tmp_path / str(number))
-        got = OptimizedModel.from_pretrained(tmp_path / str(number))
-        assert torch.equal(logits(got), logits(Manager.model.eval()))
-
-
 def test_a_generated_subclass_does_not_leak(tmp_path):
     """The manager gives the root a subclass of the same name."""
     model = bert()

@@ -129,6 +129,75 @@ def test_skipped_steps_of_a_gradient_scaler_enter_no_score():
     assert pruners_of(manager)[0].sparsity == pytest.approx(0.9, abs=1 / 64)
 
 
+# ------------------------------------------------------------------------------------ metrics, goal
+
+
+def test_metrics_tell_the_sparsity_of_one_pruner_and_of_several():
+    one = prepare_compression(mlp(), WeightPruningConfig(pruning_type="magnitude", pattern="1x1", target_sparsity=0.25))
+    (callback,) = one.callbacks.callbacks_list
+    assert callback.metrics() == {"sparsity": 0.0}
+    train(one, 1)
+    assert callback.metrics() == {"sparsity": 0.25}
+    model = stack(nn.Linear(8, 8), nn.Linear(8, 24))
+    apart = [{"op_names": ["^0$"], "pattern": "channelx1"}, {"op_names": ["^1$"], "pattern": "2:4"}]
+    two = prepare_compression(model, WeightPruningConfig(apart, pruning_type="magnitude", target_sparsity=0.25))
+    train(two, 1)
+    # 2 of 8 columns of 64 weights, and half of each of 24 groups of 48 among 192 weights.
+    assert two.callbacks.callbacks_list[0].metrics() == {"sparsity": 0.25, "sparsity/0": 0.25, "sparsity/1": 0.25}
+    with torch.no_grad():
+        model[0].weight.zero_()
+    lock = prepare_compression(model, WeightPruningConfig(apart, pruning_type="pattern_lock"))
+    train(lock, 1)
+    assert lock.callbacks.callbacks_list[0].metrics() == {
+        "sparsity": (64 + 48) / 256,
+        "sparsity/0": 1.0,
+        "sparsity/1": 0.25,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "reached"),
+    [
+        ({"start_step": 1, "end_step": 4}, [False] * 4 + [True] * 2),
+        ({"start_step": 1, "end_step": 4, "pruning_frequency": 2}, [False] * 3 + [True] * 3),
+        ({"start_step": 2, "end_step": 2}, [False] * 2 + [True] * 4),
+        ([{"op_names": ["^0$"]}, {"op_names": ["^2$"], "start_step": 3, "end_step": 3}], [False] * 3 + [True] * 3),
+        ({"pruning_type": "pattern_lock", "start_step": 2, "end_step": 2}, [False] * 2 + [True] * 4),
+    ],
+)
+def test_the_goal_is_reached_after_the_last_update_of_all_pruners(options, reached):
+    several = options if isinstance(options, list) else [{}]
+    common = {"pruning_type": "magnitude", "pattern": "1x1", "target_sparsity": 0.5}
+    model = mlp()
+    manager = prepare_compression(
+        model, WeightPruningConfig(several, **{**common, **({} if isinstance(options, list) else options)})
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    (callback,) = manager.callbacks.callbacks_list
+    assert not callback.has_reached_goal()
+    found = []
+    manager.on_train_begin()
+    for index in range(STEPS):
+        step(manager, optimizer, index)
+        found.append(callback.has_reached_goal())
+    manager.on_train_end()
+    assert found == reached
+
+
+@pytest.mark.filterwarnings("ignore:Pruning criterion:inc_torch.core.errors.LoopWarning")
+def test_an_update_that_waits_for_gradients_has_not_reached_the_goal():
+    model = mlp()
+    manager = prepare_compression(model, WeightPruningConfig(pruning_type="snip", pattern="1x1"))
+    (callback,) = manager.callbacks.callbacks_list
+    manager.on_train_begin()
+    manager.on_step_begin(0)
+    assert not callback.has_reached_goal()
+    backward(model)
+    manager.on_before_optimizer_step()
+    assert callback.has_reached_goal()
+    manager.callbacks.give_up()
+
+
 # -------------------------------------------------------------------------------------- state
 
 CONFIG = WeightPruningConfig(

@@ -7,9 +7,10 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError
-from inc_torch.pruners import select_layers
+from inc_torch.pruners import Pruner, select_layers
 from tests.unit.pruners.make import mlp, spec_of, stack
 from tests.unit.pruners.vectors import Conv1D
 
@@ -261,3 +262,35 @@ def test_a_layer_that_shares_the_heads_weight_is_left_out_with_it():
     model.a.weight = model.head.weight
     assert names(model) == ["b"]
     assert notes(model)["a"] == "classifier head, not pruned"
+
+
+# ----------------------------------------------------------------------------------------- wrappers
+
+
+def test_wrapped_layers_have_their_own_names():
+    """As without activation checkpointing, and so does the head."""
+    model = nn.Sequential(
+        nn.Linear(4, 4), checkpoint_wrapper(nn.Linear(4, 4)), nn.ReLU(), checkpoint_wrapper(nn.Linear(4, 2))
+    )
+    assert names(model) == ["0", "1"]
+    assert notes(model)["3"] == "classifier head, not pruned"
+
+
+def test_layers_wrapped_after_they_were_chosen_are_found_again():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU())
+    pruner = Pruner(spec_of(), model)
+    weight = model[1].weight
+    model[1] = checkpoint_wrapper(model[1])
+    pruner.bind(model)
+    assert pruner.weight(pruner.layers[1]) is weight
+    pruner.begin_step(0)
+    assert int((weight == 0).sum() + (model[0].weight == 0).sum()) == 16
+
+
+def test_a_layer_that_is_gone_is_named():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU())
+    pruner = Pruner(spec_of(), model)
+    with pytest.raises(
+        ModelError, match=r"Sequential has no layer '1' any more, which is to be pruned\. Call prepare_"
+    ):
+        pruner.bind(model[:1])

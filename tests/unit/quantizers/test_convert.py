@@ -19,6 +19,7 @@ from inc_torch.quantizers import (
     convert,
     describe_int8,
     enable_fake_quant,
+    fold_ranges,
     prepare_qat,
     rebuild_int8,
 )
@@ -58,6 +59,7 @@ def test_training_lowers_the_loss_and_int8_keeps_it():
         loss = (model(x) - y).square().mean()
         optimizer.zero_grad()
         loss.backward()
+        fold_ranges(model)
         optimizer.step()
         losses.append(loss.item())
     convert(model)
@@ -92,6 +94,7 @@ def test_tied_weights_of_which_one_stays_float():
     prepare_qat(model, QATSpec(rules=(QuantRule("type", "Embedding", None),)))
     enable_fake_quant(model, observe=True)
     model.train()(torch.randint(64, (2, 8)))
+    fold_ranges(model)
     convert(model)
     assert type(model.lm_head) is Int8Linear
     assert torch.equal(model.transformer.wte.weight, weight)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations
 
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, StateError
+from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.quantizers import (
+    Int8Linear,
     Prepared,
     QATSpec,
     QuantRule,
     QuantScheme,
     convert,
     enable_fake_quant,
+    fold_ranges,
     load_observer_state,
     observer_state,
     prepare_qat,
 )
+from inc_torch.quantizers._observer import InputRange
 from tests.unit.quantizers.models import observed, tiny_bert, tiny_gpt2
 
 
@@ -145,6 +154,51 @@ def test_the_root_may_be_a_layer():
     assert prepare_qat(layer, QATSpec()) == {"": Prepared("w8a8-static")}
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.*", "ignore::DeprecationWarning:torch.*")
+def test_names_and_ranges_under_wrappers_are_those_of_the_plain_model():
+    def trained(wrap, checkpoint):
+        torch.manual_seed(4)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU()), nn.Linear(6, 4))
+        model[1], model[2] = wrap(model[1]), checkpoint(model[2])
+        decisions = prepare_qat(model, QATSpec(rules=(QuantRule("name", "0", None),)))
+        enable_fake_quant(model, observe=True)
+        for batch in torch.randn(4, 5, 4):
+            model(batch).square().mean().backward()
+            fold_ranges(model)
+        return decisions, observer_state(model), model
+
+    decisions, plain, _ = trained(lambda layer: layer, lambda layer: layer)
+    wrapped_decisions, wrapped, model = trained(lambda layer: torch.compile(layer, backend="eager"), checkpoint_wrapper)
+    assert list(plain) == ["1.0", "2"]
+    assert wrapped_decisions == decisions
+    assert_equal(wrapped, plain)
+    report = CompressionReport.measure(model, [Finding(name, scheme=found.scheme) for name, found in decisions.items()])
+    assert {row.name: row.scheme for row in report.modules} == {"0": None, "1.0": "w8a8-static", "2": "w8a8-static"}
+    convert(model)
+    assert type(model[2]._checkpoint_wrapped_module) is Int8Linear
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_layers_with_lora_are_quantized_under_their_own_names_and_the_adapters_are_not():
+    plain = tiny_bert()
+    expected = prepare_qat(copy.deepcopy(plain), QATSpec())
+    options = {"target_modules": ["query", "value"], "modules_to_save": ["classifier"], "init_lora_weights": False}
+    model = get_peft_model(plain, LoraConfig(**options))
+    assert prepare_qat(model, QATSpec()) == expected
+    enable_fake_quant(model, observe=True)
+    ids = torch.randint(64, (2, 8))
+    model.train()(ids)
+    fold_ranges(model)
+    with torch.no_grad():
+        rounded = model.eval()(ids).logits
+        convert(model)
+        assert torch.allclose(model(ids).logits, rounded, atol=1e-5)
+    query = plain.bert.encoder.layer[0].attention.self.query
+    assert type(query.base_layer) is Int8Linear
+    assert type(query.lora_A["default"]) is nn.Linear
+    assert query.lora_A["default"].weight.requires_grad
+
+
 def test_a_module_of_two_names_is_taken_once():
     shared = nn.Linear(2, 2)
     assert list(prepare_qat(nn.Sequential(shared, shared), QATSpec())) == ["0"]
@@ -165,7 +219,10 @@ def test_transformer_encoder_of_torch_goes_through_the_modules_in_eval(has_mask)
     prepare_qat(model, QATSpec())
     enable_fake_quant(model, observe=True)
     x = torch.randn(2, 3, 8)
-    trained = model.train()(x, src_key_padding_mask=mask)
+    model.train()(x, src_key_padding_mask=mask)
+    fold_ranges(model)
+    enable_fake_quant(model, observe=False)
+    trained = model(x, src_key_padding_mask=mask)
     with torch.no_grad():
         y = model.eval()(x, src_key_padding_mask=mask)
         assert torch.allclose(y, trained, atol=1e-6)
@@ -195,16 +252,45 @@ def test_observer_state_round_trip_continues_bit_for_bit():
     other.load_state_dict(model.state_dict())
     for _ in range(3):
         model(torch.randint(5, (4,)))
+        fold_ranges(model)
+    model(torch.randint(5, (4,)))  # and cut in the middle of a step
     state = observer_state(model)
     assert set(state) == {"1", "2"}
-    assert state["1"]["range"].dtype == torch.float64
-    assert int(state["1"]["batches"]) == 3
+    assert {key: (value.dtype, value.shape) for key, value in state["1"].items()} == {
+        "range": (torch.float64, (2,)),
+        "steps": (torch.int64, ()),
+        "pending": (torch.float32, (2,)),
+    }
+    assert int(state["1"]["steps"]) == 3
     load_observer_state(other, state)
     ids = torch.randint(5, (4,))
     assert torch.equal(model(ids), other(ids))
-    assert all(
-        torch.equal(observer_state(other)[n][k], v) for n, s in observer_state(model).items() for k, v in s.items()
-    )
+    assert_equal(observer_state(other), observer_state(model))
+    for each in (model, other):
+        fold_ranges(each)
+    assert_equal(observer_state(other), observer_state(model))
+    assert int(observer_state(other)["1"]["steps"]) == 4
+
+
+def assert_equal(states, others):
+    assert states.keys() == others.keys()
+    assert all(torch.equal(others[name][key], value) for name, part in states.items() for key, value in part.items())
+
+
+def test_state_says_what_is_pending_and_nothing_if_nothing_is():
+    model = two_layers()
+    nothing = observer_state(model)["1"]["pending"]
+    assert nothing.tolist() == [math.inf, -math.inf]
+    load_observer_state(model, observer_state(model))
+    assert model[1]._input_range.pending is None
+    model[1](torch.tensor([[-1.0, 5.0, 2.0]]))
+    assert observer_state(model)["1"]["pending"].tolist() == [-1.0, 5.0]
+    model[1](torch.tensor([[0.0, math.nan, 0.0]]))
+    state = observer_state(model)
+    assert state["1"]["pending"].tolist() == [-math.inf, math.inf]
+    load_observer_state(model, state)
+    fold_ranges(model)
+    assert model[1]._input_range == InputRange()
 
 
 def test_state_of_another_model_is_refused():
@@ -214,5 +300,7 @@ def test_state_of_another_model_is_refused():
         load_observer_state(model, {"1": state["1"]})
     with pytest.raises(StateError, match="Observer '7' is in the saved state, but not the model"):
         load_observer_state(model, {**state, "7": state["1"]})
-    with pytest.raises(StateError, match=r"observer '1' must have the keys 'batches' and 'range'; \['range'\] differ"):
-        load_observer_state(model, {**state, "1": {"batches": torch.tensor(1)}})
+    with pytest.raises(
+        StateError, match=r"observer '1' must have the keys \['pending', 'range', 'steps'\]; \['pending', 'range'\] d"
+    ):
+        load_observer_state(model, {**state, "1": {"steps": torch.tensor(1)}})

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from inc_torch.quantizers import QATSpec, QuantScheme, disable_fake_quant, enable_fake_quant, prepare_qat
+from inc_torch.quantizers import QATSpec, QuantScheme, disable_fake_quant, enable_fake_quant, fold_ranges, prepare_qat
 from inc_torch.quantizers._codes import input_grid, snap, snap_weight
+from inc_torch.quantizers._observer import InputRange
 from tests.unit.quantizers.models import observed, tiny_gpt2
 
 SCHEMES = {
@@ -24,7 +25,7 @@ SCHEMES = {
 
 
 def rounded(x, scheme=SCHEMES["default"]):
-    """Round by the range of ``x`` itself, which is what one observed batch gives."""
+    """Round by the range of ``x`` itself, which is what one observed step gives."""
     return snap(x, input_grid(min(float(x.min()), 0.0), max(float(x.max()), 0.0), scheme))
 
 
@@ -71,7 +72,7 @@ def test_off_is_exactly_float_and_observes_nothing(make, x):
     expected = layer(x)
     prepare_qat(layer, QATSpec())
     assert torch.equal(layer.train()(x), expected)
-    assert layer._input_range.batches == 0
+    assert (layer._input_range.steps, layer._input_range.pending) == (0, None)
     enable_fake_quant(layer, observe=True)
     assert not torch.equal(layer(x), expected)
     disable_fake_quant(layer)
@@ -93,16 +94,35 @@ def test_ranges_are_followed_in_training_only_and_only_when_asked():
     enable_fake_quant(layer, observe=True)
     layer.train()(torch.ones(2, 4))
     layer.eval()(torch.ones(2, 4) * 9)
-    assert (layer._input_range.high, layer._input_range.batches) == (1.0, 1)
+    fold_ranges(layer)
+    assert layer._input_range == InputRange(0.0, 1.0, 1)
     enable_fake_quant(layer, observe=False)
     layer.train()(torch.ones(2, 4) * 9)
-    assert (layer._input_range.high, layer._input_range.batches) == (1.0, 1)
+    fold_ranges(layer)
+    assert layer._input_range == InputRange(0.0, 1.0, 1)
+
+
+def test_a_range_takes_effect_at_the_step_after():
+    layer = nn.Linear(4, 3)
+    prepare_qat(layer, QATSpec())
+    enable_fake_quant(layer, observe=True)
+    x = torch.randn(2, 4)
+    unrounded = F.linear(x, snap_weight(layer.weight, 0), layer.bias)
+    for _ in range(2):
+        assert torch.equal(layer(x), unrounded)
+    fold_ranges(layer)
+    assert torch.equal(layer(x), F.linear(rounded(x), snap_weight(layer.weight, 0), layer.bias))
+    before = layer.grid
+    layer(x * 5)
+    assert layer.grid == before
+    fold_ranges(layer)
+    assert layer.grid.scale == pytest.approx(before.scale * 3)  # the mean of 1 and 5
 
 
 def test_gradients_of_a_linear_layer():
     layer = nn.Linear(6, 3)
     prepare_qat(layer, QATSpec())
-    layer._input_range.low, layer._input_range.high, layer._input_range.batches = -1.0, 1.0, 1
+    layer._input_range = InputRange(-1.0, 1.0, 1)
     enable_fake_quant(layer, observe=False)
     x = torch.randn(4, 6, requires_grad=True)
     upstream = torch.randn(4, 3)
@@ -214,6 +234,7 @@ def test_deepcopy_and_pickle_carry_ranges_apart():
     for twin in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
         assert torch.equal(twin(x), model(x))
         twin.train()(torch.ones(1, 4) * 5)
+        fold_ranges(twin)
         assert twin[0]._input_range.high == 3.0
     assert model[0]._input_range.high == 1.0
 
@@ -237,10 +258,12 @@ def test_checkpointing_gives_the_same_gradients_and_observes_once(reentrant):
     for _ in range(3):
         model(x).square().sum().backward()
         checkpoint(twin, x, use_reentrant=reentrant).square().sum().backward()
+        fold_ranges(model)
+        fold_ranges(twin)
     for ours, others in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(ours.grad, others.grad)
     assert twin[0]._input_range == model[0]._input_range
-    assert model[0]._input_range.batches == 3
+    assert model[0]._input_range.steps == 3
 
 
 def test_conv1d_of_transformers_is_rounded_per_output_column():

@@ -85,18 +85,25 @@ class Encoded:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         return Batch(torch.tensor(rows), inputs, labels)
 
+    def rows(self) -> list[dict[str, object]]:
+        """One dict a review, as a Trainer takes them."""
+        return [
+            {"input_ids": list(row), "labels": label} for row, label in zip(self.input_ids, self.labels, strict=True)
+        ]
+
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Every row once, shortest first: the cheapest order to evaluate in."""
         order = sorted(range(len(self)), key=lambda row: len(self.input_ids[row]))
         for start in range(0, len(order), batch_size):
             yield self.batch(order[start : start + batch_size])
 
-    def stream(self, batch_size: int, steps: int, seed: int) -> Iterator[Batch]:
+    def stream(self, batch_size: int, steps: int, seed: int, *, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
         """Exactly ``steps`` full batches for training, the set shuffled anew in each pass.
 
         Rows of about one length meet in a batch: a shuffled pass is cut into buckets of 16
         batches, each bucket is sorted by length, and the batches of the pass are shuffled.
-        The same seed gives the same batches; torch's generator is left alone.
+        The same seed gives the same batches; torch's generator is left alone.  Of several processes
+        with one seed, each takes its own rows of every batch.
         """
         if len(self) < batch_size:
             message = f"Cannot fill a batch of {batch_size} from {len(self)} reviews."
@@ -113,7 +120,7 @@ class Encoded:
                 batches += [bucket[at : at + batch_size] for at in range(0, full, batch_size)]
             generator.shuffle(batches)
             for rows in batches[: steps - given]:
-                yield self.batch(rows)
+                yield self.batch(rows[rank::ranks])
             given += len(batches)
 
 

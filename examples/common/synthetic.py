@@ -1,6 +1,6 @@
 """Made-up reviews, a tokenizer for them and a tiny untrained BERT: the whole example in seconds, with no download.
 
-``run.py --smoke`` uses them to show that the loop works; its accuracies say nothing about compression.
+``--smoke`` uses them to show that a loop works; its accuracies say nothing about compression.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import random
 
 import torch
-from data import LABELS, Reviews, Splits
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from common.data import LABELS, Reviews, Splits
 
 _OPINIONS = (
     ("dull", "clumsy", "tired", "hollow", "shapeless", "grating", "lifeless", "stale"),

