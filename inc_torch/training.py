@@ -50,8 +50,8 @@ def prepare_compression(
     """Make ``model`` ready to be compressed while it is trained.
 
     The model is changed in place and stays the same object with the same Parameters, so an optimizer, a Trainer or
-    any other reference made before or after is right. It may be wrapped already, by `torch.compile`,
-    DistributedDataParallel, ``fully_shard`` or PEFT, or be wrapped later.
+    any other reference made before or after is right. `torch.compile`, DistributedDataParallel and ``fully_shard`` may
+    come before or after; PEFT's adapters have to be there before.
 
     Args:
         model: The model to train.
@@ -145,7 +145,7 @@ class CompressionManager:
         self.model = model
         self.configs = tuple(configs)
         self._inner = unwrapped(model)
-        self.callbacks = Dispatcher(build_callbacks(self.configs, self._inner), self._inner, ranks or Ranks())
+        self.callbacks = Dispatcher(build_callbacks(self.configs, model), self._inner, ranks or Ranks())
         self.callbacks.prepare()
         self.on_train_begin = self.callbacks.on_train_begin
         self.on_epoch_begin = self.callbacks.on_epoch_begin

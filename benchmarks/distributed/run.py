@@ -76,6 +76,7 @@ class Stopwatch:
         self.seconds = 0.0
 
     def __call__(self, call: Callable[..., Any], *arguments: object) -> None:
+        """Call, and add its seconds."""
         start = time.perf_counter()
         call(*arguments)
         self.seconds += time.perf_counter() - start
@@ -165,12 +166,12 @@ def main() -> None:
     table = Table(
         title=f"Milliseconds of a training step, medians of {arguments.steps - 4}, slowest rank",
         caption=(
-            f"{count / 1e6:.1f} M parameters, batch of {BATCH} split among ranks, AdamW, float32; gloo, one thread a "
-            f"process, {os.cpu_count()} cores for all; snip_momentum, global, with limits"
+            f"{count / 1e6:.1f} M parameters, batch of {BATCH} split among ranks, AdamW, float32; gloo, one thread "
+            f"a process, {os.cpu_count()} cores for all; snip_momentum, global, with limits"
         ),
     )
-    for column in ("layout", "ranks", "technique", "step without", "hooks", "share", "hooks with new masks", "share"):
-        table.add_column(column, justify="left" if column in ("layout", "technique") else "right")
+    for column in ("layout", "ranks", "technique", "step without", "hooks", "share", "with new masks", "share"):
+        table.add_column(column, justify="left" if column in ("layout", "technique") else "right", no_wrap=True)
     for size in arguments.ranks:
         results = run_world(size, arguments)
         for layout in arguments.layouts:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from inc_torch.core.sharding import held
+
 __all__ = ["UpdateClock"]
 
 SAMPLES = 1024
@@ -115,7 +117,8 @@ class UpdateClock:
 
     def _sampled(self) -> list[torch.Tensor]:
         """Evenly spread values of each Parameter that is trained; an update changes some, if only a little."""
-        flat = [parameter.detach().reshape(-1) for parameter in self._weights() if parameter.requires_grad]
+        trained = [held(parameter.detach()) for parameter in self._weights() if parameter.requires_grad]
+        flat = [values.reshape(-1) for values in trained]
         return [values[:: -(-len(values) // SAMPLES) or 1].clone() for values in flat]
 
     def _first_of_ours(self, optimizer: Optimizer) -> int | None:

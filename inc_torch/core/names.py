@@ -55,7 +55,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
     Example:
         >>> import torch
-        >>> model = nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 2)))
+        >>> model = nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 2), backend="eager"))
         >>> [name for name, _ in model.named_modules()][2:]
         ['1', '1._orig_mod']
         >>> [name for name, _ in named_layers(model)][2:]

@@ -20,6 +20,7 @@ from inc_torch.core.errors import ModelError
 __all__ = [
     "exchange_class",
     "gather_parameters_",
+    "held",
     "plain_class",
     "release_shards_",
     "require_unshardable",
@@ -47,6 +48,21 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     shards: Any = tensor.detach()
     gathered: torch.Tensor = shards.to(shards.device_mesh.device_type).full_tensor()
     return gathered.to(tensor.device)  # which differ where FSDP keeps its shards on the CPU
+
+
+def held(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this process holds of a sharded tensor, sharing its memory; any other as it is.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> held(weight) is weight
+        True
+    """
+    if not _is_sharded(tensor):
+        return tensor
+    shards: Any = tensor
+    part: torch.Tensor = shards.to_local()
+    return part
 
 
 def plain_class(kind: type[nn.Module]) -> type[nn.Module]:

@@ -10,7 +10,19 @@ from inc_torch.core.errors import IncTorchWarning
 __all__ = ["warn_user"]
 
 _NOT_THE_USER = frozenset(
-    {"inc_torch", "torch", "contextlib", "functools", "transformers", "accelerate", "trl", "peft", "lightning"}
+    {
+        "inc_torch",
+        "torch",
+        "contextlib",
+        "functools",
+        "transformers",
+        "accelerate",
+        "trl",
+        "peft",
+        "lightning",
+        "lightning_fabric",
+        "pytorch_lightning",
+    }
 )
 """Packages between the user's line and us: our own, torch's where its optimizer calls our hooks, and the trainers."""
 

@@ -9,7 +9,12 @@ from typing import Any, final
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from inc_torch.callbacks import Callback, DistillationCallbacks, PruningCallbacks, TrainingConfig
+from inc_torch.callbacks import (
+    Callback,
+    DistillationCallbacks,
+    QuantizationAwareTrainingCallbacks,
+    TrainingConfig,
+)
 from inc_torch.config import DistillationConfig, read_configs
 from inc_torch.core.errors import ConfigError, InexactWarning
 from inc_torch.core.names import unwrapped
@@ -21,6 +26,9 @@ from inc_torch.huggingface._trainer import calling_trainer, check_layout
 from inc_torch.training import CompressionManager, prepare_compression
 
 __all__ = ["INCCallback"]
+
+_NEED_LOGITS = (DistillationCallbacks, QuantizationAwareTrainingCallbacks)
+"""What an output layer that is computed past its module would leave out."""
 
 
 @final
@@ -92,7 +100,7 @@ class INCCallback(TrainerCallback):
         self._reached_at: int | None = None
         self._untrained: dict[str, Any] = {}
 
-    def attach(self, trainer: Any) -> INCCallback:  # noqa: ANN401  any class with the Trainer's interface
+    def attach(self, trainer: Any) -> INCCallback:
         """Name the Trainer. Only needed where this callback's events are passed on by something between."""
         self._trainer = trainer
         return self
@@ -116,7 +124,7 @@ class INCCallback(TrainerCallback):
             manager.load_state_dict(self._untrained, restore_random=False)
             self._reached_at = None
         self._place_teachers(args)
-        if not all(isinstance(callback, PruningCallbacks) for callback in manager.callbacks.callbacks_list):
+        if any(isinstance(callback, _NEED_LOGITS) for callback in manager.callbacks.callbacks_list):
             FusedHead.of(self._trainer)
         manager.on_train_begin(kwargs.get("train_dataloader"))
         self._install_seam(manager)

@@ -270,17 +270,17 @@ class INCLightningCallback(LightningCallback):
             )
             raise ConfigError(message)
         self._adopt(prepare_compression(target, self._configs))
-        self._rivals = Rivals()
 
     def _target(self, pl_module: LightningModule) -> nn.Module:
+        whole: nn.Module = pl_module
         if self._submodule is None:
-            return pl_module
+            return whole
         try:
-            return pl_module.get_submodule(self._submodule)
+            return whole.get_submodule(self._submodule)
         except AttributeError as error:
-            known = ", ".join(repr(name) for name, _ in pl_module.named_children())
+            known = ", ".join(repr(name) for name, _ in whole.named_children())
             message = (
-                f"INCLightningCallback(submodule={self._submodule!r}): {type(pl_module).__name__} has no such module. "
+                f"INCLightningCallback(submodule={self._submodule!r}): {type(whole).__name__} has no such module. "
                 f"Its parts are {known}; parts of those are named with dots."
             )
             raise ConfigError(message) from error

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, did_you_mean
+from inc_torch.core.merged import merged_over
 from inc_torch.core.names import named_layers
 from inc_torch.core.report import Finding
 from inc_torch.core.sharding import plain_class
@@ -124,7 +125,8 @@ def _grid(name: str, module: nn.Module, weight: nn.Parameter | None, spec: Prune
         raise ModelError(message)
     if weight.numel() == 0:
         return "its weight is empty"
-    if spec.criterion.needs_gradient and not spec.locks_zeros and not weight.requires_grad:
+    learns = weight.requires_grad or merged_over(module) is not None
+    if spec.criterion.needs_gradient and not spec.locks_zeros and not learns:
         return f"its weight is frozen, and {type(spec.criterion).__name__} needs gradients"
     if weight.dim() < LEAST_RANK:
         return f"a weight of rank {weight.dim()} is no matrix"

@@ -177,6 +177,7 @@ class Pruner:
             return
         momentum = self.spec.criterion.momentum
         self._scores = fresh if self._scores is None or momentum == 0 else self._scores.mul_(momentum).add_(fresh)
+        self._forget_lost_units()
         if self._postponed is not None and self._has_scores():
             self._update_masks(self._postponed)
             self._postponed = None
@@ -324,7 +325,7 @@ class Pruner:
 
     def _update_masks(self, ratio: float) -> None:
         if not self.spec.criterion.needs_gradient:
-            self._scores = self._fresh_scores([self.weight(layer) for layer in self.layers])
+            self._scores = self._fresh_scores([self._weights.used(layer) for layer in self.layers])
         if self._scores is None:
             return
         shaped = self._shaped(self._scores)
@@ -354,8 +355,17 @@ class Pruner:
         parts = zip(self.layout.parts, torch.split(scores, self._score_sizes), strict=True)
         return [own.view(part.grid.score_shape) for part, own in parts]
 
+    def _forget_lost_units(self) -> None:
+        """Let pruned units of frozen weights stay pruned: what was masked there is not learned again."""
+        if self._scores is None:
+            return
+        for layer, scores in zip(self.layers, self._shaped(self._scores), strict=True):
+            mask = self.stored_masks.get(layer.name)
+            if mask is not None and not self.weight(layer).requires_grad:
+                scores.mul_(mask.to(scores.device))
+
     def _gradients(self) -> list[torch.Tensor | None]:
-        gradients = [self.weight(layer).grad for layer in self.layers]
+        gradients = [self._weights.gradient(layer) for layer in self.layers]
         missing = [layer.name for layer, gradient in zip(self.layers, gradients, strict=True) if gradient is None]
         if missing:
             self._warn_once(
@@ -369,9 +379,7 @@ class Pruner:
     def _fresh_scores(self, gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         """Scores of this moment for all layers, flat float32, or None if they are of no use."""
         fresh = self._reduced(
-            None
-            if gradient is None
-            else self.spec.criterion.score(self._weights.here(layer).float(), local_of(gradient).float())
+            None if gradient is None else self.spec.criterion.score(self._weights.used(layer).float(), gradient.float())
             for layer, gradient in zip(self.layers, gradients, strict=True)
         )
         is_finite = bool(torch.isfinite(fresh.sum())) or bool(torch.isfinite(fresh).all())

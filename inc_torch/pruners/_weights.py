@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import ModelError, StateError
+from inc_torch.core.merged import merged_over
 from inc_torch.core.names import named_layers
 from inc_torch.core.sharding import plain_class
 from inc_torch.pruners._layers import Layer
@@ -88,6 +89,17 @@ class Weights:
             message = f"Layer {layer.name!r} lost its weight Parameter during pruning; it holds {type(weight)!r} now."
             raise StateError(message)
         return weight
+
+    def used(self, layer: Layer) -> torch.Tensor:
+        """What this process holds of the weight that ``layer`` computes with: its own, or with adapters added."""
+        merged = merged_over(self._modules[layer.name])
+        return self.here(layer) if merged is None else merged.merged_weight()
+
+    def gradient(self, layer: Layer) -> torch.Tensor | None:
+        """The gradient of `used`, if there is one."""
+        merged = merged_over(self._modules[layer.name])
+        gradient = self.of(layer).grad if merged is None else merged.merged_gradient
+        return None if gradient is None else local_of(gradient)
 
     def _reshard(self) -> None:
         """Have FSDP put shards in place of weights that it left gathered, after a forward without a backward."""

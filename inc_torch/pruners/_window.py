@@ -45,8 +45,7 @@ class PruningWindow:
     @property
     def last_update(self) -> int:
         """The step at which masks change for the last time."""
-        spec = self.spec
-        return spec.start if spec.locks_zeros else spec.end - (spec.end - spec.start) % spec.frequency
+        return self.spec.end - (self.spec.end - self.spec.start) % self.spec.frequency
 
     def ratio_at(self, step: int, initial: float = 0.0) -> float | None:
         """Return the share asked for at ``step``, or None if masks do not change then.

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from inc_torch import INCCallback
 from inc_torch.core.callback import Callback
 from inc_torch.core.hooks import HOOKS
-from tests.trainer.setup import bert, distillation, pruning, trainer_of
+from tests.trainer.setup import bert, distillation, pruning, quantization, trainer_of
 
 
 class Record(Callback):
@@ -119,6 +119,26 @@ def test_what_is_logged_stands_in_the_log_history_and_reaches_other_callbacks(tm
     assert ours[-1]["sparsity"] == pytest.approx(0.5, abs=0.01)
     assert 0 < ours[-1]["distillation_loss"] < 10
     assert [entry["sparsity"] for entry in reported if "sparsity" in entry] == [entry["sparsity"] for entry in ours]
+
+
+def test_tensorboard_shows_them(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = tmp_path / "board"
+    confs = [pruning(), quantization(), distillation(bert(seed=1))]
+    options = {"report_to": ["tensorboard"], "logging_steps": 4}
+    trainer = trainer_of(bert(), tmp_path, [INCCallback(confs)], **options)
+    writer = next(
+        entry for entry in trainer.callback_handler.callbacks if type(entry).__name__ == "TensorBoardCallback"
+    )
+    writer.logging_dir = str(board)
+    trainer.train()
+    events = EventAccumulator(str(board))
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    assert {"train/sparsity", "train/distillation_loss", "train/fake_quant", "train/loss"} <= set(scalars)
+    assert events.Scalars("train/sparsity")[-1].value == pytest.approx(0.5, abs=0.01)
+    assert [entry.value for entry in events.Scalars("train/fake_quant")] == [1.0, 1.0]
 
 
 def test_the_trainer_gets_its_own_compute_loss_back(tmp_path):

@@ -161,7 +161,7 @@ def test_a_manager_outside_and_a_trainer_inside(tmp_path, recwarn):
     manager.callbacks.on_train_end()
     assert manager.model is model
     assert len(int8_kernels(model)) == 17
-    assert {int(entry["batches"]) for entry in state.values()} == {8}
+    assert {int(entry["steps"]) for entry in state.values()} == {8}
     words = Sentences(8, seed=4).words
     logits = model(words).logits
     assert logits.std() > 0

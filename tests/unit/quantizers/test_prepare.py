@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations
@@ -154,6 +153,7 @@ def test_the_root_may_be_a_layer():
     assert prepare_qat(layer, QATSpec()) == {"": Prepared("w8a8-static")}
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.8."), reason="Dynamo of torch 2.8 fails in autograd functions")
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.*", "ignore::DeprecationWarning:torch.*")
 def test_names_and_ranges_under_wrappers_are_those_of_the_plain_model():
     def trained(wrap, checkpoint):
@@ -180,10 +180,11 @@ def test_names_and_ranges_under_wrappers_are_those_of_the_plain_model():
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_layers_with_lora_are_quantized_under_their_own_names_and_the_adapters_are_not():
+    peft = pytest.importorskip("peft")
     plain = tiny_bert()
     expected = prepare_qat(copy.deepcopy(plain), QATSpec())
     options = {"target_modules": ["query", "value"], "modules_to_save": ["classifier"], "init_lora_weights": False}
-    model = get_peft_model(plain, LoraConfig(**options))
+    model = peft.get_peft_model(plain, peft.LoraConfig(**options))
     assert prepare_qat(model, QATSpec()) == expected
     enable_fake_quant(model, observe=True)
     ids = torch.randint(64, (2, 8))
