@@ -1,8 +1,9 @@
-"""What compression adds to a training step on several processes: milliseconds in hooks, beside the step without them.
+"""What compression adds to a training step on several processes: milliseconds in hooks, beside a step without any.
 
-Starts 1, 2 and 4 processes on this machine by itself: gloo on the CPU, one thread each. The model is the Linear layers
-of a small transformer encoder, the batch is split among the ranks, and every rank is measured; the table shows the
-slowest. Where there are more processes than cores they share them, and so do the times.
+``hooks`` is a step that leaves the masks alone, ``new masks`` one that changes them. Starts 1, 2 and 4 processes here
+by itself: gloo on the CPU, one thread each. The model is the Linear layers of a small transformer encoder, the
+batch is split among the ranks, every rank is measured, and the slowest is shown. Where there are more processes than
+cores they share them, and the times show it.
 
     python benchmarks/distributed/run.py [--ranks 1 2 4] [--layouts ddp fsdp2] [--width 256] [--steps 30]
 """
@@ -29,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from inc_torch import WeightPruningConfig, prepare_compression
 
-BATCH = 64
+BATCH = 512
 BLOCKS = 2
 UPDATES_EVERY = 2
 """Every second step has new masks, so that steps with and without are measured side by side."""
@@ -164,13 +165,13 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     count = sum(parameter.numel() for parameter in build(arguments.width).parameters())
     table = Table(
-        title=f"Milliseconds of a training step, medians of {arguments.steps - 4}, slowest rank",
+        title=f"Milliseconds in a step and in its hooks, medians of {arguments.steps - 4}, slowest rank",
         caption=(
-            f"{count / 1e6:.1f} M parameters, batch of {BATCH} split among ranks, AdamW, float32; gloo, one thread "
+            f"{count / 1e6:.1f} M parameters, {BATCH} rows a step, split among ranks, AdamW, float32; gloo, one thread "
             f"a process, {os.cpu_count()} cores for all; snip_momentum, global, with limits"
         ),
     )
-    for column in ("layout", "ranks", "technique", "step without", "hooks", "share", "with new masks", "share"):
+    for column in ("layout", "ranks", "technique", "step", "hooks", "share", "new masks", "share"):
         table.add_column(column, justify="left" if column in ("layout", "technique") else "right", no_wrap=True)
     for size in arguments.ranks:
         results = run_world(size, arguments)

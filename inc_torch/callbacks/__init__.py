@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inc_torch.callbacks._build import TrainingConfig, build_callbacks
-from inc_torch.callbacks.distillation import DistillationCallbacks
+from inc_torch.callbacks.distillation import DistillationCallbacks, require_teachers
 from inc_torch.callbacks.pruning import PruningCallbacks
 from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
 from inc_torch.core.callback import Callback
@@ -18,4 +18,5 @@ __all__ = [
     "Stage",
     "TrainingConfig",
     "build_callbacks",
+    "require_teachers",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, final
 
 import torch
@@ -14,7 +14,7 @@ from inc_torch.core.hooks import Progress, Stage
 from inc_torch.core.state import check_keys
 from inc_torch.distillers import DistillationLoss, Teacher
 
-__all__ = ["DistillationCallbacks"]
+__all__ = ["DistillationCallbacks", "require_teachers"]
 
 
 @final
@@ -131,6 +131,21 @@ class DistillationCallbacks(Callback):
             )
             raise ConfigError(message)
         return self.teacher(inputs)
+
+
+def require_teachers(callbacks: Iterable[Callback], way_out: str) -> None:
+    """Refuse distillation without a teacher, for trainers that hand no ``teacher_output`` over.
+
+    Raises:
+        ConfigError: A loss needs a teacher and has none; ``way_out`` is named.
+    """
+    for callback in callbacks:
+        if isinstance(callback, DistillationCallbacks) and callback.loss.needs_teacher and callback.teacher is None:
+            message = (
+                "DistillationConfig has no teacher, and a Trainer hands no teacher_output over: the teacher would "
+                f"have no say. Give it: DistillationConfig(teacher_model=teacher), or {way_out}."
+            )
+            raise ConfigError(message)
 
 
 def _padding_mask(inputs: object) -> torch.Tensor | None:

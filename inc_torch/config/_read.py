@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from inc_torch.config._base import Config
 from inc_torch.config._distillation import DistillationConfig
 from inc_torch.config._pruning import WeightPruningConfig
@@ -21,7 +23,7 @@ _KINDS: dict[str, type[Config]] = {
 _FORM = "a mapping such as {WeightPruningConfig: {target_sparsity: 0.8}}, or a list of them"
 
 
-def read_configs(source: object) -> list[object]:
+def read_configs(source: object, teacher_model: nn.Module | None = None) -> list[object]:
     """Return the configurations that ``source`` describes, in order.
 
     Args:
@@ -32,20 +34,41 @@ def read_configs(source: object) -> list[object]:
               made by ``to_dict``;
             - the path of a YAML file that holds such a dict;
             - a list or tuple of these.
+        teacher_model: For every `DistillationConfig` among them that has no teacher, as one from a file.
 
     Raises:
-        ConfigError: A class or an option is unknown or wrong, or the file is not there or no YAML.
+        ConfigError: A class or an option is unknown or wrong, the file is not there or no YAML, or ``teacher_model``
+            is for nobody.
 
     Example:
         >>> read_configs([{"QuantizationAwareTrainingConfig": {}}, {"WeightPruningConfig": {"target_sparsity": 0.5}}])
         [QuantizationAwareTrainingConfig(), WeightPruningConfig(target_sparsity=0.5)]
     """
+    configs = _read(source)
+    return configs if teacher_model is None else _taught(configs, teacher_model)
+
+
+def _taught(configs: list[object], teacher: nn.Module) -> list[object]:
+    waiting = [isinstance(conf, DistillationConfig) and conf.teacher_model is None for conf in configs]
+    if not any(waiting):
+        message = (
+            "There is a teacher_model, and no DistillationConfig without a teacher: expected one. Add "
+            "DistillationConfig(criterion=KnowledgeDistillationLossConfig())."
+        )
+        raise ConfigError(message)
+    return [
+        conf.replace(teacher_model=teacher) if waits and isinstance(conf, DistillationConfig) else conf
+        for conf, waits in zip(configs, waiting, strict=True)
+    ]
+
+
+def _read(source: object) -> list[object]:
     if isinstance(source, str | os.PathLike):
         return _from_file(Path(source))
     if isinstance(source, Mapping):
         return _from_mapping(source, "")
     if isinstance(source, Sequence):
-        return [config for entry in source for config in read_configs(entry)]
+        return [config for entry in source for config in _read(entry)]
     return [source]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 from weakref import WeakSet
 
 import torch
@@ -15,6 +16,12 @@ from torch.utils.hooks import RemovableHandle
 from inc_torch.core.sharding import held
 
 __all__ = ["UpdateClock"]
+
+Result = TypeVar("Result")
+_Args = tuple[Any, ...]
+_Kwargs = dict[str, Any]
+_Arguments = tuple[_Args, _Kwargs]
+_Hook = Callable[[Optimizer, _Args, _Kwargs], Result | None]
 
 SAMPLES = 1024
 """How many values of a Parameter are compared to see whether an update took place."""
@@ -126,12 +133,20 @@ class UpdateClock:
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         return next((index for index, parameter in enumerate(self._parameters()) if id(parameter) in held), None)
 
-    def _before(self, optimizer: Optimizer) -> None:
+    def _before(self, optimizer: Optimizer, args: _Args, kwargs: _Kwargs) -> _Arguments | None:
+        """Tell that ``optimizer`` is about to step: once its gradients are there, which a closure first computes."""
         first = self._first_of_ours(optimizer)
-        if first is not None:
-            self._on_optimizer(optimizer, optimizer in self._stepped or first in self._stepped_before_cut)
+        if first is None:
+            return None
+        a_step_went_by = optimizer in self._stepped or first in self._stepped_before_cut
+        tell = functools.partial(self._on_optimizer, optimizer, a_step_went_by)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            tell()
+            return None
+        return args[:1], {**kwargs, "closure": _once_after(closure, tell)}
 
-    def _after(self, optimizer: Optimizer) -> None:
+    def _after(self, optimizer: Optimizer, _args: _Args, _kwargs: _Kwargs) -> None:
         if self._first_of_ours(optimizer) is None:
             return
         self.has_seen_optimizer = True
@@ -142,17 +157,27 @@ class UpdateClock:
             self._unclaimed = True
 
 
-def _weakly(
-    clock: UpdateClock, method: Callable[[UpdateClock, Optimizer], None]
-) -> Callable[[Optimizer, tuple[Any, ...], dict[str, Any]], None]:
+def _weakly(clock: UpdateClock, method: Callable[[UpdateClock, Optimizer, _Args, _Kwargs], Result]) -> _Hook[Result]:
     reference = weakref.ref(clock)
 
-    def hook(optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+    def hook(optimizer: Optimizer, args: _Args, kwargs: _Kwargs) -> Result | None:
         alive = reference()
-        if alive is not None:
-            method(alive, optimizer)
+        return None if alive is None else method(alive, optimizer, args, kwargs)
 
     return hook
+
+
+def _once_after(closure: Callable[[], Any], tell: Callable[[], None]) -> Callable[[], Any]:
+    """``closure``, followed by ``tell`` where it is called first."""
+    waiting = [tell]
+
+    def evaluate() -> Any:  # noqa: ANN401  a loss
+        loss = closure()
+        if waiting:
+            waiting.pop()()
+        return loss
+
+    return evaluate
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

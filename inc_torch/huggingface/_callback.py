@@ -14,9 +14,10 @@ from inc_torch.callbacks import (
     DistillationCallbacks,
     QuantizationAwareTrainingCallbacks,
     TrainingConfig,
+    require_teachers,
 )
-from inc_torch.config import DistillationConfig, read_configs
-from inc_torch.core.errors import ConfigError, InexactWarning
+from inc_torch.config import read_configs
+from inc_torch.core.errors import ConfigError, HookOrderError, InexactWarning
 from inc_torch.core.names import unwrapped
 from inc_torch.core.user_warning import warn_user
 from inc_torch.huggingface._checkpoint import checkpoint_to_resume, read_state, write_state, written_checkpoint
@@ -94,7 +95,7 @@ class INCCallback(TrainerCallback):
         if isinstance(conf, CompressionManager):
             self._adopt(conf)
         else:
-            self._configs = _with_teacher(read_configs(conf), teacher_model)
+            self._configs = read_configs(conf, teacher_model)
         self._trainer: Any = None
         self._seam: LossSeam | None = None
         self._reached_at: int | None = None
@@ -118,6 +119,12 @@ class INCCallback(TrainerCallback):
         self._trainer = self._trainer or calling_trainer(self)
         check_layout(args, self._trainer)
         manager = self._prepare(kwargs["model"])
+        if manager.callbacks.has_ended:
+            message = (
+                "The Trainer was asked to train a model whose compression has ended. Make a new Trainer with a new "
+                "INCCallback; an int8 model cannot be trained any more, load a float checkpoint of it."
+            )
+            raise HookOrderError(message)
         if state.global_step:
             self._resume(checkpoint_to_resume(args, state, self._trainer))
         elif manager.callbacks.progress.step:  # a second attempt, such as with auto_find_batch_size
@@ -195,12 +202,7 @@ class INCCallback(TrainerCallback):
         self._running.on_train_end()
         if self._seam is not None:
             self._seam.remove()
-        # From now on save_pretrained, which save_model calls, writes what from_pretrained opens.
-        from inc_torch.huggingface._quantizer import adopt
-
-        inner = unwrapped(kwargs["model"])
-        if hasattr(inner, "config"):
-            adopt(inner)
+        self._hand_over(unwrapped(kwargs["model"]))
 
     # ------------------------------------------------------------------ helpers
 
@@ -210,6 +212,20 @@ class INCCallback(TrainerCallback):
             message = "This INCCallback has no model yet. Give it to a Trainer: Trainer(..., callbacks=[callback])."
             raise ConfigError(message)
         return self.manager
+
+    def _hand_over(self, model: nn.Module) -> None:
+        """Make an int8 model the one that is saved, evaluated and loaded again: nothing of the training is left on it.
+
+        Mixed precision stays around a forward after training, and int8 codes are those of float inputs.
+        """
+        # Imported here: after transformers' own quantizers, which import ours.
+        from inc_torch.huggingface._quantizer import adopt
+
+        if not hasattr(model, "config"):
+            return
+        adopt(model)  # from now on save_pretrained, which save_model calls, writes what from_pretrained opens
+        if getattr(model, "is_quantized", False) and self._trainer is not None:
+            self._trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
     def _prepare(self, model: nn.Module) -> CompressionManager:
         """The manager of ``model``; a Trainer with ``model_init`` brings a new one for each trial."""
@@ -224,14 +240,7 @@ class INCCallback(TrainerCallback):
         return self._running
 
     def _adopt(self, manager: CompressionManager) -> None:
-        for callback in manager.callbacks.callbacks_list:
-            if isinstance(callback, DistillationCallbacks) and callback.loss.needs_teacher and callback.teacher is None:
-                message = (
-                    "DistillationConfig has no teacher, and a Trainer hands no teacher_output over: the teacher would "
-                    "have no say. Give it: DistillationConfig(teacher_model=teacher), or "
-                    "INCCallback(conf, teacher_model=teacher)."
-                )
-                raise ConfigError(message)
+        require_teachers(manager.callbacks.callbacks_list, "INCCallback(conf, teacher_model=teacher)")
         self.manager = manager
         self._untrained = manager.state_dict()
         self._reached_at = None
@@ -275,19 +284,3 @@ class INCCallback(TrainerCallback):
                 "of the last step. Let the pruning end (end_step) before the last evaluation and save."
             )
             warn_user(message, InexactWarning)
-
-
-def _with_teacher(configs: list[object], teacher: nn.Module | None) -> list[object]:
-    if teacher is None:
-        return configs
-    waiting = [conf for conf in configs if isinstance(conf, DistillationConfig) and conf.teacher_model is None]
-    if not waiting:
-        message = (
-            "INCCallback got a teacher_model, and no DistillationConfig without a teacher: expected one in conf. Add "
-            "DistillationConfig(criterion=KnowledgeDistillationLossConfig())."
-        )
-        raise ConfigError(message)
-    return [
-        conf.replace(teacher_model=teacher) if isinstance(conf, DistillationConfig) and conf in waiting else conf
-        for conf in configs
-    ]

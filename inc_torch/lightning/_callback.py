@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, final
 from torch import nn
 from torch.optim import Optimizer
 
-from inc_torch.callbacks import Callback, DistillationCallbacks, TrainingConfig
-from inc_torch.config import DistillationConfig, read_configs
+from inc_torch.callbacks import Callback, DistillationCallbacks, TrainingConfig, require_teachers
+from inc_torch.config import read_configs
 from inc_torch.core.errors import ConfigError, StateError
 from inc_torch.core.names import unwrapped
 from inc_torch.core.state import check_keys
@@ -134,7 +134,7 @@ class INCLightningCallback(LightningCallback):
         if isinstance(conf, CompressionManager):
             self._adopt(conf)
         else:
-            self._configs = _with_teacher(read_configs(conf), teacher_model)
+            self._configs = read_configs(conf, teacher_model)
         self._is_fitting = False
         self._rivals = Rivals()
         self._steps: StepSeam | None = None
@@ -286,14 +286,7 @@ class INCLightningCallback(LightningCallback):
             raise ConfigError(message) from error
 
     def _adopt(self, manager: CompressionManager) -> None:
-        for callback in manager.callbacks.callbacks_list:
-            if isinstance(callback, DistillationCallbacks) and callback.loss.needs_teacher and callback.teacher is None:
-                message = (
-                    "DistillationConfig has no teacher, and a Trainer hands no teacher_output over: the teacher would "
-                    "have no say. Give it: DistillationConfig(teacher_model=teacher), or "
-                    "INCLightningCallback(conf, teacher_model=teacher)."
-                )
-                raise ConfigError(message)
+        require_teachers(manager.callbacks.callbacks_list, "INCLightningCallback(conf, teacher_model=teacher)")
         self.manager = manager
 
     def _begin_step(self) -> None:
@@ -351,19 +344,3 @@ def _is_built_later(pl_module: LightningModule) -> bool:
     return any(
         getattr(type(pl_module), name) is not getattr(LightningModule, name) for name in ("setup", "configure_model")
     )
-
-
-def _with_teacher(configs: list[object], teacher: nn.Module | None) -> list[object]:
-    if teacher is None:
-        return configs
-    waiting = [conf for conf in configs if isinstance(conf, DistillationConfig) and conf.teacher_model is None]
-    if not waiting:
-        message = (
-            "INCLightningCallback got a teacher_model, and no DistillationConfig without a teacher: expected one in "
-            "conf. Add DistillationConfig(criterion=KnowledgeDistillationLossConfig())."
-        )
-        raise ConfigError(message)
-    return [
-        conf.replace(teacher_model=teacher) if isinstance(conf, DistillationConfig) and conf in waiting else conf
-        for conf in configs
-    ]

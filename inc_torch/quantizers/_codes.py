@@ -79,7 +79,7 @@ def input_grid(low: float, high: float, scheme: QuantScheme) -> InputGrid:
         >>> input_grid(-1.0, 254.0, QuantScheme(symmetric_input=True))
         InputGrid(scale=2.0, zero_point=128, top=255)
     """
-    top = 127 if scheme.reduced_range else 255
+    top = scheme.top
     if scheme.symmetric_input:
         middle = (top + 1) // 2
         return InputGrid(usable_scale(max(-low, high) / (top - middle)), middle, top)

@@ -10,7 +10,7 @@ from torch.autograd.function import FunctionCtx
 
 from inc_torch.quantizers._codes import InputGrid, snap, snap_weight
 
-__all__ = ["fake_quantize_input", "fake_quantize_weight"]
+__all__ = ["fake_quantize_input", "fake_quantize_input_traced", "fake_quantize_weight"]
 
 
 @final
@@ -55,6 +55,24 @@ def fake_quantize_input(values: torch.Tensor, grid: InputGrid) -> torch.Tensor:
     """
     result: torch.Tensor = _SnapInput.apply(values, grid)  # type: ignore[no-untyped-call]  # torch.autograd is untyped
     return result
+
+
+def fake_quantize_input_traced(values: torch.Tensor, grid: torch.Tensor, top: int) -> torch.Tensor:
+    """What `fake_quantize_input` computes, from a grid in a tensor, in operations that torch.compile fuses.
+
+    Args:
+        values: Any floating dtype.
+        grid: Scale and zero point.
+        top: Greatest code.
+
+    Example:
+        >>> fake_quantize_input_traced(torch.tensor([0.3, -9.0]), torch.tensor([0.5, 1.0]), 255)
+        tensor([ 0.5000, -0.5000])
+    """
+    scale, zero_point = grid[0], grid[1]
+    inside = torch.clamp(values.float(), (-zero_point - 0.5) * scale, (top - zero_point + 0.5) * scale)
+    snapped = (torch.clamp(torch.round(inside / scale + zero_point), 0, top) - zero_point) * scale
+    return (inside + (snapped - inside).detach()).to(values.dtype)
 
 
 def fake_quantize_weight(weight: torch.Tensor, axis: int | None) -> torch.Tensor:

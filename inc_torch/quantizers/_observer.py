@@ -47,7 +47,9 @@ class InputRange:
         pending: What was noted since, float32 ``[-least, greatest]`` so that both grow; None if nothing was.
         scheme: How inputs are quantized.
         grid: The grid that covers the range, or None as long as no step was folded. Made by `fold`, so that a
-            forward does not compute it and torch.compile does not trace it.
+            forward does not compute it.
+        traced_grid: Its scale and zero point as one tensor, which is written to: torch.compile takes Python numbers
+            for constants, and would compile anew at each step.
     """
 
     low: float = 0.0
@@ -55,10 +57,12 @@ class InputRange:
     steps: int = 0
     pending: torch.Tensor | None = field(default=None, compare=False)
     scheme: QuantScheme = field(default_factory=QuantScheme)
-    grid: InputGrid | None = field(init=False, compare=False)
+    grid: InputGrid | None = field(init=False, default=None, compare=False)
+    traced_grid: torch.Tensor = field(init=False, default_factory=lambda: torch.zeros(2), compare=False)
 
     def __post_init__(self) -> None:
-        self.grid = input_grid(self.low, self.high, self.scheme) if self.steps else None
+        if self.steps:
+            self._make_grid()
 
     def observe(self, values: torch.Tensor) -> None:
         """Note the extremes of a batch; one pass over it, and nothing is waited for."""
@@ -78,7 +82,11 @@ class InputRange:
         rate = max(1.0 / self.steps, SLOWEST_RATE)
         self.low += rate * (min(low, 0.0) - self.low)
         self.high += rate * (max(high, 0.0) - self.high)
+        self._make_grid()
+
+    def _make_grid(self) -> None:
         self.grid = input_grid(self.low, self.high, self.scheme)
+        self.traced_grid.copy_(torch.tensor([self.grid.scale, self.grid.zero_point]))
 
 
 def fold_pending(ranges: Sequence[InputRange], ranks: Ranks, device: torch.device) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from inc_torch.core.sharding import exchange_class, whole
 from inc_torch.quantizers._codes import InputGrid, quantize_weight
-from inc_torch.quantizers._fake_quant import fake_quantize_input, fake_quantize_weight
+from inc_torch.quantizers._fake_quant import fake_quantize_input, fake_quantize_input_traced, fake_quantize_weight
 from inc_torch.quantizers._observer import InputRange
 from inc_torch.quantizers._scheme_names import ROWS, scheme_name
 from inc_torch.quantizers._spec import QuantScheme
@@ -86,8 +86,12 @@ class QATModule(nn.Module):
     def _rounded_input(self, values: torch.Tensor) -> torch.Tensor:
         if self.training and self._observing and not _is_recomputing():
             self._input_range.observe(values)
-        grid = self.grid
-        return values if grid is None else fake_quantize_input(values, grid)
+        seen = self._input_range
+        if seen.grid is None:
+            return values
+        if torch.compiler.is_compiling():
+            return fake_quantize_input_traced(values, seen.traced_grid, seen.scheme.top)
+        return fake_quantize_input(values, seen.grid)
 
     def _rounded_weight(self, weight: torch.Tensor) -> torch.Tensor:
         return fake_quantize_weight(weight, self.weight_axis)
@@ -105,7 +109,8 @@ _NORM_EPSILON = 1e-7
 
 def _is_recomputing() -> bool:
     """Whether a backward pass is running: gradient checkpointing repeats a forward whose batch was seen already."""
-    return torch._C._current_graph_task_id() != -1
+    # torch.compile has a way of its own to recompute, without running this again.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 @final

@@ -26,6 +26,11 @@ class QuantScheme:
     symmetric_input: bool = False
     reduced_range: bool = False
 
+    @property
+    def top(self) -> int:
+        """Greatest code of an input."""
+        return 127 if self.reduced_range else 255
+
 
 @final
 @dataclass(frozen=True, slots=True)

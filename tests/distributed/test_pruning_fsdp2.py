@@ -517,6 +517,21 @@ def refused_layouts() -> dict[str, str]:
     return said
 
 
+def exchange_a_shard() -> str:
+    run = Run(CASES["1x1 magnitude"], shard_all).begin()
+    run.model[0].weight = nn.Parameter(torch.ones(12, 8))
+    with pytest.raises(StateError) as caught:
+        run.callback.on_step_begin(3)
+    return str(caught.value)
+
+
+def test_a_weight_that_is_sharded_no_longer_is_an_error():
+    (said,) = run_world(exchange_a_shard, 1)
+    assert said.startswith(
+        "The weight of layer '0' was sharded when pruning began and is not any more. Shard the model"
+    )
+
+
 def test_other_layouts_are_refused_with_a_way_out():
     words = {
         "by columns": ["Layer '0'", "(16, 8)", "Shard(dim=1)", "cut once, by its first axis"],

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from inc_torch import Callback, INCCallback, prepare_compression
+from inc_torch.core.errors import HookOrderError
 from inc_torch.quantizers import int8_kernels
 from tests.trainer.setup import Sentences, bert, gpt2, llama, quantization, techniques, trainer_of
 
@@ -171,5 +172,5 @@ def test_a_manager_outside_and_a_trainer_inside(tmp_path, recwarn):
 def test_a_second_run_of_a_pruned_model_is_refused_with_the_way_out(tmp_path):
     trainer = trainer_of(bert(), tmp_path, [INCCallback(techniques("q"))], max_steps=2)
     trainer.train()
-    with pytest.raises(Exception, match="on_train_end"):
+    with pytest.raises(HookOrderError, match="compression has ended"):
         trainer.train()

@@ -66,6 +66,24 @@ def test_it_is_told_of_a_step_that_nobody_claimed(watched):
     assert watched.seen == [(optimizer, False), (optimizer, True), (optimizer, False)]
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_closure_computes_gradients_before_it_is_told(watched, by_name):
+    optimizer = torch.optim.LBFGS(watched.layer.parameters(), max_iter=3)
+    had_gradient = []
+    watched.clock._on_optimizer = lambda *_: had_gradient.append(watched.layer.weight.grad is not None)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = watched.layer(torch.ones(1, 2)).square().sum()
+        loss.backward()
+        return loss
+
+    loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+    assert had_gradient == [True]
+    assert float(loss.detach()) > 0
+    assert watched.clock.claim()
+
+
 def test_found_inf_is_no_update(watched):
     optimizer = torch.optim.SGD(watched.layer.parameters(), fused=True)
     optimizer.found_inf = torch.tensor(1.0)
