@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import distributed
 from torch.distributed import ProcessGroup
 
@@ -13,8 +14,8 @@ from inc_torch.core.errors import StateError
 
 __all__ = ["Ranks"]
 
-_HASH_WEIGHT = 0x9E3779B1
-"""An odd number without a pattern (2**32 over the golden ratio), so that sums of products tell positions apart."""
+_MIXERS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47)
+"""The odd constants of splitmix64, as signed numbers."""
 
 
 @final
@@ -71,7 +72,7 @@ class Ranks:
         """
         if self.count == 1 or not tensors:
             return
-        digest = torch.stack([_hash(tensor) for tensor in tensors]).sum()
+        digest = _mixed(torch.stack([_mixed(_words(tensor)) for tensor in tensors]))
         greatest = self.maximum_(torch.stack([digest, -digest]))
         if greatest[0] != -greatest[1]:
             message = (
@@ -83,7 +84,18 @@ class Ranks:
             raise StateError(message)
 
 
-def _hash(mask: torch.Tensor) -> torch.Tensor:
-    """A sum over the positions of what is True, 0-d int64, that a moved or changed value changes."""
-    flat = mask.reshape(-1).nonzero().squeeze(-1)
-    return (flat * _HASH_WEIGHT % 0x7FFFFFFF).sum() + len(flat)
+def _words(mask: torch.Tensor) -> torch.Tensor:
+    """A bool tensor as int64, eight values a word, flat."""
+    flat = mask.reshape(-1).view(torch.uint8)
+    return F.pad(flat, (0, -len(flat) % 8)).view(torch.int64)
+
+
+def _mixed(words: torch.Tensor) -> torch.Tensor:
+    """A hash of int64 words and their places, 0-d: of each word as splitmix64 does it, added up.
+
+    Reference: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014.
+    """
+    step, factor = _MIXERS
+    mixed = words ^ (torch.arange(1, len(words) + 1, device=words.device) * step)
+    mixed = (mixed ^ (mixed >> 30)) * factor
+    return (mixed ^ (mixed >> 27)).sum()

@@ -11,6 +11,7 @@ from torch import nn
 from inc_torch.core.errors import InexactWarning, LoopWarning, StateError
 from inc_torch.core.ranks import Ranks
 from inc_torch.core.report import Finding
+from inc_torch.core.sharding import held
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners._base import PrunerSpec
@@ -18,7 +19,7 @@ from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._layout import CopiesLayout, Layout
 from inc_torch.pruners._select import count_of
 from inc_torch.pruners._sharded_layout import ShardedLayout
-from inc_torch.pruners._weights import Weights, is_sharded, local_of
+from inc_torch.pruners._weights import Weights, is_sharded
 from inc_torch.pruners._window import PruningWindow
 
 __all__ = ["Pruner"]
@@ -202,7 +203,7 @@ class Pruner:
             for key in ("momentum_buffer", "exp_avg"):
                 # Optimizers that keep their momentum in another space (low rank, packed) keep it as it is.
                 if isinstance(buffer := state.get(key), torch.Tensor) and buffer.shape == weight.shape:
-                    part.apply_(local_of(buffer), mask)
+                    part.apply_(held(buffer), mask)
 
     def warn_if_missed(self, steps: int) -> None:
         """Say once that training ended before the goal was reached."""

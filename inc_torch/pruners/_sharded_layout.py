@@ -10,13 +10,14 @@ import torch
 
 from inc_torch.core.errors import ModelError
 from inc_torch.core.ranks import Ranks
+from inc_torch.core.sharding import held
 from inc_torch.pruners._base import Ranking, Reduction
 from inc_torch.pruners._exchange import Exchange
 from inc_torch.pruners._layers import Layer
 from inc_torch.pruners._parts import Part
 from inc_torch.pruners._seam import Seam
 from inc_torch.pruners._sharded_ranking import ShardedRanking
-from inc_torch.pruners._weights import is_sharded, local_of
+from inc_torch.pruners._weights import is_sharded
 
 __all__ = ["ShardedLayout"]
 
@@ -41,7 +42,7 @@ class ShardedLayout:
         self._replicas = [Ranks(mesh.get_group(other)) for other in range(mesh.ndim) if other != dimension]
         rank, count = self._exchange.ranks.index, self._exchange.ranks.count
         self.parts = [_part(layer, weight, rank, count) for layer, weight in zip(layers, weights, strict=True)]
-        device = local_of(weights[0]).device
+        device = held(weights[0]).device
         entries = [math.prod(part.whole.score_shape) for part in self.parts]
         units = [part.whole.units for part in self.parts]
         self._scores = Seam(self.parts, entries, self._exchange, device)
@@ -103,9 +104,10 @@ def _common_mesh(layers: Sequence[Layer], weights: Sequence[Any]) -> tuple[Any, 
         # A strided shard is a kind of shard too: FSDP2 on top of tensor parallelism.
         if len(cuts) > 1 or type(place).__name__ != "Shard" or place.dim != 0:
             _refuse(layer, weight, "only a weight that is cut once, by its first axis, can be pruned")
-        if weight.device_mesh.get_local_rank(dimension) != Ranks(weight.device_mesh.get_group(dimension)).index:
+        mesh = weight.device_mesh
+        if mesh.get_coordinate()[dimension] != Ranks(mesh.get_group(dimension)).index:
             _refuse(layer, weight, "the mesh does not have its ranks in ascending order")
-        found.append((weight.device_mesh, dimension))
+        found.append((mesh, dimension))
         if found[-1] != found[0]:
             _refuse(layer, weight, f"other layers of the same pruner lie on {found[0][0]}")
     return found[0]
@@ -117,8 +119,8 @@ def _part(layer: Layer, weight: torch.Tensor, rank: int, ranks: int) -> Part:
     part = Part.of_shard(layer.grid, weight.shape[0], rank, ranks)
     if part is None:
         _refuse(layer, weight, "the units of the pattern span kernel positions, and so do not lie along that axis")
-    if part.length != len(local_of(weight)):
-        _refuse(layer, weight, f"rank {rank} has {len(local_of(weight))} rows, where torch.chunk gives {part.length}")
+    if part.length != len(held(weight)):
+        _refuse(layer, weight, f"rank {rank} has {len(held(weight))} rows, where torch.chunk gives {part.length}")
     return part
 
 

@@ -11,27 +11,15 @@ from torch import nn
 from inc_torch.core.errors import ModelError, StateError
 from inc_torch.core.merged import merged_over
 from inc_torch.core.names import named_layers
-from inc_torch.core.sharding import plain_class
+from inc_torch.core.sharding import held, plain_class
 from inc_torch.pruners._layers import Layer
 
-__all__ = ["Weights", "is_sharded", "local_of"]
+__all__ = ["Weights", "is_sharded"]
 
 
 def is_sharded(weight: torch.Tensor) -> bool:
     """Whether ``weight`` is a ``DTensor`` of which processes hold different parts."""
     return not all(place.is_replicate() for place in getattr(weight, "placements", ()))
-
-
-def local_of(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor: all of it, or its own shard of a ``DTensor``, to be changed in place.
-
-    Example:
-        >>> tensor = torch.ones(2)
-        >>> local_of(tensor) is tensor
-        True
-    """
-    shard: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return shard
 
 
 @final
@@ -56,7 +44,7 @@ class Weights:
             )
             raise ModelError(message)
         self._modules = {layer.name: named[layer.name] for layer in layers}
-        self._fsdp: list[Any] = [module for module in model.modules() if plain_class(type(module)) is not type(module)]
+        self._fsdp: list[Any] = [module for module in model.modules() if _is_fsdp(module)]
         self._sharded: set[str] = set()
         self._reshard()
         self._sharded.update(layer.name for layer in layers if is_sharded(self.of(layer)))
@@ -81,7 +69,7 @@ class Weights:
 
     def here(self, layer: Layer) -> torch.Tensor:
         """What this process holds of the weight of ``layer``."""
-        return local_of(self.of(layer))
+        return held(self.of(layer))
 
     def _found(self, layer: Layer) -> torch.Tensor:
         weight = self._modules[layer.name].weight
@@ -99,9 +87,13 @@ class Weights:
         """The gradient of `used`, if there is one."""
         merged = merged_over(self._modules[layer.name])
         gradient = self.of(layer).grad if merged is None else merged.merged_gradient
-        return None if gradient is None else local_of(gradient)
+        return None if gradient is None else held(gradient)
 
     def _reshard(self) -> None:
         """Have FSDP put shards in place of weights that it left gathered, after a forward without a backward."""
-        for module in self._fsdp:
+        for module in filter(_is_fsdp, self._fsdp):
             module.reshard()
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return plain_class(type(module)) is not type(module)

@@ -179,10 +179,12 @@ def test_distillation_changes_the_weights_and_the_teacher_stays():
 @pytest.mark.parametrize("kind", ["conv", "bert"])
 @pytest.mark.parametrize("letters", ["p", "q", "d", "pqd"])
 def test_nothing_is_left_behind(kind, letters):
+    gc.collect()
+    before = [*torch_optimizer._global_optimizer_pre_hooks, *torch_optimizer._global_optimizer_post_hooks]
     manager, _ = trained(kind, letters)
     gc.collect()
-    assert not torch_optimizer._global_optimizer_pre_hooks
-    assert not torch_optimizer._global_optimizer_post_hooks
+    after = [*torch_optimizer._global_optimizer_pre_hooks, *torch_optimizer._global_optimizer_post_hooks]
+    assert set(after) <= set(before)  # of runs that other tests gave up
     pristine = ConvNet() if kind == "conv" else bert()
     hooks = ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"]
     for module in manager.model.modules():

@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from inc_torch.callbacks.pruning import PruningCallbacks
 from inc_torch.core.errors import InexactWarning, LoopWarning, ModelError, StateError
 from inc_torch.core.hooks import Progress
+from inc_torch.core.sharding import unshard_model_
 from inc_torch.pruners import Limits, PrunerSpec, select_layers
 from tests.distributed.worlds import run_world
 from tests.unit.pruners.make import spec_of
@@ -502,12 +503,18 @@ def refused_layouts() -> dict[str, str]:
         fully_shard(model[0], mesh=mesh)
         fully_shard(model, mesh=grid["data"])
 
+    def by_hand(model: nn.Sequential) -> None:
+        own = torch.ones(5 if distributed.get_rank() else 1, 8)
+        model[0].weight = nn.Parameter(DTensor.from_local(own, mesh, [Shard(0)], shape=(16, 8), stride=(8, 1)))
+
     across = Case(lambda: nn.Sequential(nn.ConvTranspose1d(4, 4, 2), nn.ReLU()), spec_of("1x8"))
     said = {}
     for name, build, how in (
         ("by columns", CASES["4x1 even"], by_columns),
         ("tensor parallel", CASES["4x1 even"], in_parallel),
         ("two meshes", CASES["4x1 even"], on_two_meshes),
+        ("turned", CASES["4x1 even"], lambda model: fully_shard(model, mesh=DeviceMesh("cpu", [3, 2, 1, 0]))),
+        ("by hand", CASES["4x1 even"], by_hand),
         ("across kernel positions", across, lambda model: fully_shard(model, mesh=mesh)),
     ):
         for is_early in (False, True):
@@ -517,16 +524,16 @@ def refused_layouts() -> dict[str, str]:
     return said
 
 
-def exchange_a_shard() -> str:
+def unshard_too_early() -> str:
     run = Run(CASES["1x1 magnitude"], shard_all).begin()
-    run.model[0].weight = nn.Parameter(torch.ones(12, 8))
+    unshard_model_(run.model)
     with pytest.raises(StateError) as caught:
-        run.callback.on_step_begin(3)
+        run.pruner.begin_step(3)
     return str(caught.value)
 
 
 def test_a_weight_that_is_sharded_no_longer_is_an_error():
-    (said,) = run_world(exchange_a_shard, 1)
+    (said,) = run_world(unshard_too_early, 1)
     assert said.startswith(
         "The weight of layer '0' was sharded when pruning began and is not any more. Shard the model"
     )
@@ -537,6 +544,8 @@ def test_other_layouts_are_refused_with_a_way_out():
         "by columns": ["Layer '0'", "(16, 8)", "Shard(dim=1)", "cut once, by its first axis"],
         "tensor parallel": ["Layer '0'", "(16, 8)", "cut once, by its first axis"],
         "two meshes": ["Layer '2'", "(32, 16)", "other layers of the same pruner lie on"],
+        "turned": ["Layer '0'", "(16, 8)", "the mesh does not have its ranks in ascending order"],
+        "by hand": ["Layer '0'", "(16, 8)", " rows, where torch.chunk gives 4"],
         "across kernel positions": ["Layer '0'", "(4, 4, 2)", "the units of the pattern span kernel positions"],
     }
     for said in run_world(refused_layouts, 4):
