@@ -177,8 +177,7 @@ def finish(
     folders: dict[str, Path],
 ) -> None:
     """Save, report, compare, load again."""
-    # With bf16=True the Trainer leaves autocast around the forward; this takes it away, as in a model that was loaded.
-    student = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).cpu()
+    student = trainer.model.cpu()
     for model in (teacher.cpu(), student):
         model.set_attn_implementation("sdpa")  # what from_pretrained picks; a directory does not record it
     save(trainer, tokenizer, folders)

@@ -146,7 +146,8 @@ def _left_dense(reasons: Sequence[str], spec: PrunerSpec) -> str:
     shown = "; ".join(reasons[:3]) + ("; ..." if reasons[3:] else "")
     return (
         f"Pruning {spec.pattern_text!r} leaves {len(reasons)} of the selected layers dense: {shown}. Take them out "
-        "with excluded_op_names, or mend what the reason says: a pattern that divides, a weight that learns."
+        "with excluded_op_names, or mend what the reason says: a pattern that divides, a weight that learns (or "
+        "pruning_type='magnitude', which needs no gradients)."
     )
 
 
