@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import importlib.util
 import random
 
 import numpy as np
@@ -23,6 +24,20 @@ settings.register_profile("inc_torch", derandomize=True, deadline=None, database
 settings.load_profile("inc_torch")
 
 _SEED = 0
+
+_OPTIONAL = {
+    "lightning": ["lightning"],
+    "peft": ["composition/test_peft.py", "composition/test_peft_scores.py", "unit/callbacks/test_adapters.py"],
+    "trl": ["trainer/test_adapters.py", "trainer/test_other_trainers.py"],
+}
+"""Tests of packages that CI has and the environment of the oldest releases has not."""
+
+_ABSENT = [package for package in _OPTIONAL if importlib.util.find_spec(package) is None]
+collect_ignore = [path for package in _ABSENT for path in _OPTIONAL[package]]
+
+
+def pytest_report_header():
+    return [f"left out, as {package} is not installed: {', '.join(_OPTIONAL[package])}" for package in _ABSENT]
 
 
 @pytest.fixture(autouse=True)

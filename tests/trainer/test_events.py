@@ -122,6 +122,7 @@ def test_what_is_logged_stands_in_the_log_history_and_reaches_other_callbacks(tm
 
 
 def test_tensorboard_shows_them(tmp_path):
+    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = tmp_path / "board"
