@@ -24,6 +24,11 @@ from inc_torch.pruners import Limits, PrunerSpec, select_layers
 from tests.distributed.worlds import run_world
 from tests.unit.pruners.make import spec_of
 
+pytestmark = pytest.mark.skipif(
+    torch.__version__.startswith("2.8."),
+    reason="torch 2.8 adds up gradients of FSDP2 over gloo instead of averaging them: no run is as that of one process",
+)
+
 STEPS = 5
 
 

@@ -100,6 +100,7 @@ def test_without_an_evaluation_at_the_goal_the_last_model_stays_and_that_is_said
     assert any("no evaluated checkpoint with the final sparsity" in str(entry.message) for entry in warned)
 
 
+@pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")  # of the Trainer, on fast disks
 def test_saving_only_the_best(tmp_path):
     _, trainer, callback = train(
         tmp_path, Scores(0.9, 0.95, 0.9, 0.5, 0.7, 0.6), save_strategy="best", save_total_limit=1

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +65,10 @@ def test_two_ranks_train_the_model_of_one_process(runs):
     assert sorted(written) == ["checkpoint-3", "checkpoint-6"]
 
 
+@pytest.mark.skipif(
+    int(transformers.__version__.partition(".")[0]) < 5,
+    reason="transformers 4.57 goes on with the checkpoint's batch size per process: with one process, on half the data",
+)
 def test_a_checkpoint_of_two_ranks_goes_on_in_one_process(runs, tmp_path):
     letters, folder, _, single = runs
     kind = "bert" if "q" in letters else "llama"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from inc_torch.core.errors import ArtifactError, MissingPackageError, ModelError
@@ -18,6 +19,8 @@ from inc_torch.export import save
 from inc_torch.huggingface import OptimizedModel, save_for_huggingface_upstream
 from inc_torch.utils import load_huggingface
 from tests.unit.huggingface.conftest import bert
+
+IS_5 = not transformers.__version__.startswith("4.")
 
 AUTO = transformers.AutoModelForSequenceClassification
 LOADERS = [AUTO.from_pretrained, OptimizedModel.from_pretrained]
@@ -55,7 +58,9 @@ def edit_tensors(directory, change):
 def test_truncated_weights(directory, open_model):
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-64])
-    with pytest.raises(ArtifactError, match=r"model.safetensors' is damaged or cut short.*Save the model again"):
+    # transformers 4.57 opens the file before it asks our quantizer.
+    ours, theirs = r"model.safetensors' is damaged or cut short.*Save the model again", "incomplete metadata"
+    with pytest.raises((ArtifactError, SafetensorError), match=ours if IS_5 else f"{ours}|{theirs}"):
         open_model(directory)
 
 
