@@ -100,6 +100,7 @@ def test_without_an_evaluation_at_the_goal_the_last_model_stays_and_that_is_said
     assert any("no evaluated checkpoint with the final sparsity" in str(entry.message) for entry in warned)
 
 
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4.57 remembers no best there")
 @pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")  # of the Trainer, on fast disks
 def test_saving_only_the_best(tmp_path):
     _, trainer, callback = train(
