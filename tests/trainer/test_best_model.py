@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import EarlyStoppingCallback
 
 from inc_torch import INCCallback
