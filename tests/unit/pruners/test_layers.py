@@ -143,7 +143,7 @@ def test_indivisible_layers_stay_dense_with_one_warning():
         "Pruning '4x1' leaves 2 of the selected layers dense: "
         "'1': a 6x8 weight does not divide into 4x1 blocks; '2': a 7x6 weight does not divide into 4x1 blocks. "
         "Take them out with excluded_op_names, or mend what the reason says: a pattern that divides, a weight that "
-        "learns."
+        "learns (or pruning_type='magnitude', which needs no gradients)."
     )
 
 
