@@ -27,9 +27,8 @@ from inc_torch.huggingface.registration import install as _register_with_transfo
 from inc_torch.training import CompressionManager, prepare_compression
 
 if TYPE_CHECKING:
-    from inc_torch.huggingface import INCCallback
-
-    # Not in __all__: "import *" has to work without Lightning.
+    # Not in __all__: "import *" has to work without transformers and Lightning.
+    from inc_torch.huggingface import INCCallback as INCCallback
     from inc_torch.lightning import INCLightningCallback as INCLightningCallback
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "CompressionManager",
     "CompressionReport",
     "DistillationConfig",
-    "INCCallback",
     "KnowledgeDistillationLossConfig",
     "OptimizedModel",
     "QuantizationAwareTrainingConfig",
