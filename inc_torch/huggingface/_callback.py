@@ -92,14 +92,14 @@ class INCCallback(TrainerCallback):
     ) -> None:
         self.manager: CompressionManager | None = None
         self._configs: list[Any] = []
-        if isinstance(conf, CompressionManager):
-            self._adopt(conf)
-        else:
-            self._configs = read_configs(conf, teacher_model)
         self._trainer: Any = None
         self._seam: LossSeam | None = None
         self._reached_at: int | None = None
         self._untrained: dict[str, Any] = {}
+        if isinstance(conf, CompressionManager):
+            self._adopt(conf)
+        else:
+            self._configs = read_configs(conf, teacher_model)
 
     def attach(self, trainer: Any) -> INCCallback:
         """Name the Trainer. Only needed where this callback's events are passed on by something between."""
@@ -190,7 +190,7 @@ class INCCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._forget_unfinished_best(state)
         # Of all ranks, as a sharded model is gathered for it.
-        content = {"manager": self._running.state_dict(), "reached_at": self._reached_at, "step": state.global_step}
+        content = {"manager": self._running.state_dict(), "reached_at": self._reached_at}
         if args.should_save:
             write_state(written_checkpoint(args, state), content)
 

@@ -66,5 +66,5 @@ def read_state(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     except Exception as error:
         message = f"{os.fspath(path)!r} cannot be read: {error}. Resume from another checkpoint."
         raise StateError(message) from error
-    check_keys(os.fspath(path), content, {"manager", "reached_at", "step"})
+    check_keys(os.fspath(path), content, {"manager", "reached_at"})
     return dict(content)

@@ -10,10 +10,11 @@ from torch import nn
 
 from inc_torch.core.names import unwrapped
 
-__all__ = ["FusedHead"]
+__all__ = ["IGNORED", "FusedHead"]
 
 SWITCH = "fused_lm_head"
 IGNORED = -100
+"""The label that transformers' losses leave out."""
 
 
 @final

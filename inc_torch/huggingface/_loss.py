@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any, final
 
 import torch
 from torch import nn
 
 from inc_torch.core.errors import ConfigError, ModelError
-from inc_torch.huggingface._fused_head import FusedHead
+from inc_torch.huggingface._fused_head import IGNORED, FusedHead
 from inc_torch.training import CompressionManager
 
 __all__ = ["LossSeam"]
-
-IGNORED = -100
-"""The label that transformers' losses leave out."""
 
 
 @final
@@ -87,8 +83,7 @@ class LossSeam:
         share = self._share_of_items(model, inputs, num_items_in_batch)
         batch = dict(inputs)  # compute_loss takes the labels out of its own
         loss, outputs = self._loss_and_outputs(model, inputs, counted | options)
-        accelerator = getattr(self._trainer, "accelerator", None)
-        with nullcontext() if accelerator is None else accelerator.autocast():
+        with self._trainer.accelerator.autocast():
             loss = self._manager.on_after_compute_loss(batch, outputs, loss / share) * share
         self._is_used = True
         return (loss, outputs) if return_outputs else loss

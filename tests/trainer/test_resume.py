@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inc_torch import INCCallback
+from inc_torch import INCCallback, prepare_compression
 from inc_torch.core.errors import StateError
 from inc_torch.huggingface._checkpoint import STATE_FILE
 from tests.trainer.setup import bert, pruning, quantization, techniques, trainer_of
@@ -143,7 +143,7 @@ def test_a_damaged_state_is_refused(tmp_path):
 def test_the_state_is_plain_and_no_half_of_it_is_left_behind(tmp_path):
     cut_short(tmp_path, techniques("pqd"))
     content = torch.load(tmp_path / "checkpoint-4" / STATE_FILE, weights_only=True)
-    assert content["step"] == 4
+    assert content["manager"]["progress"]["step"] == 4
     assert [config["type"] for config in content["manager"]["configs"]] == [
         "WeightPruningConfig",
         "QuantizationAwareTrainingConfig",
@@ -152,7 +152,8 @@ def test_the_state_is_plain_and_no_half_of_it_is_left_behind(tmp_path):
     assert list(tmp_path.rglob("*.unfinished")) == []
 
 
-def test_a_second_attempt_starts_anew(tmp_path):
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_second_attempt_starts_anew(is_prepared, tmp_path):
     """auto_find_batch_size begins again after running out of memory; so do masks and ranges."""
     failures = [RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")]
 
@@ -161,8 +162,9 @@ def test_a_second_attempt_starts_anew(tmp_path):
             if state.global_step == 3 and failures:
                 raise failures.pop()
 
-    callback = INCCallback(pruning())
-    trainer = trainer_of(bert(), tmp_path, [callback, Full()], auto_find_batch_size=True, max_steps=6)
+    model = bert()
+    callback = INCCallback(prepare_compression(model, pruning()) if is_prepared else pruning())
+    trainer = trainer_of(model, tmp_path, [callback, Full()], auto_find_batch_size=True, max_steps=6)
     trainer.train()
     assert failures == []
     assert callback.manager.callbacks.progress.step == 6
