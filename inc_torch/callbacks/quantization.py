@@ -15,13 +15,13 @@ from inc_torch.core.sharding import require_unshardable
 from inc_torch.core.state import check_keys
 from inc_torch.quantizers import (
     Prepared,
-    QATSpec,
+    QuantSpec,
     convert,
     enable_fake_quant,
     fold_ranges,
     load_observer_state,
     observer_state,
-    prepare_qat,
+    prepare_fake_quant,
     rounding_share,
 )
 
@@ -46,7 +46,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
     state_version = 2
     exact_when_late = frozenset({"on_before_optimizer_step"})
 
-    def __init__(self, spec: QATSpec) -> None:
+    def __init__(self, spec: QuantSpec) -> None:
         self.spec = spec
         self._decisions: dict[str, Prepared] = {}
         self._is_converted = False
@@ -56,7 +56,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
 
     def prepare(self, model: nn.Module, progress: Progress) -> None:
         super().prepare(model, progress)
-        self._decisions = prepare_qat(model, self.spec)
+        self._decisions = prepare_fake_quant(model, self.spec)
 
     def findings(self) -> Iterable[Finding]:
         for name, decision in self._decisions.items():

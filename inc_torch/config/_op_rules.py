@@ -3,87 +3,126 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
-from inc_torch.config._checks import Place, integer, items_of, list_of, text
+from inc_torch.config._checks import Check, Place, integer, items_of, list_of, text
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.core.errors import did_you_mean
-from inc_torch.quantizers import QuantRule, QuantScheme
+from inc_torch.quantizers import OBSERVERS, FloatType, QuantRule
 
-__all__ = ["DEFAULT_RULE", "check_rules", "rules_of", "scheme_of"]
+__all__ = ["DEFAULT_RULE", "POST_TRAINING", "TRAINING", "RuleWords", "check_rules", "rules_of"]
 
 DEFAULT_RULE = "default_qconfig"
-"""Key of ``op_name_dict`` that speaks of every module that nothing else names."""
+"""Key of ``op_name_dict`` that in INC speaks of operations that are no modules of their own, such as additions."""
 
-_FLOAT = "fp32"
-_BITS = 8
+_FLOATS = {"fp32": FloatType.FLOAT32, "bf16": FloatType.BFLOAT16}
+_BITS = {"int8": 8, "int4": 4}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """The words of one key: what training can do, and what INC knows besides."""
+    """The words of one key: what we can do, and what INC knows besides."""
 
-    offered: tuple[str, ...]
+    offered: tuple[str, ...] | Callable[[], tuple[str, ...]]
     elsewhere: tuple[str, ...] = ()
     why: str = ""
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        return self.offered() if callable(self.offered) else self.offered
 
-_KEYS: dict[str, dict[str, _Words]] = {
+
+RuleWords = Mapping[str, Mapping[str, _Words]]
+"""By side of a rule, ``"weight"`` or ``"activation"``, and key."""
+
+_WEIGHT_SCHEME = _Words(("sym",), ("asym", "asym_float"), " Weights are symmetric, so that a pruned zero stays zero.")
+_INPUT_GRANULARITY = _Words(("per_tensor",), ("per_channel",), " The int8 kernels take one input scale a tensor.")
+_WEIGHT_ONLY = ("RTN", "AWQ", "GPTQ", "TEQ", "AUTOROUND")
+_LOW_BITS = ("uint8", "int", "nf4", "fp4", "fp4_e2m1_bnb", "fp4_e2m1")
+
+TRAINING: RuleWords = {
     "weight": {
         "dtype": _Words(
-            ("int8", _FLOAT),
-            ("uint8", "int", "int4", "nf4", "fp4", "fp4_e2m1_bnb", "fp4_e2m1", "bf16", "fp16"),
+            ("int8", "int4", "fp32", "bf16"),
+            (*_LOW_BITS, "fp16"),
             " Quantization-aware training makes int8 weights; 'fp32' leaves the module in float.",
         ),
-        "scheme": _Words(("sym",), ("asym", "asym_float"), " Weights are symmetric, so that a pruned zero stays zero."),
+        "scheme": _WEIGHT_SCHEME,
         "granularity": _Words(("per_channel", "per_tensor")),
-        "algorithm": _Words(
-            ("minmax",), ("RTN", "AWQ", "GPTQ", "TEQ", "AUTOROUND"), " The others need no training and learn nothing."
-        ),
+        "algorithm": _Words(("minmax",), _WEIGHT_ONLY, " The others need no training and learn nothing."),
     },
     "activation": {
         "dtype": _Words(
-            ("uint8", "int8", _FLOAT),
-            ("bf16", "fp16", "None"),
+            ("uint8", "int8", "fp32", "bf16"),
+            ("fp16", "None"),
             " Quantization-aware training makes 8-bit inputs; 'fp32' leaves the module in float.",
         ),
         "scheme": _Words(("asym", "sym")),
-        "granularity": _Words(("per_tensor",), ("per_channel",), " The int8 kernels take one input scale a tensor."),
+        "granularity": _INPUT_GRANULARITY,
         "algorithm": _Words(
             ("minmax",), ("kl", "percentile", "placeholder"), " The others calibrate models that are not trained."
         ),
     },
 }
-_WEIGHT_NUMBERS = {
-    "bits": integer("8, the width of int8", lambda x: x == _BITS),
-    "group_size": integer("-1: training makes no groups", lambda x: x == -1),
+"""Rules of quantization-aware training."""
+
+POST_TRAINING: RuleWords = {
+    "weight": {
+        "dtype": _Words(
+            ("int8", "int4", "fp32", "bf16"),
+            (*_LOW_BITS, "fp16"),
+            " Weights become int8, or int4 in int8; 'fp32' and 'bf16' leave the module in float.",
+        ),
+        "scheme": _WEIGHT_SCHEME,
+        "granularity": _Words(("per_channel", "per_tensor")),
+        "algorithm": _Words(("minmax",), _WEIGHT_ONLY, " The others belong to approach='weight_only'."),
+    },
+    "activation": {
+        "dtype": _Words(
+            ("uint8", "int8", "fp32", "bf16"),
+            ("fp16", "None"),
+            " Inputs take 8 bits; 'fp32' and 'bf16' leave the module in float.",
+        ),
+        "scheme": _Words(("asym", "sym")),
+        "granularity": _INPUT_GRANULARITY,
+        "algorithm": _Words(lambda: tuple(OBSERVERS.names()), ("placeholder",), " Leave the algorithm out for float."),
+    },
+}
+"""Rules of post-training quantization."""
+
+_WEIGHT_NUMBERS: Mapping[str, Check[int]] = {
+    "bits": integer("an integer from 2 to 8", lambda x: 2 <= x <= 8),  # noqa: PLR2004  what the message says
+    "group_size": integer("-1: only approach='weight_only' makes groups", lambda x: x == -1),
 }
 
 
-def check_rules(value: object, place: Place) -> FrozenDict:
-    """Check ``{pattern: {"weight": {...}, "activation": {...}}}``; None is no rule."""
-    if value is None:
-        return FrozenDict()
-    rules = items_of(value, place, "a dict of rules or None")
-    return FrozenDict({pattern: _rule(pattern, rule, place) for pattern, rule in rules.items()})
+def check_rules(words: RuleWords) -> Check[FrozenDict]:
+    """Check ``{pattern: {"weight": {...}, "activation": {...}}}`` with these words; None is no rule."""
+
+    def check(value: object, place: Place) -> FrozenDict:
+        if value is None:
+            return FrozenDict()
+        rules = items_of(value, place, "a dict of rules or None")
+        return FrozenDict({pattern: _rule(words, pattern, rule, place) for pattern, rule in rules.items()})
+
+    return check
 
 
-def _rule(pattern: str, rule: object, place: Place) -> dict[str, object]:
+def _rule(words: RuleWords, pattern: str, rule: object, place: Place) -> dict[str, object]:
     try:
         re.compile(pattern)
     except re.error as error:
         hint = f" It is wrong here: {error}. Use re.escape for a literal name."
         raise place.error(pattern, "keys that are regular expressions", hint) from error
     here = place.item(pattern)
-    sides = items_of(rule, here, "a dict with 'weight' and 'activation'", tuple(_KEYS))
-    return {side: _side(side, entries, here.item(side)) for side, entries in sides.items()}
+    sides = items_of(rule, here, "a dict with 'weight' and 'activation'", tuple(words))
+    return {side: _side(side, words[side], entries, here.item(side)) for side, entries in sides.items()}
 
 
-def _side(side: str, entries: object, place: Place) -> dict[str, object]:
-    known = _KEYS[side]
+def _side(side: str, known: Mapping[str, _Words], entries: object, place: Place) -> dict[str, object]:
     numbers = _WEIGHT_NUMBERS if side == "weight" else {}
     checked: dict[str, object] = {}
     for key, value in items_of(entries, place, "a dict", (*known, *numbers)).items():
@@ -92,47 +131,59 @@ def _side(side: str, entries: object, place: Place) -> dict[str, object]:
             listed = value if isinstance(value, (list, tuple)) else (value,)
             checked[key] = tuple(numbers[key](entry, here) for entry in listed)
         else:
-            checked[key] = _words(known[key], value, here)
+            checked[key] = _checked_words(known[key], value, here)
     return checked
 
 
-def _words(words: _Words, value: object, place: Place) -> tuple[str, ...]:
+def _checked_words(words: _Words, value: object, place: Place) -> tuple[str, ...]:
     """The user's words; each must be known, one must be offered."""
     listed = list_of("a word or a list of words", text)(value, place)
-    want = f"one of {', '.join(map(repr, words.offered))}"
+    offered = words.known
+    want = f"one of {', '.join(map(repr, offered))}"
     for word in listed:
-        if word not in words.offered + words.elsewhere:
-            raise place.error(value, want, did_you_mean(word, words.offered))
-    if not set(listed) & set(words.offered):
+        if word not in offered + words.elsewhere:
+            raise place.error(value, want, did_you_mean(word, offered))
+    if not set(listed) & set(offered):
         raise place.error(value, want, words.why)
     return listed
 
 
-def scheme_of(rule: Mapping[str, object], reduced_range: bool) -> QuantScheme | None:
-    """The scheme that a checked rule asks for, None for float.
-
-    Of several words for one key the first counts, as INC's lists are choices for tuning; ``fp32``
-    anywhere keeps the whole module in float, as in INC.
-    """
-    weight, activation = (_side_of(rule, side) for side in ("weight", "activation"))
-    if _FLOAT in (*_listed(weight, "dtype"), *_listed(activation, "dtype")):
-        return None
-    return QuantScheme(
-        per_channel=_first(weight, "weight", "granularity") == "per_channel",
-        symmetric_input=_first(activation, "activation", "scheme") == "sym",
-        reduced_range=reduced_range,
-    )
-
-
-def rules_of(
-    subject: Literal["type", "name"], rules: Mapping[str, object], reduced_range: bool
-) -> tuple[QuantRule, ...]:
+def rules_of(subject: Literal["type", "name"], rules: Mapping[str, object], words: RuleWords) -> tuple[QuantRule, ...]:
     """The rules of one checked dict, in its order."""
     return tuple(
-        QuantRule(subject, pattern, scheme_of(rule, reduced_range))
+        QuantRule(subject, pattern, _outcome(rule, words))
         for pattern, rule in rules.items()
         if isinstance(rule, Mapping)
     )
+
+
+def _outcome(rule: Mapping[str, object], words: RuleWords) -> Mapping[str, Any] | FloatType:
+    """What a checked rule asks for.
+
+    Of several words for one key the first that we offer counts, as INC's lists are choices for tuning; a float type
+    anywhere, on either side, keeps the whole module in float, as in INC.
+    """
+    weight, activation = (_side_of(rule, side) for side in ("weight", "activation"))
+    for word in (*_listed(activation, "dtype"), *_listed(weight, "dtype")):
+        if word in _FLOATS:
+            return _FLOATS[str(word)]
+    given = {
+        (side, key): next(word for word in _listed(entries, key) if word in words[side][key].known)
+        for side, entries in (("weight", weight), ("activation", activation))
+        for key in entries.keys() & words[side].keys()
+    }
+    changes: dict[str, Any] = {}
+    if (granularity := given.get(("weight", "granularity"))) is not None:
+        changes["per_channel"] = granularity == "per_channel"
+    if (scheme := given.get(("activation", "scheme"))) is not None:
+        changes["symmetric_input"] = scheme == "sym"
+    if (dtype := given.get(("weight", "dtype"))) is not None:
+        changes["weight_bits"] = _BITS[str(dtype)]
+    if bits := _listed(weight, "bits"):
+        changes["weight_bits"] = bits[0]
+    if (algorithm := given.get(("activation", "algorithm"))) is not None:
+        changes["input_observer"] = OBSERVERS.get(str(algorithm))()
+    return changes
 
 
 def _side_of(rule: Mapping[str, object], side: str) -> Mapping[str, object]:
@@ -143,8 +194,3 @@ def _side_of(rule: Mapping[str, object], side: str) -> Mapping[str, object]:
 def _listed(entries: Mapping[str, object], key: str) -> tuple[object, ...]:
     words = entries.get(key)
     return words if isinstance(words, tuple) else ()
-
-
-def _first(entries: Mapping[str, object], side: str, key: str) -> object:
-    """The first word for the key, or what is done where none is given."""
-    return next(iter(_listed(entries, key)), _KEYS[side][key].offered[0])

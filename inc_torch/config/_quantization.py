@@ -17,10 +17,10 @@ from inc_torch.config._criteria import (
     absolute_loss,
     relative_loss,
 )
-from inc_torch.config._op_rules import DEFAULT_RULE, check_rules, rules_of, scheme_of
+from inc_torch.config._op_rules import DEFAULT_RULE, TRAINING, check_rules, rules_of
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.core.errors import ConfigError
-from inc_torch.quantizers import QATSpec, QuantRule, QuantScheme
+from inc_torch.quantizers import QuantScheme, QuantSpec
 
 __all__ = ["QuantizationAwareTrainingConfig"]
 
@@ -59,9 +59,9 @@ class QuantizationAwareTrainingConfig(Config):
     match the whole class name (``op_type_dict``) or the whole module name (``op_name_dict``). Each side may
     name ``dtype`` (``"fp32"`` on either leaves the module in float), ``scheme`` (activation: ``"asym"``, the
     default, or ``"sym"``), ``granularity`` (weight: ``"per_channel"``, the default, or ``"per_tensor"``) and
-    ``algorithm``; a list counts as choices, the first one is taken. A rule is complete by itself:
-    the last one that matches decides, and names come after types. The key ``"default_qconfig"`` of
-    ``op_name_dict`` speaks of all modules that no rule matches.
+    ``algorithm``; a list counts as choices, the first one is taken. All rules that match a module are applied, each
+    on top of those before it, names after types. The key ``"default_qconfig"`` of ``op_name_dict`` speaks, as in INC,
+    of operations that are no modules of their own; these stay in float here anyway.
 
     Args:
         device: Where INC would run; the model's own device is what counts here.
@@ -86,8 +86,8 @@ class QuantizationAwareTrainingConfig(Config):
 
     Example:
         >>> config = QuantizationAwareTrainingConfig(op_name_dict={"classifier": {"weight": {"dtype": "fp32"}}})
-        >>> config.to_spec().scheme_for("classifier", "Linear") is None
-        True
+        >>> config.to_spec().treatment_of("classifier", "Linear")
+        <FloatType.FLOAT32: 'float32'>
         >>> QuantizationAwareTrainingConfig(timeout=60).tuning_criterion
         TuningCriterion(timeout=60.0)
     """
@@ -106,8 +106,8 @@ class QuantizationAwareTrainingConfig(Config):
     backend: str = option(_backend, default="default")
     inputs: Sequence[str] = option(names, default=())
     outputs: Sequence[str] = option(names, default=())
-    op_type_dict: Mapping[str, object] | None = option(check_rules, default=FrozenDict())
-    op_name_dict: Mapping[str, object] | None = option(check_rules, default=FrozenDict())
+    op_type_dict: Mapping[str, object] | None = option(check_rules(TRAINING), default=FrozenDict())
+    op_name_dict: Mapping[str, object] | None = option(check_rules(TRAINING), default=FrozenDict())
     reduce_range: bool | None = option(optional(flag), default=None)
     model_name: str = option(text, default="")
     quant_format: str = option(choice(("default", "QDQ", "QOperator")), default="default")
@@ -161,13 +161,8 @@ class QuantizationAwareTrainingConfig(Config):
         """INC's word for this kind of quantization."""
         return "quant_aware_training"
 
-    def to_spec(self) -> QATSpec:
+    def to_spec(self) -> QuantSpec:
         """Return the same as typed values, for the layer below."""
-        reduced = bool(self.reduce_range)
-        by_name = dict(self.op_name_dict or {})
-        unnamed = by_name.pop(DEFAULT_RULE, None)
-        rules = (*rules_of("type", self.op_type_dict or {}, reduced), *rules_of("name", by_name, reduced))
-        default = scheme_of(unnamed, reduced) if isinstance(unnamed, Mapping) else QuantScheme(reduced_range=reduced)
-        if default is None:
-            return QATSpec(rules=(QuantRule("type", ".*", None), *rules))
-        return QATSpec(default, rules)
+        by_name = {pattern: rule for pattern, rule in (self.op_name_dict or {}).items() if pattern != DEFAULT_RULE}
+        rules = (*rules_of("type", self.op_type_dict or {}, TRAINING), *rules_of("name", by_name, TRAINING))
+        return QuantSpec(QuantScheme(input_bits=7 if self.reduce_range else 8), rules)

@@ -1,19 +1,18 @@
 """Int8: what to quantize, training under int8 rounding, and int8 modules that run on oneDNN.
 
-``prepare_qat -> enable_fake_quant -> (training step -> fold_ranges)* -> convert -> describe_int8 / rebuild_int8``
+In training: ``prepare_fake_quant -> enable_fake_quant -> (training step -> fold_ranges)* -> convert``.
+After training: ``prepare_fake_quant -> calibrate -> convert``. Files: ``describe_int8 / rebuild_int8``.
 """
 
 from __future__ import annotations
 
 from inc_torch.quantizers._convert import convert, describe_int8, int8_kernels, rebuild_int8
-from inc_torch.quantizers._int8_modules import (
-    Int8Conv1d,
-    Int8Conv2d,
-    Int8Conv3d,
-    Int8Embedding,
-    Int8Linear,
-    Int8Module,
-)
+from inc_torch.quantizers._int8_conv import Int8Conv1d, Int8Conv2d, Int8Conv3d
+from inc_torch.quantizers._int8_conv_transpose import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d
+from inc_torch.quantizers._int8_embedding import Int8Embedding
+from inc_torch.quantizers._int8_linear import Int8DynamicLinear, Int8Linear
+from inc_torch.quantizers._int8_module import Int8Module
+from inc_torch.quantizers._observers import OBSERVERS, Levels, Observer, fit_grid
 from inc_torch.quantizers._prepare import (
     Prepared,
     disable_fake_quant,
@@ -21,31 +20,43 @@ from inc_torch.quantizers._prepare import (
     fold_ranges,
     load_observer_state,
     observer_state,
-    prepare_qat,
+    prepare_fake_quant,
     rounding_share,
 )
-from inc_torch.quantizers._spec import QATSpec, QuantRule, QuantScheme
+from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec, Treatment
+from inc_torch.quantizers._statistics import TensorStatistics
 
 __all__ = [
+    "OBSERVERS",
+    "FloatType",
     "Int8Conv1d",
     "Int8Conv2d",
     "Int8Conv3d",
+    "Int8ConvTranspose1d",
+    "Int8ConvTranspose2d",
+    "Int8ConvTranspose3d",
+    "Int8DynamicLinear",
     "Int8Embedding",
     "Int8Linear",
     "Int8Module",
+    "Levels",
+    "Observer",
     "Prepared",
-    "QATSpec",
     "QuantRule",
     "QuantScheme",
+    "QuantSpec",
+    "TensorStatistics",
+    "Treatment",
     "convert",
     "describe_int8",
     "disable_fake_quant",
     "enable_fake_quant",
+    "fit_grid",
     "fold_ranges",
     "int8_kernels",
     "load_observer_state",
     "observer_state",
-    "prepare_qat",
+    "prepare_fake_quant",
     "rebuild_int8",
     "rounding_share",
 ]

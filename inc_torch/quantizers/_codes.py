@@ -5,26 +5,39 @@ Inputs are uint8 codes of a grid that contains zero:
     code  = clamp(round(x / scale) + zero_point, 0, top)
     x'    = (code - zero_point) * scale
 
-Weights are int8 codes in [-127, 127] around zero, so the float 0 of a pruned weight is the code 0:
+Weights are int8 codes in [-128, 127] around zero, so the float 0 of a pruned weight is the code 0:
 
-    scale = max|w| / 127
-    code  = round(w / scale)
+    scale = max|w| / 127.5
+    code  = min(round(w / scale), 127)
+
+Nothing is off by more than half a scale, the greatest weight included. Of fewer bits the same with 7.5, 7 and so on.
 
 Rounding is to the nearest, ties to even. All of it is computed in float32, whatever the dtype of the tensor.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import NamedTuple
 
 import torch
 
+from inc_torch.quantizers._observers import Levels
 from inc_torch.quantizers._spec import QuantScheme
 
-__all__ = ["InputGrid", "decode", "encode", "input_grid", "quantize_weight", "snap", "snap_weight", "usable_scale"]
+__all__ = [
+    "InputGrid",
+    "decode",
+    "dynamic_grid",
+    "encode",
+    "input_grid",
+    "quantize_weight",
+    "snap",
+    "snap_weight",
+    "usable_scale",
+]
 
-WEIGHT_TOP = 127
 SMALLEST_SCALE = 1e-30
 """Below it a scale or its inverse leaves the range of float32; what is that small is zero."""
 
@@ -52,7 +65,7 @@ class InputGrid(NamedTuple):
     Attributes:
         scale: Distance of neighbours, a float32 number above 0.
         zero_point: Code of the value 0, in [0, top].
-        top: Greatest code: 255, or 127 with the reduced range.
+        top: Greatest code: 255, or less if the scheme takes fewer bits.
     """
 
     scale: float
@@ -76,15 +89,36 @@ def input_grid(low: float, high: float, scheme: QuantScheme) -> InputGrid:
     Example:
         >>> input_grid(-1.0, 254.0, QuantScheme())
         InputGrid(scale=1.0, zero_point=1, top=255)
-        >>> input_grid(-1.0, 254.0, QuantScheme(symmetric_input=True))
+        >>> input_grid(-1.0, 255.0, QuantScheme(symmetric_input=True))
         InputGrid(scale=2.0, zero_point=128, top=255)
     """
     top = scheme.top
     if scheme.symmetric_input:
-        middle = (top + 1) // 2
-        return InputGrid(usable_scale(max(-low, high) / (top - middle)), middle, top)
+        return InputGrid(usable_scale(max(-low, high) / (top / 2)), Levels(0, top, symmetric=True).zero_point, top)
     scale = usable_scale(high / top - low / top)
     return InputGrid(scale, min(max(round(-low / scale), 0), top), top)
+
+
+def dynamic_grid(values: torch.Tensor, scheme: QuantScheme) -> InputGrid | None:
+    """Fit the grid to the values themselves; waits for the device.
+
+    Args:
+        values: Any floating dtype and rank.
+        scheme: How inputs are quantized.
+
+    Returns:
+        None if there is no value, or one that is not finite: such a tensor has no grid.
+
+    Example:
+        >>> dynamic_grid(torch.tensor([-1.0, 254.0]), QuantScheme(dynamic=True))
+        InputGrid(scale=1.0, zero_point=1, top=255)
+    """
+    if values.numel() == 0 or values.is_meta:
+        return None
+    least, greatest = torch.stack(torch.aminmax(values.detach())).tolist()
+    if not (math.isfinite(least) and math.isfinite(greatest)):
+        return None
+    return input_grid(min(least, 0.0), max(greatest, 0.0), scheme)
 
 
 def encode(values: torch.Tensor, grid: InputGrid, shift: torch.Tensor) -> torch.Tensor:
@@ -143,36 +177,47 @@ def snap(values: torch.Tensor, grid: InputGrid) -> torch.Tensor:
     return snapped.to(values.dtype)
 
 
-def weight_scale(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
-    """Scale of each slice along ``axis``, of the whole tensor if None; kept dimensions, float32, above 0."""
+def weight_magnitude(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """Greatest magnitude of each slice along ``axis``, of the whole tensor if None; kept dimensions."""
     others = [dimension for dimension in range(weight.dim()) if dimension != axis]
-    magnitude = torch.maximum(weight.amax(others, keepdim=True), weight.amin(others, keepdim=True).neg_())
-    scale = magnitude.to(torch.float32) / WEIGHT_TOP
+    return torch.maximum(weight.amax(others, keepdim=True), weight.amin(others, keepdim=True).neg_())
+
+
+def weight_scale(magnitude: torch.Tensor, bits: int = 8) -> torch.Tensor:
+    """The scales, float32 above 0, that resolve weights up to ``magnitude``."""
+    scale = magnitude.to(torch.float32) / (2 ** (bits - 1) - 0.5)
     return torch.where(scale >= SMALLEST_SCALE, scale, 1.0)
 
 
-def quantize_weight(weight: torch.Tensor, axis: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+def weight_codes(values: torch.Tensor, scale: torch.Tensor, bits: int = 8) -> torch.Tensor:
+    """The codes of float32 ``values``, still in float32."""
+    top = 2 ** (bits - 1)
+    return (values / scale).round_().clamp_(-top, top - 1)
+
+
+def quantize_weight(weight: torch.Tensor, axis: int | None, bits: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize symmetrically to int8.
 
     Args:
         weight: Any floating dtype, any rank.
         axis: The axis of output channels, which have a scale each; None gives all of them one.
+        bits: Width of the codes, in the low bits of int8.
 
     Returns:
-        Codes (int8 in [-127, 127], shaped like ``weight``) and scales (float32, kept dimensions).
+        Codes (int8 in [-128, 127], shaped like ``weight``) and scales (float32, kept dimensions).
 
     Example:
-        >>> quantize_weight(torch.tensor([[127.0, 0.0], [0.5, -1.0]]), axis=0)[0]
+        >>> quantize_weight(torch.tensor([[127.5, 0.0], [0.5, -1.0]]), axis=0)[0]
         tensor([[ 127,    0],
-                [  64, -127]], dtype=torch.int8)
+                [  64, -128]], dtype=torch.int8)
     """
     values = weight.detach().to(torch.float32)
-    scale = weight_scale(values, axis)
-    return (values / scale).round_().to(torch.int8), scale
+    scale = weight_scale(weight_magnitude(values, axis), bits)
+    return weight_codes(values, scale, bits).to(torch.int8), scale
 
 
-def snap_weight(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
+def snap_weight(weight: torch.Tensor, axis: int | None, bits: int = 8) -> torch.Tensor:
     """Move every weight to its grid: codes times scales, in the dtype of ``weight``."""
     values = weight.detach().to(torch.float32)
-    scale = weight_scale(values, axis)
-    return (values / scale).round_().mul_(scale).to(weight.dtype)
+    scale = weight_scale(weight_magnitude(values, axis), bits)
+    return weight_codes(values, scale, bits).mul_(scale).to(weight.dtype)

@@ -12,15 +12,18 @@ from inc_torch.core.errors import ArtifactError, CalibrationError, ModelError, d
 from inc_torch.core.ranks import Ranks
 from inc_torch.core.sharding import gather_parameters_, release_shards_, require_unshardable, whole
 from inc_torch.quantizers._eligibility import close_fast_paths
-from inc_torch.quantizers._int8_modules import INT8_CLASSES, Int8Embedding, Int8Module
-from inc_torch.quantizers._prepare import fold_ranges, qat_modules
-from inc_torch.quantizers._qat_modules import QATModule, qat_class
+from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, fake_quant_class, input_channels
+from inc_torch.quantizers._int8_embedding import Int8Embedding
+from inc_torch.quantizers._int8_linear import Int8DynamicLinear
+from inc_torch.quantizers._int8_module import Int8Module
+from inc_torch.quantizers._int8_modules import INT8_CLASSES, int8_class
+from inc_torch.quantizers._prepare import fake_quant_modules, fold_ranges
 from inc_torch.quantizers._scheme_names import is_scheme_name
 
 __all__ = ["convert", "describe_int8", "int8_kernels", "rebuild_int8"]
 
 SHOWN_NAMES: Final = 5
-DESCRIPTION_KEYS: Final = frozenset({"kind", "scheme", "shape", "bias"})
+DESCRIPTION_KEYS: Final = frozenset({"kind", "scheme", "shape", "bias", "smoothed"})
 
 
 def convert(model: nn.Module, ranks: Ranks | None = None) -> None:
@@ -45,21 +48,23 @@ def convert(model: nn.Module, ranks: Ranks | None = None) -> None:
         CalibrationError: No input range of a module is known. The model is then unchanged.
 
     Example:
-        >>> from inc_torch.quantizers import QATSpec, convert, enable_fake_quant, prepare_qat
+        >>> from inc_torch.quantizers import QuantSpec, convert, enable_fake_quant, prepare_fake_quant
         >>> model = nn.Sequential(nn.Linear(4, 2))
-        >>> _ = prepare_qat(model, QATSpec())
+        >>> _ = prepare_fake_quant(model, QuantSpec())
         >>> enable_fake_quant(model, observe=True)
         >>> _ = model(torch.randn(8, 4))
         >>> convert(model)
         >>> {name: (tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items()}["0.qweight"]
         ((2, 4), 'torch.int8')
     """
-    modules = dict(qat_modules(model))
+    modules = dict(fake_quant_modules(model))
     if not modules:
-        message = f"{type(model).__name__} has nothing to convert: prepare it with prepare_qat, train, convert once."
+        message = (
+            f"{type(model).__name__} has nothing to convert: prepare it with prepare_fake_quant, train, convert once."
+        )
         raise ModelError(message)
     fold_ranges(model, ranks)
-    if unseen := [name for name, module in modules.items() if module.has_input_grid and module.grid is None]:
+    if unseen := [name for name, module in modules.items() if module.needs_range]:
         raise CalibrationError(_unseen_message(unseen))
     require_unshardable(model)
     with torch.no_grad():
@@ -79,24 +84,27 @@ def _unseen_message(names: list[str]) -> str:
     )
 
 
-def _convert_module(module: QATModule) -> None:
+def _convert_module(module: FakeQuantModule) -> None:
     codes, scale = module.int8_weight()
-    bias, grid, scheme = module._parameters.get("bias"), module.grid, module.scheme
+    bias, grid, scheme = module.full_bias(), module.grid, module.scheme
     buffers: dict[str, torch.Tensor | None] = {"qweight": codes, "weight_scale": scale}
-    if module.has_input_grid and grid is not None:
+    if module.has_input_grid:
         buffers["bias"] = None if bias is None else whole(bias).detach().to(torch.float32, copy=True)
-        buffers["input_scale"] = torch.tensor(grid.scale, device=codes.device)
-        buffers["input_zero_point"] = torch.tensor(grid.zero_point, dtype=torch.int32, device=codes.device)
-    kind = INT8_CLASSES[module.kind]
+        buffers["input_factor"] = None if module.smoothing is None else module.smoothing.reciprocal()
+        if grid is not None:
+            buffers["input_scale"] = torch.tensor(grid.scale, device=codes.device)
+            buffers["input_zero_point"] = torch.tensor(grid.zero_point, dtype=torch.int32, device=codes.device)
+    kind, name = int8_class(module.kind, dynamic=scheme.dynamic), module.name_of(scheme)
     module.release()
-    kind.adopt(module, scheme, buffers)
+    kind.adopt(module, name, buffers)
 
 
 def describe_int8(model: nn.Module) -> dict[str, dict[str, object]]:
     """Describe the int8 modules of ``model`` in values that JSON knows, for `rebuild_int8`.
 
     Returns:
-        By module name: ``kind``, ``scheme``, ``shape`` of the codes and whether there is a ``bias``.
+        By module name: ``kind``, ``scheme``, ``shape`` of the codes, whether there is a ``bias``, and whether inputs
+        are ``smoothed``, which means multiplied with a factor for each channel.
 
     Example:
         >>> describe_int8(nn.Linear(2, 2))
@@ -108,6 +116,7 @@ def describe_int8(model: nn.Module) -> dict[str, dict[str, object]]:
             "scheme": module.scheme,
             "shape": list(module.qweight.shape),
             "bias": module._buffers.get("bias") is not None,
+            "smoothed": module._buffers.get("input_factor") is not None,
         }
         for name, module in model.named_modules()
         if isinstance(module, Int8Module)
@@ -136,7 +145,7 @@ def rebuild_int8(model: nn.Module, description: Mapping[str, Mapping[str, object
             raise ArtifactError(message + did_you_mean(name, modules))
         _check_entry(name, entry, modules[name])
     for name, entry in description.items():
-        _rebuild_module(modules[name], str(entry["scheme"]), bool(entry["bias"]))
+        _rebuild_module(modules[name], entry)
     close_fast_paths(model)
 
 
@@ -152,13 +161,14 @@ def _check_entry(name: str, entry: Mapping[str, object], module: nn.Module) -> N
         guess = did_you_mean(str(entry["kind"]), INT8_CLASSES)
         message = f"{where} has the unknown kind {entry['kind']!r}.{guess} Known: {', '.join(INT8_CLASSES)}."
         raise ArtifactError(message)
-    present = qat_class(type(module))
-    if present is None or present.kind != entry["kind"]:
+    present = fake_quant_class(type(module))
+    if present is None or present.kind != INT8_CLASSES[str(entry["kind"])].replaces:
         message = f"{where} is of kind {entry['kind']!r}, but the model has a {type(module).__name__} there."
         raise ArtifactError(message)
-    shape = list(module.get_parameter("weight").movedim(present.output_axis, 0).shape)
+    shape = list(present.arranged(module, module.get_parameter("weight")).shape)
     bias = module._parameters.get("bias") is not None
-    if entry["shape"] != shape or entry["bias"] is not bias:
+    # Quantization may have added a bias, to correct what it shifted; it never takes one away.
+    if entry["shape"] != shape or (bias and not entry["bias"]):
         message = (
             f"{where} has shape {entry['shape']} and bias={entry['bias']}, but the model has shape {shape} and "
             f"bias={bias} there. Build the model with the configuration that it was compressed with."
@@ -166,19 +176,20 @@ def _check_entry(name: str, entry: Mapping[str, object], module: nn.Module) -> N
         raise ArtifactError(message)
 
 
-def _rebuild_module(module: nn.Module, scheme: str, has_bias: bool) -> None:
-    present = qat_class(type(module))
+def _rebuild_module(module: nn.Module, entry: Mapping[str, object]) -> None:
+    present, kind = fake_quant_class(type(module)), INT8_CLASSES[str(entry["kind"])]
     if present is None:
         return
-    weight = module.get_parameter("weight").movedim(present.output_axis, 0)
-    device, channels = weight.device, len(weight)
+    parameter = module.get_parameter("weight")
+    weight, device = present.arranged(module, parameter), parameter.device
     buffers: dict[str, torch.Tensor | None] = {
         "qweight": torch.zeros(weight.shape, dtype=torch.int8, device=device),
-        "weight_scale": torch.ones(channels, dtype=torch.float32, device=device),
+        "weight_scale": torch.ones(len(weight), dtype=torch.float32, device=device),
     }
-    kind = INT8_CLASSES[present.kind]
     if kind is not Int8Embedding:
-        buffers["bias"] = torch.zeros(channels, dtype=torch.float32, device=device) if has_bias else None
-        buffers["input_scale"] = torch.ones((), dtype=torch.float32, device=device)
-        buffers["input_zero_point"] = torch.zeros((), dtype=torch.int32, device=device)
-    kind.adopt(module, scheme, buffers)
+        buffers["bias"] = torch.zeros(len(weight), dtype=torch.float32, device=device) if entry["bias"] else None
+        buffers["input_factor"] = torch.ones(input_channels(module), device=device) if entry["smoothed"] else None
+        if kind is not Int8DynamicLinear:
+            buffers["input_scale"] = torch.ones((), dtype=torch.float32, device=device)
+            buffers["input_zero_point"] = torch.zeros((), dtype=torch.int32, device=device)
+    kind.adopt(module, str(entry["scheme"]), buffers)

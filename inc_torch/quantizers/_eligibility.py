@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 
 from inc_torch.core.names import named_layers
 from inc_torch.core.sharding import plain_class
-from inc_torch.quantizers._int8_modules import Int8Module
-from inc_torch.quantizers._qat_modules import QATModule, qat_class
+from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, fake_quant_class
+from inc_torch.quantizers._int8_module import Int8Module
 
 __all__ = ["close_fast_paths", "matrix_modules", "reason_for_float"]
 
@@ -39,7 +39,7 @@ def _owns_matrix(module: nn.Module) -> bool:
 def reason_for_float(module: nn.Module) -> str | None:
     """Say why ``module`` must stay in float, or None if it can be int8."""
     own = plain_class(type(module))
-    if qat_class(own) is None:
+    if fake_quant_class(own) is None:
         return _reason_of_class(module, own)
     weight = module._parameters.get("weight")
     reasons = {
@@ -55,7 +55,7 @@ def reason_for_float(module: nn.Module) -> str | None:
 
 
 def _reason_of_class(module: nn.Module, own: type[nn.Module]) -> str:
-    bases = [base for base in own.__mro__[1:] if qat_class(base) is not None]
+    bases = [base for base in own.__mro__[1:] if fake_quant_class(base) is not None]
     if bases:
         return (
             f"{own.__name__} is a subclass of {bases[0].__name__}; what it or its owner does with the weight is not "
@@ -72,7 +72,7 @@ def close_fast_paths(model: nn.Module) -> None:
     In eval it may hand their weights to one fused float kernel, past the modules. Both flags serve only that choice.
     """
     for module in model.modules():
-        if not any(isinstance(child, (QATModule, Int8Module)) for child in module.modules()):
+        if not any(isinstance(child, (FakeQuantModule, Int8Module)) for child in module.modules()):
             continue
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0

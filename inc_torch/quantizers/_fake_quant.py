@@ -32,12 +32,12 @@ class _SnapInput(Function):
 @final
 class _SnapWeight(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: torch.Tensor, axis: int | None) -> torch.Tensor:  # noqa: ARG004  torch's signature
-        return snap_weight(weight, axis)
+    def forward(ctx: FunctionCtx, weight: torch.Tensor, axis: int | None, bits: int) -> torch.Tensor:  # noqa: ARG004  torch's signature
+        return snap_weight(weight, axis, bits)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ARG004  torch's signature
-        return gradients[0], None
+    def backward(ctx: FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # noqa: ARG004  torch's signature
+        return gradients[0], None, None
 
 
 def fake_quantize_input(values: torch.Tensor, grid: InputGrid) -> torch.Tensor:
@@ -75,12 +75,13 @@ def fake_quantize_input_traced(values: torch.Tensor, grid: torch.Tensor, top: in
     return (inside + (snapped - inside).detach()).to(values.dtype)
 
 
-def fake_quantize_weight(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
+def fake_quantize_weight(weight: torch.Tensor, axis: int | None, bits: int = 8) -> torch.Tensor:
     """Round weights to int8 of their present range; the gradient passes unchanged, as nothing is clipped.
 
     Args:
         weight: Any floating dtype.
         axis: The axis of output channels, or None for one scale for the whole tensor.
+        bits: Width of the codes.
     """
-    result: torch.Tensor = _SnapWeight.apply(weight, axis)  # type: ignore[no-untyped-call]  # torch.autograd is untyped
+    result: torch.Tensor = _SnapWeight.apply(weight, axis, bits)  # type: ignore[no-untyped-call]  # torch.autograd is untyped
     return result

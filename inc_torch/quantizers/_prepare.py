@@ -14,20 +14,20 @@ from inc_torch.core.ranks import Ranks
 from inc_torch.core.sharding import plain_class
 from inc_torch.core.user_warning import warn_user
 from inc_torch.quantizers._eligibility import close_fast_paths, matrix_modules, reason_for_float
-from inc_torch.quantizers._int8_modules import Int8Module
-from inc_torch.quantizers._observer import InputRange, fold_pending, pending_extremes
-from inc_torch.quantizers._qat_modules import QATModule, qat_class
-from inc_torch.quantizers._spec import QATSpec
+from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, fake_quant_class
+from inc_torch.quantizers._input_range import InputRange, fold_pending, pending_extremes
+from inc_torch.quantizers._int8_module import Int8Module
+from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec
 
 __all__ = [
     "Prepared",
     "disable_fake_quant",
     "enable_fake_quant",
+    "fake_quant_modules",
     "fold_ranges",
     "load_observer_state",
     "observer_state",
-    "prepare_qat",
-    "qat_modules",
+    "prepare_fake_quant",
     "rounding_share",
 ]
 
@@ -44,7 +44,7 @@ class Prepared(NamedTuple):
     reason: str | None = None
 
 
-def prepare_qat(model: nn.Module, spec: QATSpec) -> dict[str, Prepared]:
+def prepare_fake_quant(model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]:
     """Exchange the class of every module that can be int8, in place; fake-quant is off until enabled.
 
     Parameters, names, hooks, ``isinstance`` and the keys of the state dict stay as they are. Only modules of
@@ -65,11 +65,11 @@ def prepare_qat(model: nn.Module, spec: QATSpec) -> dict[str, Prepared]:
         ConfigError: Nothing is left to quantize.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(4, 4), nn.ConvTranspose1d(4, 4, 1))
-        >>> prepare_qat(model, QATSpec())["0"]
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        >>> prepare_fake_quant(model, QuantSpec())["0"]
         Prepared(scheme='w8a8-static', reason=None)
         >>> type(model[0]).__name__, isinstance(model[0], nn.Linear), list(model.state_dict())[:2]
-        ('QATLinear', True, ['0.weight', '0.bias'])
+        ('FakeQuantLinear', True, ['0.weight', '0.bias'])
     """
     _refuse_second_preparation(model)
     decisions = {name: _decide(name, module, spec) for name, module in matrix_modules(model)}
@@ -79,33 +79,35 @@ def prepare_qat(model: nn.Module, spec: QATSpec) -> dict[str, Prepared]:
         raise ConfigError(message)
     for name, module in list(matrix_modules(model)):
         own = plain_class(type(module))
-        scheme, exchanged = spec.scheme_for(name, own.__name__), qat_class(own)
-        if decisions[name].scheme is not None and scheme is not None and exchanged is not None:
-            exchanged.adopt(module, scheme)
+        treatment, exchanged = spec.treatment_of(name, own.__name__), fake_quant_class(own)
+        if decisions[name].scheme is not None and isinstance(treatment, QuantScheme) and exchanged is not None:
+            exchanged.adopt(module, treatment)
     close_fast_paths(model)
     return decisions
 
 
-def _decide(name: str, module: nn.Module, spec: QATSpec) -> Prepared:
+def _decide(name: str, module: nn.Module, spec: QuantSpec) -> Prepared:
     reason = reason_for_float(module)
     own = plain_class(type(module))
-    scheme, kind = spec.scheme_for(name, own.__name__), qat_class(own)
+    treatment, kind = spec.treatment_of(name, own.__name__), fake_quant_class(own)
     if reason is not None or kind is None:
         return Prepared(None, reason)
-    if scheme is None:
-        return Prepared(None, "left in float by the configuration")
-    return Prepared(kind.name_of(scheme))
+    if isinstance(treatment, FloatType):
+        return Prepared(None, f"left in {treatment.value} by the configuration")
+    if treatment.dynamic and not kind.can_be_dynamic:
+        return Prepared(None, f"{own.__name__} has no int8 version with dynamic ranges")
+    return Prepared(kind.name_of(treatment))
 
 
 def _refuse_second_preparation(model: nn.Module) -> None:
     for name, module in named_layers(model):
-        if isinstance(module, (QATModule, Int8Module)):
-            done = "prepared for quantization" if isinstance(module, QATModule) else "converted to int8"
+        if isinstance(module, (FakeQuantModule, Int8Module)):
+            done = "prepared for quantization" if isinstance(module, FakeQuantModule) else "converted to int8"
             message = f"Module {name!r} is already {done}. Give one quantization config, and the float model."
             raise ModelError(message)
 
 
-def _warn_of_idle_rules(model: nn.Module, spec: QATSpec) -> None:
+def _warn_of_idle_rules(model: nn.Module, spec: QuantSpec) -> None:
     names = [name for name, _ in named_layers(model)]
     for rule in spec.rules:
         if rule.subject == "name" and not any(rule.catches(name, "") for name in names):
@@ -120,15 +122,15 @@ def _reasons(decisions: Mapping[str, Prepared]) -> str:
     return f"{listed}; and {more} more" if more else listed
 
 
-def qat_modules(model: nn.Module) -> Iterator[tuple[str, QATModule]]:
-    """Yield name and module of everything that `prepare_qat` exchanged."""
+def fake_quant_modules(model: nn.Module) -> Iterator[tuple[str, FakeQuantModule]]:
+    """Yield name and module of everything that `prepare_fake_quant` exchanged."""
     for name, module in named_layers(model):
-        if isinstance(module, QATModule):
+        if isinstance(module, FakeQuantModule):
             yield name, module
 
 
-def _observers(model: nn.Module) -> dict[str, QATModule]:
-    return {name: module for name, module in qat_modules(model) if module.has_input_grid}
+def _observers(model: nn.Module) -> dict[str, FakeQuantModule]:
+    return {name: module for name, module in fake_quant_modules(model) if module.observes}
 
 
 def enable_fake_quant(model: nn.Module, observe: bool) -> None:
@@ -137,19 +139,19 @@ def enable_fake_quant(model: nn.Module, observe: bool) -> None:
     Extremes are noted only in training mode, and not while gradient checkpointing repeats a forward. Inputs are
     rounded by the range folded so far; before the first fold they pass as they are.
     """
-    for _, module in qat_modules(model):
+    for _, module in fake_quant_modules(model):
         module._fake_quant, module._observing = True, observe
 
 
 def disable_fake_quant(model: nn.Module) -> None:
     """Let the prepared modules compute exactly as in float again; ranges are kept."""
-    for _, module in qat_modules(model):
+    for _, module in fake_quant_modules(model):
         module._fake_quant = module._observing = False
 
 
 def rounding_share(model: nn.Module) -> float:
     """Share of the prepared modules whose weights, and inputs where they are quantized, are rounded in a forward."""
-    rounding = [module.is_rounding for _, module in qat_modules(model)]
+    rounding = [module.is_rounding for _, module in fake_quant_modules(model)]
     return sum(rounding) / len(rounding) if rounding else 0.0
 
 
@@ -164,7 +166,7 @@ def fold_ranges(model: nn.Module, ranks: Ranks | None = None) -> None:
 
     Example:
         >>> layer = nn.Linear(2, 2)
-        >>> _ = prepare_qat(layer, QATSpec())
+        >>> _ = prepare_fake_quant(layer, QuantSpec())
         >>> enable_fake_quant(layer, observe=True)
         >>> for batch in ([[-3.0, 1.0]], [[0.0, 2.0]]):
         ...     _ = layer(torch.tensor(batch))
@@ -173,7 +175,7 @@ def fold_ranges(model: nn.Module, ranks: Ranks | None = None) -> None:
         [-3.0, 2.0]
     """
     # Not _observers: names take longer than all the rest, and this runs at every step.
-    observers = [module for module in model.modules() if isinstance(module, QATModule) and module.has_input_grid]
+    observers = [module for module in model.modules() if isinstance(module, FakeQuantModule) and module.observes]
     if observers:
         fold_pending([module._input_range for module in observers], ranks or Ranks(), observers[0].weight_device)
 

@@ -3,49 +3,73 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal, final
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, Literal, final
 
-__all__ = ["QATSpec", "QuantRule", "QuantScheme"]
+from inc_torch.quantizers._observers import Observer
+from inc_torch.quantizers.observers.minmax import MinMax
+
+__all__ = ["FloatType", "QuantRule", "QuantScheme", "QuantSpec", "Treatment"]
+
+
+@final
+class FloatType(Enum):
+    """What a module computes in that is not quantized."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class QuantScheme:
-    """How one module is quantized to int8.
+    """How one module is quantized to integers of at most 8 bits.
 
-    Weights are always symmetric int8 in [-127, 127], so that a pruned zero is the code 0.
+    Weights are always symmetric around the code 0, so that a pruned zero stays a zero.
 
     Attributes:
         per_channel: One weight scale for each output channel instead of one for the tensor.
-        symmetric_input: Input zero point fixed at 128 instead of fitted to the observed range.
-        reduced_range: Inputs take 7 bits instead of 8, for CPUs whose int8 products saturate.
+        symmetric_input: Input zero point fixed in the middle instead of fitted to the observed range.
+        dynamic: The range of an input is that of the very tensor that comes, not one observed before.
+        weight_bits: 2 to 8.
+        input_bits: 2 to 8; 7 for CPUs whose int8 products saturate.
+        input_observer: Finds the range of inputs in what calibration saw; training has a moving average of its own.
     """
 
     per_channel: bool = True
     symmetric_input: bool = False
-    reduced_range: bool = False
+    dynamic: bool = False
+    weight_bits: int = 8
+    input_bits: int = 8
+    input_observer: Observer = field(default_factory=MinMax)
 
     @property
     def top(self) -> int:
-        """Greatest code of an input."""
-        return 127 if self.reduced_range else 255
+        """Greatest code of an input; the least is 0."""
+        return int(2**self.input_bits) - 1
+
+
+Treatment = QuantScheme | FloatType
+"""What is done to one module."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class QuantRule:
-    """One ordered rule: which modules, and what happens to them. Later rules win.
+    """One ordered rule: which modules, and what happens to them.
 
     Attributes:
         subject: What the pattern is matched with: the class name, or the fully qualified module name.
         pattern: Regular expression that must match the whole subject.
-        scheme: How to quantize, or None to leave the module in float.
+        outcome: The fields of `QuantScheme` that the rule sets, over what earlier rules set; or the float type that
+            the module stays in.
     """
 
     subject: Literal["type", "name"]
     pattern: str
-    scheme: QuantScheme | None
+    outcome: Mapping[str, Any] | FloatType
 
     def catches(self, name: str, type_name: str) -> bool:
         """Whether the rule speaks of the module ``name`` of class ``type_name``."""
@@ -54,18 +78,27 @@ class QuantRule:
 
 @final
 @dataclass(frozen=True, slots=True)
-class QATSpec:
-    """Quantization-aware training of a whole model.
+class QuantSpec:
+    """Which modules of a model are quantized how.
 
     Attributes:
         default: The scheme of modules that no rule catches.
-        rules: Ordered exceptions.
+        rules: Applied in order, each on top of those before it. A rule that sets a scheme after one that asked for
+            float begins with the default again.
     """
 
     default: QuantScheme = QuantScheme()
     rules: tuple[QuantRule, ...] = ()
 
-    def scheme_for(self, name: str, type_name: str) -> QuantScheme | None:
-        """The scheme that the last catching rule, or the default, gives to a module; None is float."""
-        caught = [rule for rule in self.rules if rule.catches(name, type_name)]
-        return caught[-1].scheme if caught else self.default
+    def treatment_of(self, name: str, type_name: str) -> Treatment:
+        """What the default and all catching rules make of a module."""
+        treatment: Treatment = self.default
+        for rule in self.rules:
+            if rule.catches(name, type_name):
+                treatment = self._changed(treatment, rule.outcome)
+        return treatment
+
+    def _changed(self, before: Treatment, outcome: Mapping[str, Any] | FloatType) -> Treatment:
+        if isinstance(outcome, FloatType):
+            return outcome
+        return replace(before if isinstance(before, QuantScheme) else self.default, **outcome)

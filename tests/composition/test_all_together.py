@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import inc_torch
 from inc_torch import prepare_compression
-from inc_torch.quantizers import QATSpec, observer_state, prepare_qat
+from inc_torch.quantizers import QuantSpec, observer_state, prepare_fake_quant
 from tests.loops.driver import ConvNet, assert_equal_states, confs_of, images, train
 
 ORDERS = ["".join(order) for order in itertools.permutations("pqd")]
@@ -267,7 +267,7 @@ def test_one_run_after_another():
 
 def test_the_user_may_have_prepared_the_model_himself():
     model = ConvNet()
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     with pytest.raises(inc_torch.core.errors.ModelError, match="'conv' is already prepared for quantization"):
         prepare_compression(model, confs_of("q", model))
 

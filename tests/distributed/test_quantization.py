@@ -19,7 +19,7 @@ from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
 from inc_torch.core.errors import ModelError
 from inc_torch.core.hooks import Progress
 from inc_torch.core.report import CompressionReport
-from inc_torch.quantizers import QATSpec
+from inc_torch.quantizers import QuantSpec
 from tests.distributed.worlds import run_world
 
 ROWS, STEPS = 8, 4
@@ -65,7 +65,7 @@ def batches() -> list[torch.Tensor]:
 
 
 def bound(model: nn.Module) -> QuantizationAwareTrainingCallbacks:
-    callback = QuantizationAwareTrainingCallbacks(QATSpec())
+    callback = QuantizationAwareTrainingCallbacks(QuantSpec())
     callback.prepare(model, Progress())
     return callback
 

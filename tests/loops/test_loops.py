@@ -385,6 +385,6 @@ def test_a_copy_of_the_model_made_in_the_middle_goes_its_own_way():
     train(manager, torch.optim.SGD(model.parameters(), lr=0.1), images(STEPS))
     assert len(copies) == STEPS
     assert [type(copied).__name__ for copied in copies] == ["ConvNet"] * STEPS
-    assert all(type(copied.conv).__name__ == "QATConv2d" for copied in copies)
+    assert all(type(copied.conv).__name__ == "FakeQuantConv2d" for copied in copies)
     assert type(model.conv).__name__ == "Int8Conv2d"
     assert not torch.equal(copies[0].hidden.weight, copies[1].hidden.weight)

@@ -13,10 +13,10 @@ from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
 from inc_torch.core.errors import CalibrationError, HookOrderError, StateError
 from inc_torch.core.hooks import Progress, Stage
 from inc_torch.core.report import CompressionReport, Finding
-from inc_torch.quantizers import Int8Linear, QATSpec, QuantRule
-from inc_torch.quantizers._observer import InputRange
+from inc_torch.quantizers import Int8Linear, QuantRule, QuantSpec
+from inc_torch.quantizers._input_range import InputRange
 
-SPEC = QATSpec(rules=(QuantRule("name", "2", None),))
+SPEC = QuantSpec(rules=(QuantRule("name", "2", None),))
 
 
 def bound():
@@ -76,7 +76,7 @@ def test_ranges_change_before_the_optimizer_steps_and_hold_all_micro_batches():
 
 
 def test_metrics_tell_how_much_is_rounded():
-    callback = QuantizationAwareTrainingCallbacks(QATSpec())
+    callback = QuantizationAwareTrainingCallbacks(QuantSpec())
     model = nn.ModuleList([nn.Embedding(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)])
     callback.prepare(model, Progress())
     assert callback.metrics() == {"fake_quant": 0.0}

@@ -6,7 +6,7 @@ import pytest
 
 from inc_torch.config import AccuracyCriterion, QuantizationAwareTrainingConfig, TuningCriterion
 from inc_torch.core.errors import ConfigError, ConfigTypeError
-from inc_torch.quantizers import QATSpec, QuantRule, QuantScheme
+from inc_torch.quantizers import QuantRule, QuantScheme, QuantSpec
 
 INC_ORDER = [
     "device",
@@ -44,7 +44,7 @@ class TestSurface:
         assert (config.reduce_range, config.model_name) == (None, "")
         assert config.accuracy_criterion == AccuracyCriterion()
         assert config.tuning_criterion == TuningCriterion()
-        assert config.to_spec() == QATSpec()
+        assert config.to_spec() == QuantSpec()
 
     def test_none_stands_for_the_default(self):
         assert QuantizationAwareTrainingConfig(**dict.fromkeys(INC_ORDER)) == QuantizationAwareTrainingConfig()
@@ -96,7 +96,7 @@ class TestSurface:
 
     @pytest.mark.parametrize("device", ["cpu", "gpu", "npu", "xpu"])
     def test_devices(self, device):
-        assert QuantizationAwareTrainingConfig(device=device).to_spec() == QATSpec()
+        assert QuantizationAwareTrainingConfig(device=device).to_spec() == QuantSpec()
 
 
 class TestSpec:
@@ -145,7 +145,7 @@ class TestSpec:
 
     def test_reduced_range_reaches_default_and_rules(self):
         spec = QuantizationAwareTrainingConfig(reduce_range=True, op_name_dict={"fc": PER_TENSOR}).to_spec()
-        assert spec == QATSpec(
+        assert spec == QuantSpec(
             QuantScheme(reduced_range=True),
             (QuantRule("name", "fc", QuantScheme(per_channel=False, reduced_range=True)),),
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from inc_torch.quantizers import QATSpec, convert, enable_fake_quant, prepare_qat
+from inc_torch.quantizers import QuantSpec, convert, enable_fake_quant, prepare_fake_quant
 
 
 class Net(nn.Module):
@@ -32,7 +32,7 @@ def batch():
 
 def quantize(model, *inputs):
     """QAT without training: observe one batch, convert."""
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     enable_fake_quant(model, observe=True)
     model.train()
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from inc_torch.huggingface.registration import install
-from inc_torch.quantizers import QATSpec, convert, enable_fake_quant, prepare_qat
+from inc_torch.quantizers import QuantSpec, convert, enable_fake_quant, prepare_fake_quant
 
 install()
 transformers.logging.set_verbosity_error()
@@ -63,7 +63,7 @@ def compress(model):
     for name, parameter in model.named_parameters():
         if name.endswith("weight") and parameter.dim() == 2 and "embed" not in name and "wte" not in name:
             parameter.data[: parameter.shape[0] // 2] = 0
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     enable_fake_quant(model, observe=True)
     model.train()
     with torch.no_grad():

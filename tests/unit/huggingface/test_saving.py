@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from inc_torch.core.errors import ModelError
 from inc_torch.export import adorn, attached_report, load, save
 from inc_torch.huggingface import OptimizedModel, save_for_huggingface_upstream
-from inc_torch.quantizers import QATSpec, convert, describe_int8, enable_fake_quant, prepare_qat
+from inc_torch.quantizers import QuantSpec, convert, describe_int8, enable_fake_quant, prepare_fake_quant
 from tests.unit.huggingface.conftest import bert, compress, gpt2, logits
 
 
@@ -49,7 +49,7 @@ def t5():
 
 
 def compress_for(model, **inputs):
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     enable_fake_quant(model, observe=True)
     model.train()
     with torch.no_grad():

@@ -7,12 +7,12 @@ import copy
 import torch
 from torch import nn
 
-from inc_torch.quantizers import QATSpec, QuantScheme, convert, enable_fake_quant, fold_ranges, prepare_qat
+from inc_torch.quantizers import QuantScheme, QuantSpec, convert, enable_fake_quant, fold_ranges, prepare_fake_quant
 
 
 def observed(module: nn.Module, inputs: torch.Tensor, scheme: QuantScheme | None = None) -> nn.Module:
     """Prepare ``module``, show it ``inputs`` in one step of training, and return it in eval."""
-    prepare_qat(module, QATSpec(default=scheme or QuantScheme()))
+    prepare_fake_quant(module, QuantSpec(default=scheme or QuantScheme()))
     enable_fake_quant(module, observe=True)
     module.train()
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from inc_torch.quantizers import QATSpec, enable_fake_quant, fold_ranges, observer_state, prepare_qat
+from inc_torch.quantizers import QuantSpec, enable_fake_quant, fold_ranges, observer_state, prepare_fake_quant
 
 # torch.compile trips over deprecations of torch's own.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -17,7 +17,7 @@ STEPS = 6
 def trained(backend: str | None) -> tuple[nn.Module, list[torch.Tensor]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     enable_fake_quant(model, observe=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     run = model if backend is None else torch.compile(model, backend=backend)

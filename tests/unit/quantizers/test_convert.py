@@ -13,14 +13,14 @@ from torch import nn
 from inc_torch.core.errors import ArtifactError, CalibrationError, ModelError
 from inc_torch.quantizers import (
     Int8Linear,
-    QATSpec,
     QuantRule,
     QuantScheme,
+    QuantSpec,
     convert,
     describe_int8,
     enable_fake_quant,
     fold_ranges,
-    prepare_qat,
+    prepare_fake_quant,
     rebuild_int8,
 )
 from tests.unit.quantizers.models import converted, observed, relative_error, tiny_bert, tiny_gpt2
@@ -49,7 +49,7 @@ def test_the_root_may_be_a_layer():
 def test_training_lowers_the_loss_and_int8_keeps_it():
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     enable_fake_quant(model, observe=True)
     x = torch.randn(256, 8)
     y = x[:, :1] * x[:, 1:2] - x[:, 2:3]
@@ -91,7 +91,7 @@ def test_tied_weights_take_equal_codes_and_do_not_alias():
 def test_tied_weights_of_which_one_stays_float():
     model = tiny_gpt2()
     weight = model.transformer.wte.weight.detach().clone()
-    prepare_qat(model, QATSpec(rules=(QuantRule("type", "Embedding", None),)))
+    prepare_fake_quant(model, QuantSpec(rules=(QuantRule("type", "Embedding", None),)))
     enable_fake_quant(model, observe=True)
     model.train()(torch.randint(64, (2, 8)))
     fold_ranges(model)
@@ -102,19 +102,19 @@ def test_tied_weights_of_which_one_stays_float():
 
 def test_what_was_never_observed_is_an_error_that_changes_nothing():
     model = network()
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     types = [type(module) for module in model]
     with pytest.raises(CalibrationError, match=r"no input of '1', '3' was observed. Ranges are taken in training mode"):
         convert(model)
     assert [type(module) for module in model] == types
     many = nn.Sequential(*[nn.Linear(2, 2) for _ in range(7)])
-    prepare_qat(many, QATSpec())
+    prepare_fake_quant(many, QuantSpec())
     with pytest.raises(CalibrationError, match="'3', '4' and 2 more was observed"):
         convert(many)
 
 
 def test_nothing_to_convert_is_an_error():
-    with pytest.raises(ModelError, match="Sequential has nothing to convert: prepare it with prepare_qat"):
+    with pytest.raises(ModelError, match="Sequential has nothing to convert: prepare it with prepare_fake_quant"):
         convert(network())
 
 

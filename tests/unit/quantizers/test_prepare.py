@@ -16,17 +16,17 @@ from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.quantizers import (
     Int8Linear,
     Prepared,
-    QATSpec,
     QuantRule,
     QuantScheme,
+    QuantSpec,
     convert,
     enable_fake_quant,
     fold_ranges,
     load_observer_state,
     observer_state,
-    prepare_qat,
+    prepare_fake_quant,
 )
-from inc_torch.quantizers._observer import InputRange
+from inc_torch.quantizers._input_range import InputRange
 from tests.unit.quantizers.models import observed, tiny_bert, tiny_gpt2
 
 
@@ -39,7 +39,7 @@ class Doubled(nn.Linear):
 
 def reason(module):
     """The reason for which ``module`` is left in float beside a layer that is not."""
-    decision = prepare_qat(nn.Sequential(nn.Linear(2, 2), module), QATSpec())["1"]
+    decision = prepare_fake_quant(nn.Sequential(nn.Linear(2, 2), module), QuantSpec())["1"]
     assert decision.scheme is None
     return decision.reason
 
@@ -97,7 +97,7 @@ def test_every_eligible_kind_is_taken():
             "norm": nn.LayerNorm(2),
         }
     )
-    decisions = prepare_qat(model, QATSpec())
+    decisions = prepare_fake_quant(model, QuantSpec())
     assert decisions == {
         **dict.fromkeys(["linear", "one", "two", "three"], Prepared("w8a8-static")),
         "table": Prepared("w8-per-row"),
@@ -106,14 +106,14 @@ def test_every_eligible_kind_is_taken():
 
 def test_rules_choose_and_the_last_wins():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Conv1d(2, 2, 1))
-    spec = QATSpec(
+    spec = QuantSpec(
         default=QuantScheme(reduced_range=True),
         rules=(
             QuantRule("type", "Linear", None),
             QuantRule("name", "1", QuantScheme(per_channel=False, symmetric_input=True)),
         ),
     )
-    assert prepare_qat(model, spec) == {
+    assert prepare_fake_quant(model, spec) == {
         "0": Prepared(None, "left in float by the configuration"),
         "1": Prepared("w8a8-static-per-tensor-symmetric"),
         "2": Prepared("w8a7-static"),
@@ -122,35 +122,35 @@ def test_rules_choose_and_the_last_wins():
 
 
 def test_a_rule_that_names_nothing_is_warned_about():
-    spec = QATSpec(rules=(QuantRule("name", "fc9", None),))
+    spec = QuantSpec(rules=(QuantRule("name", "fc9", None),))
     with pytest.warns(InexactWarning, match="'fc9' matches no module: a pattern must match the whole name"):
-        prepare_qat(nn.Sequential(nn.Linear(2, 2)), spec)
+        prepare_fake_quant(nn.Sequential(nn.Linear(2, 2)), spec)
 
 
 def test_nothing_left_to_quantize_is_an_error():
-    spec = QATSpec(rules=(QuantRule("type", ".*", None),))
+    spec = QuantSpec(rules=(QuantRule("type", ".*", None),))
     with pytest.raises(ConfigError, match=r"all of Sequential in float: 0: left in float by the configuration\."):
-        prepare_qat(nn.Sequential(nn.Linear(2, 2)), spec)
+        prepare_fake_quant(nn.Sequential(nn.Linear(2, 2)), spec)
     with pytest.raises(ConfigError, match="all of LayerNorm in float: it has no module with a matrix weight"):
-        prepare_qat(nn.LayerNorm(2), QATSpec())
+        prepare_fake_quant(nn.LayerNorm(2), QuantSpec())
     many = nn.Sequential(*[nn.Bilinear(1, 1, 1) for _ in range(7)])
     with pytest.raises(ConfigError, match="4: there is no int8 version of Bilinear; and 2 more"):
-        prepare_qat(many, QATSpec())
+        prepare_fake_quant(many, QuantSpec())
 
 
 def test_preparing_twice_is_an_error():
     model = nn.Sequential(nn.Linear(2, 2))
     observed(model, torch.ones(1, 2))
     with pytest.raises(ModelError, match=r"Module '0' is already prepared for quantization. Give one"):
-        prepare_qat(model, QATSpec())
+        prepare_fake_quant(model, QuantSpec())
     convert(model)
     with pytest.raises(ModelError, match="Module '0' is already converted to int8"):
-        prepare_qat(model, QATSpec())
+        prepare_fake_quant(model, QuantSpec())
 
 
 def test_the_root_may_be_a_layer():
     layer = nn.Linear(2, 2)
-    assert prepare_qat(layer, QATSpec()) == {"": Prepared("w8a8-static")}
+    assert prepare_fake_quant(layer, QuantSpec()) == {"": Prepared("w8a8-static")}
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.8."), reason="Dynamo of torch 2.8 fails in autograd functions")
@@ -160,7 +160,7 @@ def test_names_and_ranges_under_wrappers_are_those_of_the_plain_model():
         torch.manual_seed(4)
         model = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU()), nn.Linear(6, 4))
         model[1], model[2] = wrap(model[1]), checkpoint(model[2])
-        decisions = prepare_qat(model, QATSpec(rules=(QuantRule("name", "0", None),)))
+        decisions = prepare_fake_quant(model, QuantSpec(rules=(QuantRule("name", "0", None),)))
         enable_fake_quant(model, observe=True)
         for batch in torch.randn(4, 5, 4):
             model(batch).square().mean().backward()
@@ -182,10 +182,10 @@ def test_names_and_ranges_under_wrappers_are_those_of_the_plain_model():
 def test_layers_with_lora_are_quantized_under_their_own_names_and_the_adapters_are_not():
     peft = pytest.importorskip("peft")
     plain = tiny_bert()
-    expected = prepare_qat(copy.deepcopy(plain), QATSpec())
+    expected = prepare_fake_quant(copy.deepcopy(plain), QuantSpec())
     options = {"target_modules": ["query", "value"], "modules_to_save": ["classifier"], "init_lora_weights": False}
     model = peft.get_peft_model(plain, peft.LoraConfig(**options))
-    assert prepare_qat(model, QATSpec()) == expected
+    assert prepare_fake_quant(model, QuantSpec()) == expected
     enable_fake_quant(model, observe=True)
     ids = torch.randint(64, (2, 8))
     model.train()(ids)
@@ -202,13 +202,13 @@ def test_layers_with_lora_are_quantized_under_their_own_names_and_the_adapters_a
 
 def test_a_module_of_two_names_is_taken_once():
     shared = nn.Linear(2, 2)
-    assert list(prepare_qat(nn.Sequential(shared, shared), QATSpec())) == ["0"]
+    assert list(prepare_fake_quant(nn.Sequential(shared, shared), QuantSpec())) == ["0"]
 
 
 def test_hugging_face_models():
-    bert = prepare_qat(tiny_bert(), QATSpec())
+    bert = prepare_fake_quant(tiny_bert(), QuantSpec())
     assert {decision.scheme for decision in bert.values()} == {"w8a8-static", "w8-per-row"}
-    gpt2 = prepare_qat(tiny_gpt2(), QATSpec())
+    gpt2 = prepare_fake_quant(tiny_gpt2(), QuantSpec())
     assert gpt2["transformer.h.0.attn.c_attn"] == gpt2["lm_head"] == Prepared("w8a8-static")
 
 
@@ -217,7 +217,7 @@ def test_transformer_encoder_of_torch_goes_through_the_modules_in_eval(has_mask)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
     model = nn.TransformerEncoder(layer, 2)
     mask = torch.tensor([[False, False, False], [False, False, True]]) if has_mask else None
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     enable_fake_quant(model, observe=True)
     x = torch.randn(2, 3, 8)
     model.train()(x, src_key_padding_mask=mask)
@@ -234,7 +234,7 @@ def test_transformer_encoder_of_torch_goes_through_the_modules_in_eval(has_mask)
 def test_a_float_transformer_encoder_keeps_its_fast_path():
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 8))
     before = model[0].activation_relu_or_gelu
-    prepare_qat(model, QATSpec(rules=(QuantRule("name", r"0\..*", None),)))
+    prepare_fake_quant(model, QuantSpec(rules=(QuantRule("name", r"0\..*", None),)))
     assert model[0].activation_relu_or_gelu == before != 0
 
 
@@ -243,7 +243,7 @@ def test_a_float_transformer_encoder_keeps_its_fast_path():
 
 def two_layers():
     model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 3))
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     enable_fake_quant(model, observe=True)
     return model
 

@@ -11,9 +11,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from inc_torch.quantizers import QATSpec, QuantScheme, disable_fake_quant, enable_fake_quant, fold_ranges, prepare_qat
+from inc_torch.quantizers import (
+    QuantScheme,
+    QuantSpec,
+    disable_fake_quant,
+    enable_fake_quant,
+    fold_ranges,
+    prepare_fake_quant,
+)
 from inc_torch.quantizers._codes import input_grid, snap, snap_weight
-from inc_torch.quantizers._observer import InputRange
+from inc_torch.quantizers._input_range import InputRange
 from tests.unit.quantizers.models import observed, tiny_gpt2
 
 SCHEMES = {
@@ -70,7 +77,7 @@ def test_convolution_is_the_float_one_on_rounded_operands(make, shape):
 def test_off_is_exactly_float_and_observes_nothing(make, x):
     layer = make()
     expected = layer(x)
-    prepare_qat(layer, QATSpec())
+    prepare_fake_quant(layer, QuantSpec())
     assert torch.equal(layer.train()(x), expected)
     assert (layer._input_range.steps, layer._input_range.pending) == (0, None)
     enable_fake_quant(layer, observe=True)
@@ -81,7 +88,7 @@ def test_off_is_exactly_float_and_observes_nothing(make, x):
 
 def test_unseen_input_passes_and_only_weights_are_rounded():
     layer = nn.Linear(4, 3)
-    prepare_qat(layer, QATSpec())
+    prepare_fake_quant(layer, QuantSpec())
     enable_fake_quant(layer, observe=True)
     x = torch.randn(2, 4)
     assert torch.equal(layer.eval()(x), F.linear(x, snap_weight(layer.weight, 0), layer.bias))
@@ -90,7 +97,7 @@ def test_unseen_input_passes_and_only_weights_are_rounded():
 
 def test_ranges_are_followed_in_training_only_and_only_when_asked():
     layer = nn.Linear(4, 3)
-    prepare_qat(layer, QATSpec())
+    prepare_fake_quant(layer, QuantSpec())
     enable_fake_quant(layer, observe=True)
     layer.train()(torch.ones(2, 4))
     layer.eval()(torch.ones(2, 4) * 9)
@@ -104,7 +111,7 @@ def test_ranges_are_followed_in_training_only_and_only_when_asked():
 
 def test_a_range_takes_effect_at_the_step_after():
     layer = nn.Linear(4, 3)
-    prepare_qat(layer, QATSpec())
+    prepare_fake_quant(layer, QuantSpec())
     enable_fake_quant(layer, observe=True)
     x = torch.randn(2, 4)
     unrounded = F.linear(x, snap_weight(layer.weight, 0), layer.bias)
@@ -121,7 +128,7 @@ def test_a_range_takes_effect_at_the_step_after():
 
 def test_gradients_of_a_linear_layer():
     layer = nn.Linear(6, 3)
-    prepare_qat(layer, QATSpec())
+    prepare_fake_quant(layer, QuantSpec())
     layer._input_range = InputRange(-1.0, 1.0, 1)
     enable_fake_quant(layer, observe=False)
     x = torch.randn(4, 6, requires_grad=True)
@@ -139,7 +146,7 @@ def test_gradients_of_a_linear_layer():
 
 def test_autocast_trains_in_bfloat16():
     model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     enable_fake_quant(model, observe=True)
     x = torch.randn(5, 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -154,7 +161,7 @@ def test_autocast_trains_in_bfloat16():
 
 def test_bfloat16_model_trains():
     model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 4)).bfloat16()
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     enable_fake_quant(model, observe=True)
     y = model(torch.arange(10))
     y.float().square().mean().backward()
@@ -171,7 +178,7 @@ def test_embedding_rounds_rows_and_keeps_torch_semantics(ids, options):
     layer = nn.Embedding(6, 5, **options)
     plain = nn.Embedding(6, 5, **options)
     plain.weight = nn.Parameter(snap_weight(layer.weight, 0))
-    prepare_qat(layer, QATSpec())
+    prepare_fake_quant(layer, QuantSpec())
     enable_fake_quant(layer, observe=True)
     upstream = torch.randn(*ids.shape, 5)
     y, expected = layer(ids), plain(ids)
@@ -186,7 +193,7 @@ def test_embedding_rounds_rows_and_keeps_torch_semantics(ids, options):
 def test_embedding_with_max_norm_shortens_the_rows_it_looks_up(count):
     layer = nn.Embedding(6, 5, max_norm=1.0)
     plain = copy.deepcopy(layer)
-    prepare_qat(layer, QATSpec())
+    prepare_fake_quant(layer, QuantSpec())
     enable_fake_quant(layer, observe=True)
     ids = torch.arange(count) % 2
     assert torch.equal(layer(ids), snap_weight(plain(ids), 0))
@@ -198,7 +205,7 @@ def test_embedding_with_max_norm_shortens_the_rows_it_looks_up(count):
 )
 def test_embedding_of_odd_shapes(ids):
     layer = nn.Embedding(6, 5)
-    prepare_qat(layer, QATSpec())
+    prepare_fake_quant(layer, QuantSpec())
     enable_fake_quant(layer, observe=True)
     assert layer(ids).shape == (*ids.shape, 5)
 
@@ -212,7 +219,7 @@ def test_identity_names_hooks_and_types_stay():
     calls = []
     model[0].register_forward_hook(lambda *_: calls.append("after"))
     model[0].register_forward_pre_hook(lambda *_: calls.append("before"))
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     assert all(now is before for now, before in zip(model.parameters(), parameters, strict=True))
     assert all(now is before for now, before in zip(model.modules(), modules, strict=True))
     assert list(model.state_dict()) == keys
@@ -241,7 +248,7 @@ def test_deepcopy_and_pickle_carry_ranges_apart():
 
 def test_state_dict_goes_both_ways_with_the_float_model():
     model, plain = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     model.load_state_dict(plain.state_dict())
     plain.load_state_dict(model.state_dict())
     assert torch.equal(model[0].weight, plain[0].weight)
@@ -251,7 +258,7 @@ def test_state_dict_goes_both_ways_with_the_float_model():
 def test_checkpointing_gives_the_same_gradients_and_observes_once(reentrant):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6))
-    prepare_qat(model, QATSpec())
+    prepare_fake_quant(model, QuantSpec())
     enable_fake_quant(model, observe=True)
     twin = copy.deepcopy(model)
     x = torch.randn(4, 6, requires_grad=True)
@@ -282,7 +289,7 @@ def test_conv1d_of_transformers_is_rounded_per_output_column():
 
 
 def test_module_has_no_other_attributes():
-    import inc_torch.quantizers._qat_modules as module
+    import inc_torch.quantizers._fake_quant_modules as module
 
     with pytest.raises(AttributeError, match="has no attribute 'QATLinaer'"):
         module.QATLinaer  # noqa: B018

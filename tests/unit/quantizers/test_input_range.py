@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from inc_torch.core.ranks import Ranks
-from inc_torch.quantizers._observer import InputRange, fold_pending
+from inc_torch.quantizers._input_range import InputRange, fold_pending
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,104 @@
+"""Linear layers on int8 codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+import torch.nn.functional as F
+
+from inc_torch.quantizers._codes import InputGrid, decode, dynamic_grid, encode
+from inc_torch.quantizers._int8_module import (
+    NO_POST_OPERATION,
+    PLAIN_OUTPUT,
+    WRITTEN_DTYPES,
+    Int8Operator,
+    Plan,
+    fits_kernel,
+    output_dtype,
+)
+
+__all__ = ["Int8DynamicLinear", "Int8Linear"]
+
+
+class _Int8Linear(Int8Operator):
+    """``y = x @ W.T + b`` on int8 codes of both; the input may have any rank and floating dtype."""
+
+    replaces = "linear"
+    operator_name = "qlinear_pointwise"
+
+    def _multiplied(
+        self,
+        input: torch.Tensor,  # noqa: A002  as in forward
+        dtype: torch.dtype,
+        plan: Plan,
+        grid: InputGrid,
+        shift: torch.Tensor,
+    ) -> torch.Tensor:
+        if plan.packed is None:
+            plan.packed = torch.ops.onednn.qlinear_prepack(plan.weight, None)
+        operator: Callable[..., torch.Tensor] = plan.operator  # type: ignore[assignment]  # see _runs_kernel
+        return operator(
+            encode(input, grid, shift),
+            grid.scale,
+            grid.zero_point,
+            plan.packed,
+            plan.weight_scale,
+            plan.weight_zero_point,
+            plan.bias,
+            *PLAIN_OUTPUT,
+            WRITTEN_DTYPES.get(dtype, dtype),
+            *NO_POST_OPERATION,
+        ).to(dtype)
+
+    def _runs_kernel(self, input: torch.Tensor, dtype: torch.dtype, plan: Plan) -> bool:  # noqa: A002  as in forward
+        return plan.operator is not None and fits_kernel(input, dtype) and input.shape[-1:] == plan.source.shape[1:]
+
+    def _float_operation(self, values: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
+        return F.linear(values, weight, self.bias)
+
+
+@final
+class Int8Linear(_Int8Linear):
+    """`torch.nn.Linear` on int8 codes, with an input range that was observed before."""
+
+    kind = "linear"
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's argument name
+        """Quantize the input, multiply, and return the dtype of the input, or that of autocast."""
+        plan = self._current_plan()
+        dtype = output_dtype(input)
+        values = input if plan.factor is None else self._smoothed(input)
+        if not self._runs_kernel(values, dtype, plan):
+            return self._in_float(values, dtype)
+        return self._multiplied(values, dtype, plan, plan.grid, plan.shift)
+
+
+@final
+class Int8DynamicLinear(_Int8Linear):
+    """`torch.nn.Linear` on int8 codes, with the range of each input taken from the input itself.
+
+    What comes out for one sample depends on what else is in its batch, as the range is that of the whole tensor.
+    """
+
+    kind = "dynamic_linear"
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's argument name
+        """Find the range, quantize the input, multiply, and return the dtype of the input, or that of autocast."""
+        plan = self._current_plan()
+        dtype = output_dtype(input)
+        values = input if plan.factor is None else self._smoothed(input)
+        if not self._runs_kernel(values, dtype, plan):
+            return self._in_float(values, dtype)
+        grid = dynamic_grid(values, plan.scheme)
+        if grid is None:
+            return self._in_float(values, dtype)
+        return self._multiplied(values, dtype, plan, grid, grid.shift)
+
+    def _fixed_grid(self, top: int) -> InputGrid:
+        return InputGrid(1.0, 0, top)
+
+    def _rounded(self, input: torch.Tensor, plan: Plan) -> torch.Tensor:  # noqa: A002  as in forward
+        grid = dynamic_grid(input, plan.scheme)
+        return input.to(torch.float32) if grid is None else decode(encode(input, grid, grid.shift), grid)
