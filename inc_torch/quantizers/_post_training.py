@@ -1,0 +1,166 @@
+"""From what calibration saw to a model that simulates int8, by any recipe and without the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import nn
+
+from inc_torch.core.errors import CalibrationError, InexactWarning
+from inc_torch.core.user_warning import warn_user
+from inc_torch.quantizers._calibration import Calibration, InputRecord
+from inc_torch.quantizers._corrections import weight_correction
+from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
+from inc_torch.quantizers._observers import Levels
+from inc_torch.quantizers._prepare import Prepared, fake_quant_modules
+from inc_torch.quantizers._smoothing import SmoothQuant, apply_smoothing, smoothed_range
+from inc_torch.quantizers._spec import QuantScheme, QuantSpec
+
+__all__ = ["PostTrainingSpec", "realise"]
+
+SHOWN_NAMES = 5
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PostTrainingSpec:
+    """How a trained model is quantized.
+
+    Attributes:
+        quant: Which modules are quantized how.
+        dynamic_where_unseen: Modules that no calibration data reached take dynamic ranges, where they can; otherwise
+            they stay in float.
+        first_in_float: The linear layer or convolution that runs first stays in float.
+        last_in_float: The one that runs last stays in float.
+        smoothing: Moves the difficulty of outlying input channels into weights; None is none.
+        bias_correction: The mean shift of outputs that rounding of weights causes is taken off the bias.
+        weight_correction: Rounded weights keep mean and deviation of each output channel.
+        bfloat16: What stays in float may compute in bfloat16.
+    """
+
+    quant: QuantSpec = QuantSpec()
+    dynamic_where_unseen: bool = False
+    first_in_float: bool = False
+    last_in_float: bool = False
+    smoothing: SmoothQuant | None = None
+    bias_correction: bool = False
+    weight_correction: bool = False
+    bfloat16: bool = False
+
+
+def realise(
+    model: nn.Module,
+    spec: PostTrainingSpec,
+    calibration: Calibration,
+    decisions: Mapping[str, Prepared],
+    alpha: float | str | None = None,
+) -> dict[str, Prepared]:
+    """Set ranges, smoothing and corrections of a prepared model; `convert` makes int8 of it.
+
+    Args:
+        model: Prepared with ``spec.quant``, and calibrated.
+        spec: The recipe.
+        calibration: What the modules with static ranges were fed.
+        decisions: What `prepare_fake_quant` decided.
+        alpha: Of smoothing, instead of what the spec says.
+
+    Returns:
+        The decisions, with what changed.
+
+    Raises:
+        CalibrationError: No module with a static range was reached by the data.
+    """
+    decided = dict(decisions)
+    _treat_unseen(model, spec, calibration, decided)
+    _leave_ends_in_float(model, spec, calibration, decided)
+    smoothed = _smooth(model, spec, calibration, decided, alpha)
+    ranges: dict[tuple[int, QuantScheme], tuple[float, float]] = {}
+    for name, module in fake_quant_modules(model):
+        record = calibration.inputs.get(name)
+        if module.observes and record is not None and name not in smoothed:
+            key = id(record), module.scheme
+            if key not in ranges:
+                ranges[key] = _observed_range(record, module.scheme)
+            module.set_range(*ranges[key])
+        if spec.weight_correction and module.has_input_grid:
+            _correct_weight(module)
+        if spec.bias_correction and record is not None:
+            _correct_bias(module, record)
+    return decided
+
+
+def _treat_unseen(
+    model: nn.Module, spec: PostTrainingSpec, calibration: Calibration, decided: dict[str, Prepared]
+) -> None:
+    observing = {name: module for name, module in fake_quant_modules(model) if module.observes}
+    unseen = {name: module for name, module in observing.items() if name not in calibration.inputs}
+    if observing and len(unseen) == len(observing) and not spec.dynamic_where_unseen:
+        message = (
+            f"No calibration data reached any of the {len(observing)} modules to quantize, such as "
+            f"{next(iter(unseen))!r}: expected a calib_dataloader or calib_func that runs the model it is given."
+        )
+        raise CalibrationError(message)
+    in_float = []
+    for name, module in unseen.items():
+        if spec.dynamic_where_unseen and module.can_be_dynamic:
+            scheme = replace(module.scheme, dynamic=True)
+            module.set_scheme(scheme)
+            decided[name] = Prepared(module.name_of(scheme), "no calibration data reached it: dynamic range")
+        else:
+            module.restore()
+            decided[name] = Prepared(None, "no calibration data reached it")
+            in_float.append(name)
+    if in_float:
+        shown = ", ".join(map(repr, in_float[:SHOWN_NAMES]))
+        more = f" and {len(in_float) - SHOWN_NAMES} more" if len(in_float) > SHOWN_NAMES else ""
+        message = f"No calibration data reached {shown}{more}: left in float, as no range of its inputs is known."
+        warn_user(message, InexactWarning)
+
+
+def _leave_ends_in_float(
+    model: nn.Module, spec: PostTrainingSpec, calibration: Calibration, decided: dict[str, Prepared]
+) -> None:
+    modules = {name: module for name, module in fake_quant_modules(model) if module.has_input_grid}
+    order = [name for name in calibration.inputs if name in modules] or list(modules)
+    ends = {
+        "first_conv_or_matmul_quantization": order[:1] if spec.first_in_float else [],
+        "last_conv_or_matmul_quantization": order[-1:] if spec.last_in_float else [],
+    }
+    for recipe, names in ends.items():
+        for name in names:
+            if decided[name].scheme is not None:
+                modules[name].restore()
+                decided[name] = Prepared(None, f"left in float by the recipe {recipe}=False")
+
+
+def _smooth(
+    model: nn.Module,
+    spec: PostTrainingSpec,
+    calibration: Calibration,
+    decided: dict[str, Prepared],
+    alpha: float | str | None,
+) -> set[str]:
+    """Smooth and set the ranges of smoothed modules; returns their names."""
+    raise NotImplementedError
+
+
+def _observed_range(record: InputRecord, scheme: QuantScheme) -> tuple[float, float]:
+    levels = Levels(0, scheme.top, scheme.symmetric_input)
+    low, high = scheme.input_observer.range(record.tensor, levels)
+    return low.item(), high.item()
+
+
+def _correct_weight(module: FakeQuantModule) -> None:
+    raise NotImplementedError
+
+
+def _correct_bias(module: FakeQuantModule, record: InputRecord) -> None:
+    """Take the mean of ``(W' - W) x`` off each output, from the mean of ``x``.
+
+    Reference: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv:1906.04721,
+    section 4.2, with measured means instead of those of BatchNorm.
+    """
+    raise NotImplementedError
