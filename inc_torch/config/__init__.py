@@ -9,6 +9,7 @@ from __future__ import annotations
 from inc_torch.config._base import Config
 from inc_torch.config._criteria import AccuracyCriterion, TuningCriterion
 from inc_torch.config._distillation import DistillationConfig, KnowledgeDistillationLossConfig
+from inc_torch.config._post_training import PostTrainingQuantConfig
 from inc_torch.config._pruning import WeightPruningConfig
 from inc_torch.config._quantization import QuantizationAwareTrainingConfig
 from inc_torch.config._read import read_configs
@@ -21,6 +22,7 @@ __all__ = [
     "FrozenConfigError",
     "KnowledgeDistillationLoss",
     "KnowledgeDistillationLossConfig",
+    "PostTrainingQuantConfig",
     "QuantizationAwareTrainingConfig",
     "TuningCriterion",
     "WeightPruningConfig",

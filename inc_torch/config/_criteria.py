@@ -98,6 +98,24 @@ class AccuracyCriterion(Config):
         """The tolerable loss if it is absolute, else None."""
         return self.tolerable_loss if self.criterion == "absolute" else None
 
+    def target(self, baseline: float) -> float:
+        """The worst score that is still good enough, given that of the float model.
+
+        A relative loss is a share of ``|baseline|``, so that a negative baseline does not turn it into a gain (INC
+        2.6.1 multiplies with the signed baseline).
+
+        Example:
+            >>> AccuracyCriterion(tolerable_loss=0.5).target(-2.0)
+            -3.0
+        """
+        loss = self.tolerable_loss * (abs(baseline) if self.criterion == "relative" else 1.0)
+        return baseline - loss if self.higher_is_better else baseline + loss
+
+    def is_met(self, score: float, baseline: float) -> bool:
+        """Whether a score is good enough; the target itself is (INC 2.6.1: not where lower is better)."""
+        target = self.target(baseline)
+        return score >= target if self.higher_is_better else score <= target
+
 
 @final
 @config
@@ -137,11 +155,11 @@ ACCURACY = instance_of(AccuracyCriterion)
 TUNING = instance_of(TuningCriterion)
 
 
-def relative_loss(criterion: AccuracyCriterion, loss: float) -> AccuracyCriterion:
+def relative_loss(criterion: AccuracyCriterion, loss: object) -> AccuracyCriterion:
     """A copy of ``criterion`` that tolerates a relative loss."""
     return criterion.replace(criterion="relative", tolerable_loss=loss)
 
 
-def absolute_loss(criterion: AccuracyCriterion, loss: float) -> AccuracyCriterion:
+def absolute_loss(criterion: AccuracyCriterion, loss: object) -> AccuracyCriterion:
     """A copy of ``criterion`` that tolerates an absolute loss."""
     return criterion.replace(criterion="absolute", tolerable_loss=loss)

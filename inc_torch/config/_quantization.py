@@ -28,7 +28,7 @@ _LATER_BACKENDS = {"ipex": " It comes with a later version of inc_torch; use 'de
 _LEVELS = ("auto", 0, 1)
 
 
-def _backend(value: object, place: Place) -> str:
+def check_backend(value: object, place: Place) -> str:
     name = text(value, place)
     if name in _LATER_BACKENDS:
         raise place.error(value, "'default'", _LATER_BACKENDS[name])
@@ -37,7 +37,7 @@ def _backend(value: object, place: Place) -> str:
     return name
 
 
-def _level(value: object, place: Place) -> Literal["auto", 0, 1]:
+def check_level(value: object, place: Place) -> Literal["auto", 0, 1]:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise place.type_error(value, "'auto', 0 or 1")
     if value == "auto":
@@ -103,7 +103,7 @@ class QuantizationAwareTrainingConfig(Config):
     )
 
     device: str = option(choice(("cpu", "gpu", "npu", "xpu")), default="cpu")
-    backend: str = option(_backend, default="default")
+    backend: str = option(check_backend, default="default")
     inputs: Sequence[str] = option(names, default=())
     outputs: Sequence[str] = option(names, default=())
     op_type_dict: Mapping[str, object] | None = option(check_rules(TRAINING), default=FrozenDict())
@@ -112,7 +112,7 @@ class QuantizationAwareTrainingConfig(Config):
     model_name: str = option(text, default="")
     quant_format: str = option(choice(("default", "QDQ", "QOperator")), default="default")
     excluded_precisions: Sequence[str] = option(list_of("a list of precisions", choice(("bf16", "fp16"))), default=())
-    quant_level: Literal["auto", 0, 1] = option(_level, default="auto")
+    quant_level: Literal["auto", 0, 1] = option(check_level, default="auto")
     accuracy_criterion: AccuracyCriterion = option(ACCURACY, default=AccuracyCriterion())
     tuning_criterion: TuningCriterion = option(TUNING, default=TuningCriterion())
     _: KW_ONLY

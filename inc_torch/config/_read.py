@@ -11,6 +11,7 @@ from torch import nn
 
 from inc_torch.config._base import Config
 from inc_torch.config._distillation import DistillationConfig
+from inc_torch.config._post_training import PostTrainingQuantConfig
 from inc_torch.config._pruning import WeightPruningConfig
 from inc_torch.config._quantization import QuantizationAwareTrainingConfig
 from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
@@ -18,7 +19,13 @@ from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
 __all__ = ["read_configs"]
 
 _KINDS: dict[str, type[Config]] = {
-    kind.__name__: kind for kind in (WeightPruningConfig, QuantizationAwareTrainingConfig, DistillationConfig)
+    kind.__name__: kind
+    for kind in (
+        WeightPruningConfig,
+        QuantizationAwareTrainingConfig,
+        DistillationConfig,
+        PostTrainingQuantConfig,
+    )
 }
 _FORM = "a mapping such as {WeightPruningConfig: {target_sparsity: 0.8}}, or a list of them"
 

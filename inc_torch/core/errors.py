@@ -84,6 +84,14 @@ class InexactWarning(IncTorchWarning):
     """The result differs from what was asked for."""
 
 
+class GoalMissedError(IncTorchError, RuntimeError):
+    """A compressed model lost more accuracy than was allowed, and ``on_miss="raise"`` was asked for."""
+
+
+class GoalMissedWarning(InexactWarning):
+    """A compressed model lost more accuracy than was allowed; it was returned all the same."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest known name, or an empty string.
 

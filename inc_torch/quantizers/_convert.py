@@ -20,7 +20,7 @@ from inc_torch.quantizers._int8_modules import INT8_CLASSES, int8_class
 from inc_torch.quantizers._prepare import fake_quant_modules, fold_ranges
 from inc_torch.quantizers._scheme_names import is_scheme_name
 
-__all__ = ["convert", "describe_int8", "int8_kernels", "rebuild_int8"]
+__all__ = ["convert", "convert_calibrated", "describe_int8", "int8_kernels", "rebuild_int8"]
 
 SHOWN_NAMES: Final = 5
 DESCRIPTION_KEYS: Final = frozenset({"kind", "scheme", "shape", "bias", "smoothed"})
@@ -57,13 +57,23 @@ def convert(model: nn.Module, ranks: Ranks | None = None) -> None:
         >>> {name: (tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items()}["0.qweight"]
         ((2, 4), 'torch.int8')
     """
+    fold_ranges(model, ranks)
+    convert_calibrated(model)
+
+
+def convert_calibrated(model: nn.Module) -> None:
+    """Do what `convert` does where ranges are known and nothing is pending: a collective only if it is sharded.
+
+    Raises:
+        ModelError: There is nothing to convert, or the model cannot be made plain, see `require_unshardable`.
+        CalibrationError: No input range of a module is known. The model is then unchanged.
+    """
     modules = dict(fake_quant_modules(model))
     if not modules:
         message = (
             f"{type(model).__name__} has nothing to convert: prepare it with prepare_fake_quant, train, convert once."
         )
         raise ModelError(message)
-    fold_ranges(model, ranks)
     if unseen := [name for name, module in modules.items() if module.needs_range]:
         raise CalibrationError(_unseen_message(unseen))
     require_unshardable(model)

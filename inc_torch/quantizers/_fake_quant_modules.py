@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from inc_torch.core.sharding import exchange_class, whole
-from inc_torch.quantizers._codes import InputGrid, dynamic_grid, quantize_weight
+from inc_torch.quantizers._codes import InputGrid, dynamic_grid, quantize_weight, snap_weight
+from inc_torch.quantizers._corrections import weight_correction
 from inc_torch.quantizers._fake_quant import fake_quantize_input, fake_quantize_input_traced, fake_quantize_weight
 from inc_torch.quantizers._input_range import InputRange
 from inc_torch.quantizers._scheme_names import ROWS, scheme_name
@@ -43,6 +44,7 @@ class FakeQuantModule(nn.Module):
     _fake_quant: bool
     _observing: bool
     _smoothing: torch.Tensor | None
+    _corrects_weight: bool
     _bias_correction: torch.Tensor | None
 
     @classmethod
@@ -54,12 +56,13 @@ class FakeQuantModule(nn.Module):
             _fake_quant=False,
             _observing=False,
             _smoothing=None,
+            _corrects_weight=False,
             _bias_correction=None,
         )
 
     def release(self) -> None:
         """Take away what `adopt` added, before the class is exchanged again."""
-        for name in ("_input_range", "_fake_quant", "_observing", "_smoothing", "_bias_correction"):
+        for name in ("_input_range", "_fake_quant", "_observing", "_smoothing", "_corrects_weight", "_bias_correction"):
             del self.__dict__[name]
 
     @classmethod
@@ -107,6 +110,16 @@ class FakeQuantModule(nn.Module):
         """Where the weight lies between forwards."""
         return self.get_parameter("weight").device
 
+    def set_scheme(self, scheme: QuantScheme) -> None:
+        """Quantize in another way; what was known of the range is forgotten."""
+        self._input_range = InputRange(scheme=scheme)
+
+    def restore(self) -> None:
+        """Become the float module again that `adopt` took."""
+        original = next(base for base in type(self).__mro__ if fake_quant_class(base) is not None)
+        self.release()
+        exchange_class(self, original)
+
     def set_range(self, low: float, high: float) -> None:
         """Fix the range of inputs; it contains 0."""
         self._input_range = InputRange(low, high, 1, scheme=self.scheme)
@@ -124,6 +137,10 @@ class FakeQuantModule(nn.Module):
         """
         self._smoothing = scale
 
+    def correct_weight(self, on: bool) -> None:
+        """Let rounded weights keep mean and deviation of each output channel, see `weight_correction`."""
+        self._corrects_weight = on
+
     def correct_bias(self, correction: torch.Tensor | None) -> None:
         """Add ``correction`` [out] to the bias, also where there is none; None ends that."""
         self._bias_correction = correction
@@ -140,7 +157,12 @@ class FakeQuantModule(nn.Module):
         return values if grid is None else fake_quantize_input(values, grid)
 
     def _rounded_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        return fake_quantize_weight(self._smoothed(weight), self.weight_axis, self.scheme.weight_bits)
+        return self._rounded_along(self._smoothed(weight), self.weight_axis, self.output_axis)
+
+    def _rounded_along(self, weight: torch.Tensor, axis: int | None, outputs: int) -> torch.Tensor:
+        if self._corrects_weight:
+            weight = weight_correction(weight, snap_weight(weight, axis, self.scheme.weight_bits), outputs)
+        return fake_quantize_weight(weight, axis, self.scheme.weight_bits)
 
     def _smoothed(self, weight: torch.Tensor) -> torch.Tensor:
         return weight if self._smoothing is None else weight * self._along_weight(self._smoothing).to(weight.dtype)
@@ -162,9 +184,20 @@ class FakeQuantModule(nn.Module):
 
     def int8_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes, `arranged`, and scales [out] of the weights as they are now; a collective if it is sharded."""
-        weight = self.arranged(self, self._smoothed(whole(self.get_parameter("weight")).detach()))
-        codes, scale = quantize_weight(weight, 0 if self.scheme.per_channel else None, self.scheme.weight_bits)
+        codes, scale = quantize_weight(self.effective_weight(), self._scale_axis, self.scheme.weight_bits)
         return codes.contiguous(), scale.flatten().expand(len(codes)).contiguous()
+
+    def effective_weight(self) -> torch.Tensor:
+        """The float weight that codes are made of: `arranged`, smoothed and corrected."""
+        weight = self.arranged(self, self._smoothed(whole(self.get_parameter("weight")).detach()))
+        if not self._corrects_weight:
+            return weight
+        return weight_correction(weight, snap_weight(weight, self._scale_axis, self.scheme.weight_bits), 0)
+
+    @property
+    def _scale_axis(self) -> int | None:
+        """The axis of the `arranged` weight that has a scale for each slice."""
+        return 0 if self.scheme.per_channel else None
 
 
 _NORM_EPSILON = 1e-7
@@ -281,7 +314,7 @@ class _FakeQuantConvTranspose(FakeQuantModule):
             return super()._rounded_weight(weight)
         # Output channels lie along two axes: the groups within the first one, and the second.
         inputs, outputs, *kernel = weight.shape
-        arranged = fake_quantize_weight(self.arranged(self, self._smoothed(weight)), 0, self.scheme.weight_bits)
+        arranged = self._rounded_along(self.arranged(self, self._smoothed(weight)), 0, 0)
         grouped = arranged.view(self.groups, outputs, inputs // self.groups, *kernel)
         return grouped.transpose(1, 2).reshape(weight.shape)
 

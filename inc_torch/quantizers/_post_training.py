@@ -12,12 +12,11 @@ from torch import nn
 from inc_torch.core.errors import CalibrationError, InexactWarning
 from inc_torch.core.user_warning import warn_user
 from inc_torch.quantizers._calibration import Calibration, InputRecord
-from inc_torch.quantizers._corrections import weight_correction
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._observers import Levels
 from inc_torch.quantizers._prepare import Prepared, fake_quant_modules
 from inc_torch.quantizers._smoothing import SmoothQuant, apply_smoothing, smoothed_range
-from inc_torch.quantizers._spec import QuantScheme, QuantSpec
+from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec
 
 __all__ = ["PostTrainingSpec", "realise"]
 
@@ -85,8 +84,7 @@ def realise(
             if key not in ranges:
                 ranges[key] = _observed_range(record, module.scheme)
             module.set_range(*ranges[key])
-        if spec.weight_correction and module.has_input_grid:
-            _correct_weight(module)
+        module.correct_weight(spec.weight_correction and module.has_input_grid)
         if spec.bias_correction and record is not None:
             _correct_bias(module, record)
     return decided
@@ -111,7 +109,7 @@ def _treat_unseen(
             decided[name] = Prepared(module.name_of(scheme), "no calibration data reached it: dynamic range")
         else:
             module.restore()
-            decided[name] = Prepared(None, "no calibration data reached it")
+            decided[name] = Prepared(None, "no calibration data reached it", FloatType.FLOAT32)
             in_float.append(name)
     if in_float:
         shown = ", ".join(map(repr, in_float[:SHOWN_NAMES]))
@@ -133,7 +131,7 @@ def _leave_ends_in_float(
         for name in names:
             if decided[name].scheme is not None:
                 modules[name].restore()
-                decided[name] = Prepared(None, f"left in float by the recipe {recipe}=False")
+                decided[name] = Prepared(None, f"left in float by the recipe {recipe}=False", FloatType.FLOAT32)
 
 
 def _smooth(
@@ -153,14 +151,22 @@ def _observed_range(record: InputRecord, scheme: QuantScheme) -> tuple[float, fl
     return low.item(), high.item()
 
 
-def _correct_weight(module: FakeQuantModule) -> None:
-    raise NotImplementedError
-
-
 def _correct_bias(module: FakeQuantModule, record: InputRecord) -> None:
     """Take the mean of ``(W' - W) x`` off each output, from the mean of ``x``.
 
     Reference: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv:1906.04721,
     section 4.2, with measured means instead of those of BatchNorm.
     """
-    raise NotImplementedError
+    mean = record.window_mean
+    if mean is None:
+        return
+    weight = module.effective_weight()
+    codes, scale = module.int8_weight()
+    rounded = codes.float() * scale.view(-1, *[1] * (codes.dim() - 1))
+    if module.smoothing is not None:
+        mean = mean / module.smoothing.double().view(-1, *[1] * (mean.dim() - 1))
+    outputs, inputs = weight.shape[:2]
+    groups = len(mean) // inputs
+    shift = (weight.double() - rounded.double()).view(groups, outputs // groups, -1)
+    correction = (shift @ mean.to(shift.device).reshape(groups, -1, 1)).flatten()
+    module.correct_bias(correction.to(torch.float32))

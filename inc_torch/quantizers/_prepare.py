@@ -38,10 +38,13 @@ class Prepared(NamedTuple):
     Attributes:
         scheme: ``"w8a8-static"`` and the like; None if it stays in float.
         reason: Why it stays in float; None if it does not.
+        float_type: What it is to compute in, if it stays in float because somebody asked for that; None if there is
+            no int8 version of it.
     """
 
     scheme: str | None
     reason: str | None = None
+    float_type: FloatType | None = None
 
 
 def prepare_fake_quant(model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]:
@@ -93,7 +96,7 @@ def _decide(name: str, module: nn.Module, spec: QuantSpec) -> Prepared:
     if reason is not None or kind is None:
         return Prepared(None, reason)
     if isinstance(treatment, FloatType):
-        return Prepared(None, f"left in {treatment.value} by the configuration")
+        return Prepared(None, f"left in {treatment.value} by the configuration", treatment)
     if treatment.dynamic and not kind.can_be_dynamic:
         return Prepared(None, f"{own.__name__} has no int8 version with dynamic ranges")
     return Prepared(kind.name_of(treatment))

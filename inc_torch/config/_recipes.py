@@ -1,0 +1,126 @@
+"""The recipes of post-training quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from inc_torch.config._checks import Check, Place, choice, flag, items_of, list_of, mapping, number, optional, text
+from inc_torch.config._readonly import FrozenDict
+from inc_torch.quantizers import SmoothQuant
+
+__all__ = ["DEFAULT_RECIPES", "WITHOUT_EFFECT", "check_recipes", "smoothing_of"]
+
+_GRAPH_LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
+_share = number("a number in [0, 1]", lambda x: 0 <= x <= 1)
+
+
+def _alpha(value: object, place: Place) -> float | tuple[float, ...] | str:
+    """How much of the difficulty goes from inputs into weights: a number, several to choose from, or "auto"."""
+    if value == "auto":
+        return "auto"
+    if isinstance(value, str):
+        raise place.error(value, "a number in [0, 1], a list of them, or 'auto'")
+    if not isinstance(value, (list, tuple)):
+        return _share(value, place)
+    if not value:
+        raise place.error(value, "at least one number in [0, 1]")
+    return tuple(_share(entry, place.item(index)) for index, entry in enumerate(value))
+
+
+_AUTO_ALPHA: Mapping[str, Check[object]] = {
+    "alpha_min": _share,
+    "alpha_max": _share,
+    "alpha_step": number("a number in (0, 1]", lambda x: 0 < x <= 1),
+    "shared_criterion": choice(("mean", "min", "max")),
+    "do_blockwise": flag,
+    "init_alpha": _share,
+    "enable_blockwise_loss": flag,
+    "n_samples": number("a number of samples above 0", lambda x: x >= 1),
+}
+
+
+def _options(checks: Mapping[str, Check[object]]) -> Check[FrozenDict]:
+    def check(value: object, place: Place) -> FrozenDict:
+        entries = items_of(value, place, "a dict", tuple(checks))
+        return FrozenDict({key: checks[key](entry, place.item(key)) for key, entry in entries.items()})
+
+    return check
+
+
+_SMOOTH_QUANT: Mapping[str, Check[object]] = {
+    "alpha": _alpha,
+    "folding": optional(flag),
+    "default_alpha": _share,
+    "auto_alpha_args": _options(_AUTO_ALPHA),
+    "weight_clip": flag,
+}
+
+_CHECKS: Mapping[str, tuple[Check[object], object]] = {
+    "smooth_quant": (flag, False),
+    "smooth_quant_args": (_options(_SMOOTH_QUANT), {}),
+    "layer_wise_quant": (flag, False),
+    "layer_wise_quant_args": (mapping, {}),
+    "fast_bias_correction": (flag, False),
+    "weight_correction": (flag, False),
+    "first_conv_or_matmul_quantization": (flag, True),
+    "last_conv_or_matmul_quantization": (flag, True),
+    "pre_post_process_quantization": (flag, True),
+    "gemm_to_matmul": (flag, True),
+    "graph_optimization_level": (optional(choice(_GRAPH_LEVELS)), None),
+    "add_qdq_pair_to_weight": (flag, False),
+    "optypes_to_exclude_output_quant": (list_of("a list of operator types", text), ()),
+    "dedicated_qdq_pair": (flag, False),
+    "rtn_args": (mapping, {}),
+    "awq_args": (mapping, {}),
+    "gptq_args": (mapping, {}),
+    "teq_args": (mapping, {}),
+    "autoround_args": (mapping, {}),
+}
+"""By recipe: its check and its default."""
+
+DEFAULT_RECIPES = FrozenDict({name: default for name, (_, default) in _CHECKS.items()})
+
+WITHOUT_EFFECT: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "pre_post_process_quantization",
+            "gemm_to_matmul",
+            "graph_optimization_level",
+            "add_qdq_pair_to_weight",
+            "optypes_to_exclude_output_quant",
+            "dedicated_qdq_pair",
+        ),
+        "it speaks of ONNX graphs",
+    ),
+    **dict.fromkeys(
+        ("rtn_args", "awq_args", "gptq_args", "teq_args", "autoround_args"), "it belongs to approach='weight_only'"
+    ),
+    "layer_wise_quant_args": "smoothing is asked for by smooth_quant",
+}
+"""Recipes that change nothing here, and why."""
+
+
+def check_recipes(value: object, place: Place) -> FrozenDict:
+    """Check recipes and complete them: every recipe has a value afterwards."""
+    given = {} if value is None else items_of(value, place, "a dict of recipes", tuple(_CHECKS))
+    return FrozenDict(
+        {
+            name: default if given.get(name) is None else check(given[name], place.item(name))
+            for name, (check, default) in _CHECKS.items()
+        }
+    )
+
+
+def smoothing_of(recipes: FrozenDict) -> SmoothQuant | None:
+    """What the recipes say of smoothing, or None."""
+    if not recipes.smooth_quant:
+        return None
+    arguments: FrozenDict = recipes.smooth_quant_args
+    auto = arguments.get("auto_alpha_args", FrozenDict())
+    options: dict[str, object] = {
+        name: arguments[name] for name in ("alpha", "folding", "default_alpha") if arguments.get(name) is not None
+    }
+    if isinstance(auto, Mapping):
+        names = ("alpha_min", "alpha_max", "alpha_step", "shared_criterion", "do_blockwise")
+        options |= {name: auto[name] for name in names if name in auto}
+    return SmoothQuant(**options)  # type: ignore[arg-type]  # checked above

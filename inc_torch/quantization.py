@@ -1,0 +1,338 @@
+"""Post-training quantization: `fit` returns an int8 copy of a trained model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from inc_torch.config import AccuracyCriterion, PostTrainingQuantConfig, read_configs
+from inc_torch.core.batches import evaluate, feed
+from inc_torch.core.borrowing import borrowing_copy, own_parameters_
+from inc_torch.core.errors import (
+    CalibrationError,
+    ConfigError,
+    ConfigTypeError,
+    GoalMissedError,
+    GoalMissedWarning,
+    InexactWarning,
+    ModelError,
+    did_you_mean,
+)
+from inc_torch.core.names import named_layers, unwrapped
+from inc_torch.core.report import CompressionReport, Finding
+from inc_torch.core.user_warning import warn_user
+from inc_torch.export import adorn, attach_report, attached_report
+from inc_torch.metric import metric_of
+from inc_torch.precision import can_compute_in_bfloat16, compute_in_bfloat16, has_bfloat16
+from inc_torch.quantizers import (
+    Calibration,
+    FloatType,
+    Prepared,
+    calibrate,
+    convert_calibrated,
+    enable_fake_quant,
+    fake_quant_modules,
+    prepare_fake_quant,
+    realise,
+)
+
+__all__ = ["fit"]
+
+logger = logging.getLogger("inc_torch.quantization")
+
+Score = Callable[[nn.Module], float]
+
+
+def fit(
+    model: nn.Module,
+    conf: PostTrainingQuantConfig | None = None,
+    calib_dataloader: Iterable[Any] | None = None,
+    calib_func: Callable[[nn.Module], object] | None = None,
+    eval_func: Callable[[nn.Module], float] | None = None,
+    eval_dataloader: Iterable[Any] | None = None,
+    eval_metric: object = None,
+    *,
+    config: PostTrainingQuantConfig | None = None,
+    inplace: bool = False,
+    **unknown: object,
+) -> nn.Module | None:
+    """Quantize a trained model to int8; the model that is given stays as it is.
+
+    Linear, convolution and embedding modules change their class in a copy that borrows the weights, so that at no time
+    more than one layer's weights are held in float twice. One pass over the calibration data collects statistics,
+    from which every range and correction is computed. What stays in float is in the report, with the reason.
+
+    Args:
+        model: Any module; what wraps it (torch.compile, DDP) is left behind.
+        conf: What to do; by default static int8.
+        calib_dataloader: Batches for ranges of inputs: tensors, dicts, tuples of inputs, or ``(input, label)``.
+            Static quantization needs it, or ``calib_func``.
+        calib_func: Runs the model that it is given on data of its own; preferred to ``calib_dataloader``.
+        eval_func: Returns the accuracy of the model that it is given.
+        eval_dataloader: Labelled batches to evaluate on, together with ``eval_metric``.
+        eval_metric: A `Metric`, a dict such as ``{"topk": 1}``, or an object with ``reset``, ``update``, ``result``.
+        config: The same as ``conf``.
+        inplace: Change the model itself instead of a copy.
+        **unknown: Refused; there to say what was meant.
+
+    Returns:
+        The int8 model, with ``save`` and ``report``. None only if accuracy was evaluated, missed its goal, and
+        ``TuningCriterion(on_miss="none")`` asks for None.
+
+    Raises:
+        ConfigError: An argument is wrong, or the configuration fits no layer.
+        CalibrationError: There is no calibration data, or it is not finite.
+        ModelError: The model cannot be quantized or copied.
+        GoalMissedError: The accuracy goal was missed and ``on_miss="raise"``.
+
+    Example:
+        >>> from inc_torch import PostTrainingQuantConfig, quantization
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> batches = [torch.randn(4, 8) for _ in range(8)]
+        >>> quantized = quantization.fit(model, PostTrainingQuantConfig(), calib_dataloader=batches)
+        >>> type(quantized[0]).__name__, type(model[0]).__name__
+        ('Int8Linear', 'Linear')
+    """
+    given = _config_of(conf, config)
+    if unknown:
+        name = next(iter(unknown))
+        message = f"quantization.fit has no argument {name!r}.{did_you_mean(name, fit.__annotations__)}"
+        raise ConfigTypeError(message)
+    source = _model_of(model)
+    _check_feasible(source, given)
+    score = _score_of(source, eval_func, eval_dataloader, eval_metric)
+    baseline = None if score is None else _scored(source, score)
+    job = _Job(source, given, inplace)
+    job.calibrate(calib_dataloader, calib_func)
+    if score is None or baseline is None:
+        return job.finished()
+    return _judged(job, score, baseline, given)
+
+
+@final
+class _Job:
+    """One quantization: a prepared model, what calibration saw, and the way to a finished one.
+
+    Attributes:
+        model: Prepared: computes in float until it is realised.
+    """
+
+    def __init__(self, source: nn.Module, config: PostTrainingQuantConfig, inplace: bool) -> None:
+        self.spec = config.to_spec()
+        self._source = source
+        self._samples = config.calibration_sampling_size[0]
+        self._calibration = Calibration()
+        self.model = source if inplace else borrowing_copy(source)
+        self.model.eval()
+        self._decisions = prepare_fake_quant(self.model, self.spec.quant)
+
+    def calibrate(self, dataloader: Iterable[Any] | None, function: Callable[[nn.Module], object] | None) -> None:
+        """Run the data through the prepared model, once; nothing is done where no range has to be known."""
+        observing = [name for name, module in fake_quant_modules(self.model) if module.observes]
+        if not observing or (dataloader is None and function is None and self.spec.dynamic_where_unseen):
+            return
+        if dataloader is None and function is None:
+            message = (
+                f"Static quantization of {len(observing)} modules, such as {observing[0]!r}, needs the ranges of their "
+                "inputs: expected a calib_dataloader or a calib_func, got neither. Without data: approach='dynamic'."
+            )
+            raise CalibrationError(message)
+        with torch.no_grad():
+            if function is not None:
+                self._calibration = calibrate(self.model, lambda: _call(function, self.model), keep=self.spec.kept_samples)
+            elif dataloader is not None:
+                self._calibration = calibrate(
+                    self.model, lambda: _feed(self.model, dataloader, self._samples), keep=self.spec.kept_samples
+                )
+
+    def simulated(self, alpha: float) -> nn.Module:
+        """A copy that computes what the finished model with this ``alpha`` of smoothing would."""
+        model = borrowing_copy(self.model)
+        realise(model, self.spec, self._calibration, self._decisions, alpha)
+        enable_fake_quant(model, observe=False)
+        return model
+
+    def finished(self, alpha: float | None = None) -> nn.Module:
+        """The int8 model, with its report; the job is over."""
+        earlier = attached_report(self.model)
+        decisions = realise(self.model, self.spec, self._calibration, self._decisions, alpha)
+        convert_calibrated(self.model)
+        decisions = _with_bfloat16(self.model, decisions, allowed=self.spec.bfloat16)
+        own_parameters_(self.model, self._source)
+        adorn(self.model)
+        findings = [Finding(name, scheme=made.scheme, note=made.reason) for name, made in decisions.items()]
+        before = () if earlier is None else earlier.findings()
+        attach_report(self.model, CompressionReport.measure(self.model, [*before, *findings]))
+        return self.model
+
+
+def _config_of(conf: object, config: object) -> PostTrainingQuantConfig:
+    if conf is not None and config is not None:
+        message = "quantization.fit got both conf and config: they are the same argument. Leave one out."
+        raise ConfigError(message)
+    given = conf if config is None else config
+    if given is None:
+        return PostTrainingQuantConfig()
+    if isinstance(given, nn.Module):
+        message = "quantization.fit got a model as conf: expected fit(model, conf, ...)."
+        raise ConfigTypeError(message)
+    configs = read_configs(given)
+    if len(configs) != 1 or not isinstance(configs[0], PostTrainingQuantConfig):
+        shown = ", ".join(type(entry).__name__ for entry in configs)
+        message = f"quantization.fit got conf of type {shown or 'nothing'}: expected one PostTrainingQuantConfig."
+        raise ConfigTypeError(message)
+    return configs[0]
+
+
+def _model_of(model: object) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        message = f"quantization.fit got a model of type {type(model).__name__}: expected a torch.nn.Module."
+        raise ConfigTypeError(message)
+    return unwrapped(model)
+
+
+_DEVICES = {"gpu": "cuda", "xpu": "xpu", "npu": "npu"}
+
+
+def _check_feasible(model: nn.Module, config: PostTrainingQuantConfig) -> None:
+    """Refuse what cannot work, and warn of what has no effect, before any work is done."""
+    if config.is_weight_only:
+        message = (
+            "PostTrainingQuantConfig.approach='weight_only' comes with a later version of inc_torch: use 'dynamic', "
+            "which needs no data either."
+        )
+        raise ConfigError(message)
+    places = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    if "meta" in places:
+        message = (
+            f"{type(model).__name__} has weights on the meta device, which holds no values: expected a loaded model."
+        )
+        raise ModelError(message)
+    wanted = _DEVICES.get(config.device)
+    if wanted is not None and wanted not in places:
+        found = ", ".join(sorted(places)) or "no device"
+        message = (
+            f"PostTrainingQuantConfig.device={config.device!r}, but {type(model).__name__} is on {found}: a model is "
+            f"quantized where it is. Move it there with model.to({wanted!r}), or leave device out."
+        )
+        raise ConfigError(message)
+    for recipe, reason in config.idle_recipes().items():
+        warn_user(f"The recipe {recipe!r} has no effect: {reason}.", InexactWarning)
+
+
+def _call(function: Callable[[nn.Module], object], model: nn.Module) -> None:
+    function(model)
+
+
+def _feed(model: nn.Module, dataloader: Iterable[Any], samples: int) -> None:
+    """Run batches until at least ``samples`` samples went through."""
+    seen = batches = 0
+    for batch in progress(dataloader, "Calibrating", samples):
+        inputs, _ = split(batch, model)
+        run(model, inputs)
+        seen += count_samples(inputs)
+        batches += 1
+        if seen >= samples:
+            break
+    if not batches:
+        message = (
+            "calib_dataloader yielded no batch: expected at least one. A generator can be used only once; give a list "
+            "or a DataLoader."
+        )
+        raise CalibrationError(message)
+
+
+def _with_bfloat16(model: nn.Module, decisions: dict[str, Prepared], *, allowed: bool) -> dict[str, Prepared]:
+    """Let modules that stay in float compute in bfloat16, where that was asked for, or nothing speaks against it."""
+    decided = dict(decisions)
+    supported = has_bfloat16(model)
+    for name, module in named_layers(model):
+        decision = decided.get(name)
+        if decision is None or decision.scheme is not None or decision.float_type is FloatType.FLOAT32:
+            continue
+        asked = decision.float_type is FloatType.BFLOAT16
+        if asked and not supported:
+            message = f"{name!r} was to compute in bfloat16, which this processor lacks: it stays in float32."
+            warn_user(message, InexactWarning)
+        elif supported and (asked or (allowed and can_compute_in_bfloat16(module))):
+            compute_in_bfloat16(module)
+            decided[name] = Prepared("bfloat16", decision.reason)
+    return decided
+
+
+def _score_of(model: nn.Module, function: object, dataloader: Iterable[Any] | None, metric: object) -> Score | None:
+    if function is not None:
+        if not callable(function):
+            message = f"quantization.fit got eval_func of type {type(function).__name__}: expected a function of a model."
+            raise ConfigTypeError(message)
+        if dataloader is not None or metric is not None:
+            warn_user("eval_func is given: eval_dataloader and eval_metric are not used.", InexactWarning)
+        return _function_score(function)
+    if (dataloader is None) != (metric is None):
+        given, missing = ("eval_dataloader", "eval_metric") if metric is None else ("eval_metric", "eval_dataloader")
+        message = f"quantization.fit got {given} without {missing}: expected both, or an eval_func."
+        raise ConfigError(message)
+    if dataloader is None:
+        return None
+    raise NotImplementedError
+
+
+def _function_score(function: Callable[[nn.Module], object]) -> Score:
+    def score(model: nn.Module) -> float:
+        value = function(model)
+        try:
+            return float(value)  # type: ignore[arg-type]  # what fails here is explained
+        except (TypeError, ValueError) as error:
+            message = f"eval_func returned {value!r}: expected a number, the accuracy of the model it was given."
+            raise ConfigTypeError(message) from error
+
+    return score
+
+
+def _scored(model: nn.Module, score: Score) -> float:
+    """The score of a model in eval mode; modes are as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        return score(model)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _judged(job: _Job, score: Score, baseline: float, config: PostTrainingQuantConfig) -> nn.Module | None:
+    criterion, tuning = config.accuracy_criterion, config.tuning_criterion
+    model = job.finished(_best_alpha(job, score, baseline, criterion))
+    reached = _scored(model, score)
+    target = criterion.target(baseline)
+    logger.info("Accuracy: %.4f in float, %.4f in int8, at least %.4f wanted.", baseline, reached, target)
+    if tuning.performance_only or criterion.is_met(reached, baseline):
+        return model
+    message = (
+        f"The int8 model scores {reached:.4f}, the float model {baseline:.4f}: expected "
+        f"{'at least' if criterion.higher_is_better else 'at most'} {target:.4f} ({criterion.criterion} loss "
+        f"{criterion.tolerable_loss}). Leave sensitive layers in float by op_name_dict, try the recipe smooth_quant or "
+        "more calibration data, or allow a greater tolerable_loss."
+    )
+    if tuning.on_miss == "raise":
+        raise GoalMissedError(message)
+    warn_user(message, GoalMissedWarning)
+    return None if tuning.on_miss == "none" else model
+
+
+def _best_alpha(job: _Job, score: Score, baseline: float, criterion: AccuracyCriterion) -> float | None:
+    """Of several alphas for smoothing the first that meets the goal, else the best; None if there is no choice."""
+    smoothing = job.spec.smoothing
+    if smoothing is None or not isinstance(smoothing.alpha, tuple):
+        return None
+    reached: dict[float, float] = {}
+    for alpha in smoothing.alpha:
+        reached[alpha] = _scored(job.simulated(alpha), score)
+        logger.info("smooth_quant with alpha %s: %.4f", alpha, reached[alpha])
+        if criterion.is_met(reached[alpha], baseline):
+            return alpha
+    return (max if criterion.higher_is_better else min)(reached, key=reached.__getitem__)
