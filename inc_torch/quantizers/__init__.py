@@ -12,7 +12,7 @@ from inc_torch.quantizers._int8_conv_transpose import Int8ConvTranspose1d, Int8C
 from inc_torch.quantizers._int8_embedding import Int8Embedding
 from inc_torch.quantizers._int8_linear import Int8DynamicLinear, Int8Linear
 from inc_torch.quantizers._int8_module import Int8Module
-from inc_torch.quantizers._observers import OBSERVERS, Levels, Observer, fit_grid
+from inc_torch.quantizers._observers import OBSERVERS, Levels, Observer, fit_float_grid, fit_grid, observe
 from inc_torch.quantizers._prepare import (
     Prepared,
     disable_fake_quant,
@@ -51,10 +51,12 @@ __all__ = [
     "describe_int8",
     "disable_fake_quant",
     "enable_fake_quant",
+    "fit_float_grid",
     "fit_grid",
     "fold_ranges",
     "int8_kernels",
     "load_observer_state",
+    "observe",
     "observer_state",
     "prepare_fake_quant",
     "rebuild_int8",

@@ -9,7 +9,10 @@ import torch
 from inc_torch.core.registry import Registry
 from inc_torch.quantizers._statistics import TensorStatistics
 
-__all__ = ["OBSERVERS", "Levels", "Observer", "fit_grid"]
+__all__ = ["OBSERVERS", "Levels", "Observer", "fit_float_grid", "fit_grid", "observe"]
+
+_CHANNELS_AT_ONCE = 64
+"""The histograms of so many channels take 4 MiB."""
 
 
 @final
@@ -84,3 +87,53 @@ def fit_grid(low: torch.Tensor, high: torch.Tensor, levels: Levels) -> tuple[tor
         return scale, torch.full_like(scale, levels.zero_point, dtype=torch.int32)
     zero_point = (levels.low - torch.round(low / scale)).clamp_(levels.low, levels.high)
     return scale, zero_point.to(torch.int32)
+
+
+def fit_float_grid(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scales and zero points, both float32, of 256 levels from the least value to the greatest.
+
+    ``scale = (high - low) / 255``, ``zero_point = -low / scale``; a value is ``(code - zero_point) * scale``. The zero
+    point is no code, so 0 need not be a level, nor lie in the range. Where low equals high the scale is 1. For rows of
+    embedding tables.
+
+    Reference: INC 2.6.1 ``asym_float``, torch's ``per_channel_affine_float_qparams``.
+
+    Args:
+        low: Least values.
+        high: Greatest values, not below ``low``.
+
+    Example:
+        >>> fit_float_grid(torch.tensor([1.0]), torch.tensor([128.5]))
+        (tensor([0.5000]), tensor([-2.]))
+    """
+    low = low.double()
+    scale = ((high.double() - low) / 255).to(torch.float32)
+    scale = torch.where(scale >= torch.finfo(torch.float32).tiny, scale, 1.0)
+    return scale, (-low / scale).to(torch.float32)
+
+
+def observe(
+    tensor: torch.Tensor, observer: Observer, levels: Levels, axis: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scale and the zero point of one tensor, such as a weight.
+
+    Args:
+        tensor: Finite and not empty, any floating dtype and rank.
+        observer: Finds the range.
+        levels: The codes.
+        axis: Its slices are the channels, each with a range of its own; None takes the tensor as a whole.
+
+    Returns:
+        Scales (float32) and zero points (int32), each [channels], or [1] without an axis.
+
+    Example:
+        >>> from inc_torch.quantizers.observers.minmax import MinMax
+        >>> weight = torch.tensor([[-1.0, 0.5], [0.0, 255.0]])
+        >>> observe(weight, MinMax(), Levels.of(8, signed=True), axis=0)
+        (tensor([0.0078, 2.0000]), tensor([0, 0], dtype=torch.int32))
+    """
+    groups = (tensor,) if axis is None else torch.split(tensor, _CHANNELS_AT_ONCE, dim=axis)
+    seen = (TensorStatistics.of(group, axis) for group in groups)
+    grids = [fit_grid(*observer.range(statistics, levels), levels) for statistics in seen]
+    scales, zero_points = zip(*grids, strict=True)
+    return torch.cat(scales), torch.cat(zero_points)

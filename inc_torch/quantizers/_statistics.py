@@ -14,7 +14,7 @@ import torch
 __all__ = ["BINS", "TensorStatistics"]
 
 BINS = 8192
-"""Bins from ``-BINS / 2`` to ``BINS / 2 - 1`` widths around 0; the greatest magnitude reaches at least a quarter."""
+"""Bins from ``-BINS / 2`` to ``BINS / 2`` widths around 0; the greatest magnitude reaches at least half of one side."""
 
 _HALF = BINS // 2
 _PIECE = 2**16
@@ -86,6 +86,16 @@ class TensorStatistics:
             self.low, self.high, self.exponents, self.counts, [*self.batch_lows], [*self.batch_highs]
         )
 
+    @property
+    def least(self) -> torch.Tensor:
+        """Least value of each channel, which may be above 0; float64 [channels]."""
+        return torch.stack(self.batch_lows).amin(0)
+
+    @property
+    def greatest(self) -> torch.Tensor:
+        """Greatest value of each channel, which may be below 0; float64 [channels]."""
+        return torch.stack(self.batch_highs).amax(0)
+
     def centers(self) -> torch.Tensor:
         """The middle of every bin, float64 [channels, BINS]."""
         widths = torch.exp2(self.exponents.double()).unsqueeze(1)
@@ -93,22 +103,31 @@ class TensorStatistics:
 
 
 def _exponents_for(magnitudes: torch.Tensor) -> torch.Tensor:
-    """The least exponents whose bins reach the magnitudes."""
-    _, exponents = torch.frexp(magnitudes / _HALF)
-    exact = torch.ldexp(torch.ones_like(magnitudes), exponents - 1) * _HALF == magnitudes
-    exponents = torch.where(exact, exponents - 1, exponents).long()
-    return torch.where(magnitudes > 0, exponents, _LEAST_EXPONENT).clamp_(min=_LEAST_EXPONENT)
+    """The least exponents whose bins reach beyond the magnitudes, as float32 has them.
+
+    Beyond: a value on the outermost border would count in the bin below it, and in the bin above it once bins are
+    merged.
+    """
+    _, exponents = torch.frexp(magnitudes.to(torch.float32).double() / _HALF)
+    exponents = torch.where(magnitudes > 0, exponents.long(), _LEAST_EXPONENT)
+    return exponents.clamp_(min=_LEAST_EXPONENT)
 
 
 def _counts(rows: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
-    channels, device = len(rows), rows.device
-    inverse_widths = torch.exp2(-exponents.double()).to(device=device, dtype=torch.float32).unsqueeze(1)
-    first_bins = torch.arange(channels, device=device, dtype=torch.int32).unsqueeze(1) * BINS
-    total = torch.zeros(channels * BINS, dtype=torch.int64, device=device)
-    for piece in torch.split(rows, max(1, _PIECE // channels), dim=1):
-        bins = (piece.to(torch.float32) * inverse_widths).floor_().add_(_HALF).clamp_(0, BINS - 1).to(torch.int32)
-        total += torch.bincount((bins if channels == 1 else bins.add_(first_bins)).flatten(), minlength=len(total))
-    return total.view(channels, BINS).cpu()
+    """Count each row by itself, some rows or a part of one row at a time."""
+    inverse_widths = torch.exp2(-exponents.double()).to(device=rows.device, dtype=torch.float32).unsqueeze(1)
+    at_once = max(1, _PIECE // max(1, rows.shape[1]))
+    groups = zip(torch.split(rows, at_once), torch.split(inverse_widths, at_once), strict=True)
+    return torch.cat([_counts_of_group(group, widths) for group, widths in groups]).cpu()
+
+
+def _counts_of_group(rows: torch.Tensor, inverse_widths: torch.Tensor) -> torch.Tensor:
+    first_bins = torch.arange(len(rows), device=rows.device).unsqueeze(1) * BINS
+    total = torch.zeros(len(rows) * BINS, dtype=torch.int64, device=rows.device)
+    for piece in torch.split(rows, _PIECE, dim=1):
+        bins = (piece.to(torch.float32) * inverse_widths).floor_().add_(_HALF).clamp_(0, BINS - 1)
+        total += torch.bincount((bins.to(torch.int64) + first_bins).flatten(), minlength=len(total))
+    return total.view(-1, BINS)
 
 
 def _coarsened(counts: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
