@@ -11,9 +11,6 @@ from inc_torch.quantizers._statistics import BINS, TensorStatistics
 
 __all__ = ["Density"]
 
-_PIECE = 2**16
-"""Levels of all grids that are looked up at once; the cache of a core holds them."""
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,9 @@ class Density:
         borders = start + (end - start) * torch.linspace(0, 1, count + 1, dtype=torch.float64)
         borders[:, -1:] = end
         widths = ((end - start) / count).clamp(min=torch.finfo(torch.float64).tiny)
-        return self._of_masses(start, widths, borders, self.masses_below(borders))
+        masses = self.masses_below(borders)
+        masses[:, 0] = 0  # also if the values on the first border are all there are
+        return self._of_masses(start, widths, borders, masses)
 
     @classmethod
     def _of_masses(
@@ -102,11 +101,6 @@ class Density:
         Returns:
             float64 [channels, grids].
         """
-        at_once = max(1, _PIECE // (len(first) * levels))
-        grids = zip(torch.split(first, at_once, dim=1), torch.split(step, at_once, dim=1), strict=True)
-        return torch.cat([self._squared_error(*grid, levels) for grid in grids], dim=1)
-
-    def _squared_error(self, first: torch.Tensor, step: torch.Tensor, levels: int) -> torch.Tensor:
         centers = first.unsqueeze(2) + step.unsqueeze(2) * torch.arange(levels, dtype=torch.float64)
         between = (centers[..., :-1] + centers[..., 1:]) / 2
         below = self._below(between.flatten(1))

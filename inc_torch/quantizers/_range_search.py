@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from inc_torch.quantizers._observers import Levels
 from inc_torch.quantizers._statistics import TensorStatistics
 
 __all__ = ["Loss", "search_range"]
@@ -15,9 +16,12 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 Ends = tuple[torch.Tensor, torch.Tensor]
 
+_PIECE = 2**16
+"""Levels of all candidates of all channels that are looked at together; the cache of a core holds them."""
+
 
 def search_range(
-    seen: TensorStatistics, loss: Loss, *, shares: torch.Tensor, factors: torch.Tensor, symmetric: bool
+    seen: TensorStatistics, levels: Levels, loss: Loss, *, shares: torch.Tensor, factors: torch.Tensor
 ) -> Ends:
     """Return the ends of least loss that were found, float64 [channels] each; of equal losses the widest range.
 
@@ -27,22 +31,28 @@ def search_range(
 
     Args:
         seen: Gives the extremes.
-        loss: What is to be least.
+        levels: What the range will be divided into.
+        loss: What is to be least; its cost grows with the number of levels.
         shares: Of the extremes, falling from 1, float64.
         factors: Around 1, falling, for the fine search; may be empty.
-        symmetric: Whether both ends are as far from 0.
     """
     low, high = seen.low, seen.high
-    if symmetric:
+    at_once = max(1, _PIECE // (len(low) * (levels.high - levels.low + 1)))
+
+    def in_pieces(lows: torch.Tensor, highs: torch.Tensor) -> torch.Tensor:
+        pieces = zip(torch.split(lows, at_once, dim=1), torch.split(highs, at_once, dim=1), strict=True)
+        return torch.cat([loss(*piece) for piece in pieces], dim=1)
+
+    if levels.symmetric:
         magnitude = torch.maximum(-low, high)
         low, high = -magnitude, magnitude
     extremes = best = (low, high)
-    best = _together(extremes, shares, extremes, loss, best)
-    if symmetric or not (low.any() and high.any()):
-        best = _together(best, factors, extremes, loss, best)
+    best = _together(extremes, shares, extremes, in_pieces, best)
+    if levels.symmetric or not (low.any() and high.any()):
+        best = _together(best, factors, extremes, in_pieces, best)
     else:
-        best = _each(extremes, shares, extremes, loss, best)
-        best = _each(best, factors, extremes, loss, best)
+        best = _each(extremes, shares, extremes, in_pieces, best)
+        best = _each(best, factors, extremes, in_pieces, best)
     return torch.maximum(best[0], seen.low), torch.minimum(best[1], seen.high)
 
 

@@ -55,7 +55,7 @@ class KlDivergence:
             loss = _Divergence.of(folded, 0, seen, count // 2).loss
         else:
             loss = _Divergence.of(counts, _HALF, seen, count).loss
-        return search_range(seen, loss, shares=_SHARES, factors=_NO_FACTORS, symmetric=levels.symmetric)
+        return search_range(seen, levels, loss, shares=_SHARES, factors=_NO_FACTORS)
 
 
 def _without_zeros(counts: torch.Tensor) -> torch.Tensor:

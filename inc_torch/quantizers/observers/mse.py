@@ -43,4 +43,4 @@ class Mse:
             step = scale.double()
             return density.squared_error((levels.low - zero_point) * step, step, levels.high - levels.low + 1)
 
-        return search_range(seen, loss, shares=_SHARES, factors=_FACTORS, symmetric=levels.symmetric)
+        return search_range(seen, levels, loss, shares=_SHARES, factors=_FACTORS)
