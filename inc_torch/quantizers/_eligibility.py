@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from inc_torch.core import fast_paths
 from inc_torch.core.names import named_layers
 from inc_torch.core.sharding import plain_class
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, fake_quant_class
@@ -67,14 +68,5 @@ def _reason_of_class(module: nn.Module, own: type[nn.Module]) -> str:
 
 
 def close_fast_paths(model: nn.Module) -> None:
-    """Make `torch.nn.TransformerEncoder` call its linear layers in eval, as it does in training.
-
-    In eval it may hand their weights to one fused float kernel, past the modules. Both flags serve only that choice.
-    """
-    for module in model.modules():
-        if not any(isinstance(child, (FakeQuantModule, Int8Module)) for child in module.modules()):
-            continue
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
+    """Make `torch.nn.TransformerEncoder` call its quantized layers in eval, as it does in training."""
+    fast_paths.close_fast_paths(model, (FakeQuantModule, Int8Module))
