@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, InitVar
+from dataclasses import KW_ONLY, InitVar, replace
 from typing import ClassVar, Literal, final
 
 from inc_torch.config._base import Config, config, option
@@ -20,7 +20,7 @@ from inc_torch.config._criteria import (
 from inc_torch.config._op_rules import DEFAULT_RULE, TRAINING, check_rules, rules_of
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.core.errors import ConfigError
-from inc_torch.quantizers import QuantScheme, QuantSpec
+from inc_torch.quantizers import FloatType, QuantRule, QuantScheme, QuantSpec
 
 __all__ = ["QuantizationAwareTrainingConfig"]
 
@@ -70,7 +70,7 @@ class QuantizationAwareTrainingConfig(Config):
         outputs: Names of outputs, without effect for PyTorch.
         op_type_dict: Rules by class name.
         op_name_dict: Rules by module name.
-        reduce_range: Inputs take 7 bits instead of 8, for CPUs without VNNI, whose int8 products saturate.
+        reduce_range: Asymmetric inputs take 7 bits instead of 8, for CPUs without VNNI, whose int8 products saturate.
         model_name: A label.
         quant_format: Of an ONNX export, without effect in training.
         excluded_precisions: Float types that modules left in float must not be given.
@@ -165,4 +165,23 @@ class QuantizationAwareTrainingConfig(Config):
         """Return the same as typed values, for the layer below."""
         by_name = {pattern: rule for pattern, rule in (self.op_name_dict or {}).items() if pattern != DEFAULT_RULE}
         rules = (*rules_of("type", self.op_type_dict or {}, TRAINING), *rules_of("name", by_name, TRAINING))
-        return QuantSpec(QuantScheme(input_bits=7 if self.reduce_range else 8), rules)
+        if "bf16" in self.excluded_precisions:
+            rules = tuple(_without_bfloat16(rule) for rule in rules)
+        if not self.reduce_range:
+            return QuantSpec(QuantScheme(), rules)
+        return QuantSpec(QuantScheme(input_bits=_REDUCED_BITS), tuple(map(_with_reduced_range, rules)))
+
+
+_REDUCED_BITS = 7
+
+
+def _with_reduced_range(rule: QuantRule) -> QuantRule:
+    """Let a rule that chooses how inputs are quantized also choose their bits: only asymmetric ones are reduced."""
+    if isinstance(rule.outcome, FloatType) or "symmetric_input" not in rule.outcome:
+        return rule
+    bits = 8 if rule.outcome["symmetric_input"] else _REDUCED_BITS
+    return replace(rule, outcome={**rule.outcome, "input_bits": bits})
+
+
+def _without_bfloat16(rule: QuantRule) -> QuantRule:
+    return replace(rule, outcome=FloatType.FLOAT32) if rule.outcome is FloatType.BFLOAT16 else rule

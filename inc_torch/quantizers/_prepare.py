@@ -102,6 +102,12 @@ def _decide(name: str, module: nn.Module, spec: QuantSpec) -> Prepared:
     return Prepared(kind.name_of(treatment))
 
 
+_LEFT_IN_FLOAT = {
+    FloatType.FLOAT32: "left in float by the configuration",
+    FloatType.BFLOAT16: "left in float; the configuration asks for bfloat16",
+}
+
+
 def _refuse_second_preparation(model: nn.Module) -> None:
     for name, module in named_layers(model):
         if isinstance(module, (FakeQuantModule, Int8Module)):

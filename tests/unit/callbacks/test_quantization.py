@@ -13,10 +13,10 @@ from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
 from inc_torch.core.errors import CalibrationError, HookOrderError, StateError
 from inc_torch.core.hooks import Progress, Stage
 from inc_torch.core.report import CompressionReport, Finding
-from inc_torch.quantizers import Int8Linear, QuantRule, QuantSpec
+from inc_torch.quantizers import FloatType, Int8Linear, QuantRule, QuantSpec
 from inc_torch.quantizers._input_range import InputRange
 
-SPEC = QuantSpec(rules=(QuantRule("name", "2", None),))
+SPEC = QuantSpec(rules=(QuantRule("name", "2", FloatType.FLOAT32),))
 
 
 def bound():

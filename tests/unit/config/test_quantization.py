@@ -6,7 +6,7 @@ import pytest
 
 from inc_torch.config import AccuracyCriterion, QuantizationAwareTrainingConfig, TuningCriterion
 from inc_torch.core.errors import ConfigError, ConfigTypeError
-from inc_torch.quantizers import QuantRule, QuantScheme, QuantSpec
+from inc_torch.quantizers import FloatType, QuantRule, QuantScheme, QuantSpec
 
 INC_ORDER = [
     "device",
@@ -25,6 +25,8 @@ INC_ORDER = [
 ]
 FP32 = {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}}
 PER_TENSOR = {"weight": {"granularity": "per_tensor"}}
+SYMMETRIC = {"activation": {"scheme": "sym"}}
+FLOAT = FloatType.FLOAT32
 
 
 class TestSurface:
@@ -101,30 +103,48 @@ class TestSurface:
 
 class TestSpec:
     def scheme(self, name="fc", type_name="Linear", **options):
-        return QuantizationAwareTrainingConfig(**options).to_spec().scheme_for(name, type_name)
+        return QuantizationAwareTrainingConfig(**options).to_spec().treatment_of(name, type_name)
 
     def test_a_type_in_float(self):
-        assert self.scheme(op_type_dict={"Linear": FP32}) is None
+        assert self.scheme(op_type_dict={"Linear": FP32}) is FLOAT
         assert self.scheme(op_type_dict={"Linear": FP32}, type_name="Conv2d") == QuantScheme()
 
     @pytest.mark.parametrize("side", ["weight", "activation"])
     def test_one_side_in_float_is_enough(self, side):
-        assert self.scheme(op_type_dict={"Linear": {side: {"dtype": "fp32"}}}) is None
-        assert self.scheme(op_type_dict={"Linear": {side: {"dtype": ["int8", "fp32"]}}}) is None
+        assert self.scheme(op_type_dict={"Linear": {side: {"dtype": "fp32"}}}) is FLOAT
+        assert self.scheme(op_type_dict={"Linear": {side: {"dtype": ["int8", "fp32"]}}}) is FLOAT
 
     def test_the_whole_name_must_match(self):
         assert self.scheme(type_name="Conv2d", op_type_dict={"Conv": FP32}) == QuantScheme()
-        assert self.scheme(name="fc1", op_name_dict={"fc.*": FP32}) is None
+        assert self.scheme(name="fc1", op_name_dict={"fc.*": FP32}) is FLOAT
         assert self.scheme(name="a.fc1", op_name_dict={"fc.*": FP32}) == QuantScheme()
 
     def test_names_come_after_types(self):
         options = {"op_name_dict": {"fc1": PER_TENSOR}, "op_type_dict": {"Linear": FP32}}
         assert self.scheme(name="fc1", **options) == QuantScheme(per_channel=False)
-        assert self.scheme(name="fc2", **options) is None
+        assert self.scheme(name="fc2", **options) is FLOAT
 
     def test_the_later_rule_of_a_kind_wins(self):
-        assert self.scheme(op_type_dict={".*": PER_TENSOR, "Linear": FP32}) is None
+        assert self.scheme(op_type_dict={".*": PER_TENSOR, "Linear": FP32}) is FLOAT
         assert self.scheme(op_type_dict={"Linear": FP32, ".*": PER_TENSOR}) == QuantScheme(per_channel=False)
+
+    def test_rules_lie_on_top_of_each_other(self):
+        both = QuantScheme(per_channel=False, symmetric_input=True)
+        assert self.scheme(op_type_dict={".*": PER_TENSOR}, op_name_dict={"fc": SYMMETRIC}) == both
+        assert self.scheme(op_type_dict={".*": PER_TENSOR, "Lin.*": FP32}, op_name_dict={"fc": SYMMETRIC}) == (
+            QuantScheme(symmetric_input=True)  # after float a rule begins with the default again
+        )
+
+    def test_fewer_bits(self):
+        assert self.scheme(op_name_dict={"fc": {"weight": {"dtype": "int4"}}}) == QuantScheme(weight_bits=4)
+        assert self.scheme(op_name_dict={"fc": {"weight": {"bits": [3, 8]}}}) == QuantScheme(weight_bits=3)
+
+    @pytest.mark.parametrize("side", ["weight", "activation"])
+    def test_bfloat16_is_float_and_float32_where_it_is_excluded(self, side):
+        options = {"op_type_dict": {"Linear": {side: {"dtype": "bf16"}}}}
+        assert self.scheme(**options) is FloatType.BFLOAT16
+        assert self.scheme(**options, excluded_precisions=["fp16"]) is FloatType.BFLOAT16
+        assert self.scheme(**options, excluded_precisions=["bf16"]) is FLOAT
 
     def test_scheme_and_granularity(self):
         rule = {"weight": {"granularity": "per_tensor", "bits": 8, "group_size": [-1]}, "activation": {"scheme": "sym"}}
@@ -143,27 +163,29 @@ class TestSpec:
         rule = {"weight": weight, "activation": activation}
         assert self.scheme(op_type_dict={"Linear": rule}) == QuantScheme()
 
-    def test_reduced_range_reaches_default_and_rules(self):
-        spec = QuantizationAwareTrainingConfig(reduce_range=True, op_name_dict={"fc": PER_TENSOR}).to_spec()
-        assert spec == QuantSpec(
-            QuantScheme(reduced_range=True),
-            (QuantRule("name", "fc", QuantScheme(per_channel=False, reduced_range=True)),),
-        )
+    def test_reduced_range_is_that_of_asymmetric_inputs(self):
+        asymmetric = {"activation": {"scheme": "asym"}}
+        rules = {"op_type_dict": {"Linear": SYMMETRIC}, "op_name_dict": {"fc": asymmetric, "out": PER_TENSOR}}
+        reduced = {"reduce_range": True, **rules}
+        assert self.scheme(name="a", type_name="Conv2d", **reduced) == QuantScheme(input_bits=7)
+        assert self.scheme(name="a", **reduced) == QuantScheme(symmetric_input=True)
+        assert self.scheme(name="fc", **reduced) == QuantScheme(input_bits=7)
+        assert self.scheme(name="out", **reduced) == QuantScheme(per_channel=False, symmetric_input=True)
+        assert self.scheme(name="fc", **rules) == QuantScheme()
+        assert self.scheme(name="fc", reduce_range=False, **rules) == QuantScheme()
 
-    def test_the_rule_for_everything_unnamed(self):
-        assert self.scheme(op_name_dict={"default_qconfig": FP32}) is None
-        assert self.scheme(op_name_dict={"default_qconfig": FP32, "fc": PER_TENSOR}) == QuantScheme(per_channel=False)
-        assert self.scheme(op_name_dict={"default_qconfig": PER_TENSOR}) == QuantScheme(per_channel=False)
-        assert self.scheme(op_name_dict={"default_qconfig": FP32}, op_type_dict={"Linear": PER_TENSOR}) == QuantScheme(
-            per_channel=False
-        )
+    @pytest.mark.parametrize("rule", [FP32, PER_TENSOR])
+    def test_the_rule_for_operations_that_are_no_modules_changes_no_module(self, rule):
+        spec = QuantizationAwareTrainingConfig(op_name_dict={"default_qconfig": rule, "fc": PER_TENSOR}).to_spec()
+        assert spec.rules == (QuantRule("name", "fc", {"per_channel": False}),)
+        assert spec.treatment_of("other", "Linear") == QuantScheme()
 
     def test_the_callers_dicts_are_neither_changed_nor_kept(self):
         rules = {"fc": {"weight": {"dtype": ["fp32"]}}}
         config = QuantizationAwareTrainingConfig(op_name_dict=rules)
         assert rules == {"fc": {"weight": {"dtype": ["fp32"]}}}
         rules["fc"]["weight"]["dtype"][0] = "int8"
-        assert config.to_spec().scheme_for("fc", "Linear") is None
+        assert config.to_spec().treatment_of("fc", "Linear") is FLOAT
 
 
 class TestMessages:
@@ -233,9 +255,15 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("side", "key", "value", "kind", "text"),
         [
-            ("weight", "dtype", "int9", ConfigError, "='int9': expected one of 'int8', 'fp32'. Did you mean 'int8'?"),
-            ("weight", "dtype", "int4", ConfigError, "='int4': expected one of 'int8', 'fp32'. Quantization-aware tra"),
-            ("weight", "dtype", ["int8", "x"], ConfigError, "=['int8', 'x']: expected one of 'int8', 'fp32'."),
+            (
+                "weight",
+                "dtype",
+                "int9",
+                ConfigError,
+                "='int9': expected one of 'int8', 'int4', 'fp32', 'bf16'. Did",
+            ),
+            ("weight", "dtype", "nf4", ConfigError, "'fp32', 'bf16'. Quantization-aware training makes int8 weights"),
+            ("weight", "dtype", ["int8", "x"], ConfigError, "=['int8', 'x']: expected one of 'int8', 'int4', 'fp32'"),
             ("weight", "dtype", 8, ConfigTypeError, "=8: expected a word or a list of words, not an int."),
             (
                 "weight",
@@ -252,14 +280,16 @@ class TestMessages:
                 "='per_row': expected one of 'per_channel', 'per_tensor'.",
             ),
             ("weight", "algorithm", "GPTQ", ConfigError, "='GPTQ': expected one of 'minmax'. The others need no train"),
-            ("weight", "bits", 4, ConfigError, "=4: expected 8, the width of int8."),
-            ("weight", "group_size", [32], ConfigError, "=32: expected -1: training makes no groups."),
+            ("weight", "bits", 9, ConfigError, "=9: expected an integer from 2 to 8."),
+            ("weight", "bits", [1], ConfigError, "=1: expected an integer from 2 to 8."),
+            ("weight", "bits", "8", ConfigTypeError, "='8': expected an integer from 2 to 8, not a str."),
+            ("weight", "group_size", [32], ConfigError, "=32: expected -1: only approach='weight_only' makes groups."),
             (
                 "activation",
                 "dtype",
-                "bf16",
+                "fp16",
                 ConfigError,
-                "='bf16': expected one of 'uint8', 'int8', 'fp32'. Quantization-",
+                "='fp16': expected one of 'uint8', 'int8', 'fp32', 'bf16'. Quantization-",
             ),
             (
                 "activation",

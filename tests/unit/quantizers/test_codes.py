@@ -22,9 +22,9 @@ from inc_torch.quantizers._codes import (
 from inc_torch.quantizers._spec import QuantScheme
 
 DEFAULT = QuantScheme()
-REDUCED = QuantScheme(reduced_range=True)
+REDUCED = QuantScheme(input_bits=7)
 SYMMETRIC = QuantScheme(symmetric_input=True)
-BOTH = QuantScheme(symmetric_input=True, reduced_range=True)
+BOTH = QuantScheme(symmetric_input=True, input_bits=7)
 
 ends = st.floats(0, 1e6, width=32)
 
@@ -40,8 +40,8 @@ def naive_codes(values, grid):
     [
         (DEFAULT, InputGrid(2.0, 5, 255)),
         (REDUCED, InputGrid(usable_scale(510 / 127), 2, 127)),
-        (SYMMETRIC, InputGrid(usable_scale(500 / 127), 128, 255)),
-        (BOTH, InputGrid(usable_scale(500 / 63), 64, 127)),
+        (SYMMETRIC, InputGrid(usable_scale(500 / 127.5), 128, 255)),
+        (BOTH, InputGrid(usable_scale(500 / 63.5), 63, 127)),
     ],
 )
 def test_grid_of_a_range(scheme, expected):
@@ -140,33 +140,36 @@ def test_encode_of_a_tensor_with_a_gradient_is_detached():
     assert codes.tolist() == [1, 1, 1]
 
 
-def naive_weight(weight, axis):
+def naive_weight(weight, axis, bits):
     rows = weight.double().movedim(axis, 0)
+    top = 2 ** (bits - 1)
     codes, scales = [], []
     for row in rows:
-        scale = (row.abs().max() / 127).float().double() or torch.tensor(1.0)
+        scale = (row.abs().max() / (top - 0.5)).float().double() or torch.tensor(1.0)
         scales.append(float(scale))
-        codes.append((row / scale).round())
+        codes.append((row / scale).round().clamp(-top, top - 1))
     return torch.stack(codes).movedim(0, axis), scales
 
 
+@pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_weight_codes_per_channel(axis):
+def test_weight_codes_per_channel(axis, bits):
     weight = torch.randn(6, 5, 3)
-    codes, scale = quantize_weight(weight, axis)
-    expected, scales = naive_weight(weight, axis)
+    codes, scale = quantize_weight(weight, axis, bits)
+    expected, scales = naive_weight(weight, axis, bits)
     assert codes.dtype == torch.int8
     assert torch.equal(codes, expected.to(torch.int8))
     assert torch.allclose(scale.flatten(), torch.tensor(scales))
     assert scale.shape == ((6, 1, 1) if axis == 0 else (1, 5, 1))
-    assert codes.abs().amax([d for d in range(3) if d != axis]).tolist() == [127] * weight.shape[axis]
+    outermost = codes.int().abs().amax([d for d in range(3) if d != axis])
+    assert set(outermost.tolist()) <= {2 ** (bits - 1), 2 ** (bits - 1) - 1}
 
 
 def test_weight_codes_per_tensor():
-    codes, scale = quantize_weight(torch.tensor([[1.0, -2.0], [0.25, 0.0]]), None)
+    codes, scale = quantize_weight(torch.tensor([[63.75, -127.5], [15.75, 0.0]]), None)
     assert scale.shape == (1, 1)
-    assert scale.item() == pytest.approx(2 / 127)
-    assert codes.tolist() == [[64, -127], [16, 0]]
+    assert scale.item() == 1.0
+    assert codes.tolist() == [[64, -128], [16, 0]]
 
 
 @given(st.integers(0, 2**31), st.floats(0, 1), st.floats(-30, 30))
@@ -182,11 +185,12 @@ def test_zero_is_code_zero_and_channels_of_zeros_have_a_scale(seed, share, expon
     assert (snap_weight(weight, 0)[3] == 0).all()
 
 
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_snapped_weight_is_codes_times_scales_within_half_a_step(dtype):
+def test_snapped_weight_is_codes_times_scales_within_half_a_step(dtype, bits):
     weight = torch.randn(7, 9).to(dtype)
-    codes, scale = quantize_weight(weight, 0)
-    snapped = snap_weight(weight, 0)
+    codes, scale = quantize_weight(weight, 0, bits)
+    snapped = snap_weight(weight, 0, bits)
     assert snapped.dtype == dtype
     assert torch.equal(snapped, (codes * scale).to(dtype))
     assert ((codes * scale - weight.float()).abs() <= 0.5001 * scale).all()

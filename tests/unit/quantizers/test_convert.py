@@ -12,6 +12,7 @@ from torch import nn
 
 from inc_torch.core.errors import ArtifactError, CalibrationError, ModelError
 from inc_torch.quantizers import (
+    FloatType,
     Int8Linear,
     QuantRule,
     QuantScheme,
@@ -91,7 +92,7 @@ def test_tied_weights_take_equal_codes_and_do_not_alias():
 def test_tied_weights_of_which_one_stays_float():
     model = tiny_gpt2()
     weight = model.transformer.wte.weight.detach().clone()
-    prepare_fake_quant(model, QuantSpec(rules=(QuantRule("type", "Embedding", None),)))
+    prepare_fake_quant(model, QuantSpec(rules=(QuantRule("type", "Embedding", FloatType.FLOAT32),)))
     enable_fake_quant(model, observe=True)
     model.train()(torch.randint(64, (2, 8)))
     fold_ranges(model)
@@ -119,16 +120,17 @@ def test_nothing_to_convert_is_an_error():
 
 
 def test_description_is_json():
-    int8 = converted(observed(network(), torch.arange(6), QuantScheme(reduced_range=True)))
+    int8 = converted(observed(network(), torch.arange(6), QuantScheme(input_bits=7)))
     description = describe_int8(int8)
     assert json.loads(json.dumps(description)) == description
     assert description == {
-        "0": {"kind": "embedding", "scheme": "w8-per-row", "shape": [6, 8], "bias": False},
-        "1": {"kind": "linear", "scheme": "w8a7-static", "shape": [4, 8], "bias": True},
-        "3": {"kind": "linear", "scheme": "w8a7-static", "shape": [2, 4], "bias": False},
+        "0": {"kind": "embedding", "scheme": "w8-per-row", "shape": [6, 8], "bias": False, "smoothed": False},
+        "1": {"kind": "linear", "scheme": "w8a7-static", "shape": [4, 8], "bias": True, "smoothed": False},
+        "3": {"kind": "linear", "scheme": "w8a7-static", "shape": [2, 4], "bias": False, "smoothed": False},
     }
 
 
+ALL = QuantScheme(per_channel=False, symmetric_input=True, input_bits=7)
 MODELS = {
     "network": (network, torch.arange(6)),
     "convolutions": (
@@ -149,7 +151,7 @@ def output(model, inputs):
 
 
 @pytest.mark.parametrize(("make", "inputs"), MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("scheme", [QuantScheme(), QuantScheme(False, True, True)], ids=["default", "all"])
+@pytest.mark.parametrize("scheme", [QuantScheme(), ALL], ids=["default", "all"])
 def test_rebuild_and_load_gives_the_same_bits(make, inputs, scheme):
     int8 = converted(observed(make(), inputs, scheme))
     twin = make().eval()
@@ -167,18 +169,21 @@ def test_rebuild_keeps_the_dtype_of_the_skeleton_for_embeddings():
     assert twin[0](torch.arange(6)).dtype == torch.bfloat16
 
 
-ENTRY = {"kind": "linear", "scheme": "w8a8-static", "shape": [4, 8], "bias": True}
+ENTRY = {"kind": "linear", "scheme": "w8a8-static", "shape": [4, 8], "bias": True, "smoothed": False}
 DAMAGES = {
     "name": ({"1x": ENTRY}, "names the module '1x', which Sequential does not have. Did you mean '1'?"),
     "keys": (
         {"1": {"kind": "linear"}},
         "Module '1' of the description has the keys ['kind'], expected ['bias', 'kind'",
     ),
-    "scheme": ({"1": {**ENTRY, "scheme": "w4a8"}}, "has the unknown scheme 'w4a8'. It may come from a newer version"),
+    "scheme": (
+        {"1": {**ENTRY, "scheme": "w4a9-static"}},
+        "has the unknown scheme 'w4a9-static'. It may come from a newer version",
+    ),
     "scheme type": ({"1": {**ENTRY, "scheme": 8}}, "has the unknown scheme 8."),
     "kind": (
         {"1": {**ENTRY, "kind": "linear1"}},
-        "has the unknown kind 'linear1'. Did you mean 'linear'? Known: linear, conv1d",
+        "has the unknown kind 'linear1'. Did you mean 'linear'? Known: linear, dynamic_linear, conv1d",
     ),
     "other kind": ({"1": {**ENTRY, "kind": "conv2d"}}, "is of kind 'conv2d', but the model has a Linear there."),
     "no layer": ({"2": ENTRY}, "is of kind 'linear', but the model has a ReLU there."),
@@ -190,7 +195,7 @@ DAMAGES = {
 @pytest.mark.parametrize(("description", "message"), DAMAGES.values(), ids=DAMAGES)
 def test_damaged_descriptions_are_refused_and_change_nothing(description, message):
     model = network()
-    good = {"3": {"kind": "linear", "scheme": "w8a8-static", "shape": [2, 4], "bias": False}}
+    good = {"3": {"kind": "linear", "scheme": "w8a8-static", "shape": [2, 4], "bias": False, "smoothed": False}}
     with pytest.raises(ArtifactError, match=re.escape(message)):
         rebuild_int8(model, {**good, **description})
     assert type(model[3]) is nn.Linear

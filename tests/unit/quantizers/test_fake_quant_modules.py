@@ -27,7 +27,7 @@ SCHEMES = {
     "default": QuantScheme(),
     "per tensor": QuantScheme(per_channel=False),
     "symmetric": QuantScheme(symmetric_input=True),
-    "reduced": QuantScheme(reduced_range=True),
+    "reduced": QuantScheme(input_bits=7),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inc_torch.quantizers import Int8Linear, QuantScheme, int8_kernels, rebuild_int8
-from inc_torch.quantizers import _int8_modules as int8_modules
+from inc_torch.quantizers import _int8_module as int8_module
 from inc_torch.quantizers._codes import snap_weight
 from tests.unit.quantizers.models import ROUNDING, converted, observed, relative_error, tiny_gpt2
 
@@ -18,8 +18,8 @@ SCHEMES = {
     "default": QuantScheme(),
     "per tensor": QuantScheme(per_channel=False),
     "symmetric": QuantScheme(symmetric_input=True),
-    "reduced": QuantScheme(reduced_range=True),
-    "all": QuantScheme(per_channel=False, symmetric_input=True, reduced_range=True),
+    "reduced": QuantScheme(input_bits=7),
+    "all": QuantScheme(per_channel=False, symmetric_input=True, input_bits=7),
 }
 
 LINEAR_INPUTS = {
@@ -61,8 +61,8 @@ CONVOLUTIONS = {1: (nn.Conv1d, (2, 4, 13)), 2: (nn.Conv2d, (2, 4, 9, 11)), 3: (n
 def path(request, monkeypatch):
     """Run a test with the int8 kernel, and without it."""
     if request.param == "float":
-        monkeypatch.setattr(int8_modules, "onednn_operator", lambda name: None)
-    elif int8_modules.onednn_operator("qlinear_pointwise") is None:
+        monkeypatch.setattr(int8_module, "onednn_operator", lambda name: None)
+    elif int8_module.onednn_operator("qlinear_pointwise") is None:
         pytest.skip("this build of torch has no oneDNN")
     return request.param
 
@@ -309,12 +309,12 @@ def test_kernels_and_repr_say_what_runs(monkeypatch):
     model = converted(observed(nn.Sequential(nn.Embedding(6, 8), nn.Linear(8, 4)), torch.arange(6)))
     assert int8_kernels(model) == {"0": "float: rows are looked up and scaled", "1": "onednn"}
     assert repr(model[1]) == "Int8Linear((4, 8), scheme='w8a8-static')"
-    monkeypatch.setattr(int8_modules, "onednn_operator", lambda name: None)
+    monkeypatch.setattr(int8_module, "onednn_operator", lambda name: None)
     assert int8_kernels(model)["1"] == "float: this build of torch has no onednn.qlinear_pointwise"
 
 
 def test_an_operator_that_torch_does_not_have():
-    assert int8_modules.onednn_operator("no_such_operator") is None
+    assert int8_module.onednn_operator("no_such_operator") is None
 
 
 def test_meta_device_gives_shapes():
@@ -341,8 +341,8 @@ def test_rebuilt_module_on_meta_computes_after_loading():
     with torch.device("meta"):
         skeleton = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
     description = {
-        "0": {"kind": "linear", "scheme": "w8a8-static", "shape": [32, 64], "bias": True},
-        "2": {"kind": "linear", "scheme": "w8a8-static", "shape": [8, 32], "bias": True},
+        "0": {"kind": "linear", "scheme": "w8a8-static", "shape": [32, 64], "bias": True, "smoothed": False},
+        "2": {"kind": "linear", "scheme": "w8a8-static", "shape": [8, 32], "bias": True, "smoothed": False},
     }
     rebuild_int8(skeleton, description)
     skeleton.load_state_dict(model.state_dict(), assign=True)
