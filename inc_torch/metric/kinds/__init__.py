@@ -1,0 +1,1 @@
+"""The metrics that configs can name, one file for each kind."""

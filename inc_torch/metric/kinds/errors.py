@@ -1,0 +1,111 @@
+"""Mean errors of numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+
+from inc_torch.core.errors import ConfigError
+from inc_torch.metric._base import REGISTRY, BaseMetric
+from inc_torch.metric._values import no_sample, paired
+
+__all__ = ["MAE", "MSE", "RMSE"]
+
+
+class _MeanDifference(BaseMetric):
+    """The mean of an error over all elements of all batches, in float64.
+
+    Args:
+        compare_label: False compares with the predictions of the float model instead of the labels; who evaluates gives
+            them to `update` as ``labels`` (``reference`` of `inc_torch.core.batches.evaluate`). The float model
+            itself then has the error 0, so a goal has to be absolute.
+
+    Raises:
+        ConfigError: ``compare_label`` is no bool.
+    """
+
+    higher_is_better: ClassVar[bool] = False
+
+    def __init__(self, compare_label: bool = True) -> None:
+        if compare_label not in (True, False):
+            raise ConfigError.field(type(self).__name__, "compare_label", compare_label, "True or False")
+        self.compare_label = compare_label
+        self.reset()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(compare_label={self.compare_label})"
+
+    def reset(self) -> None:
+        self._sum = 0.0
+        self._count = 0
+
+    def update(self, preds: object, labels: object) -> None:
+        given, expected = paired(preds, labels, type(self).__name__)
+        self._sum += float(self._errors(given.double() - expected.double()).sum())
+        self._count += given.numel()
+
+    def result(self) -> float:
+        if not self._count:
+            raise no_sample(self)
+        return self._sum / self._count
+
+    def _errors(self, differences: torch.Tensor) -> torch.Tensor:
+        return differences.square()
+
+
+@REGISTRY.register("MSE", summary="mean squared error")
+class MSE(_MeanDifference):
+    """``mean((pred - label)**2)`` over all elements of equal shapes; lower is better.
+
+    Args:
+        compare_label: False compares with the float model's predictions instead of labels, see ``reference`` of
+            `inc_torch.core.batches.evaluate`.
+
+    Raises:
+        ConfigError: ``compare_label`` is no bool; or, by `result`, nothing was counted.
+        ModelError: By `update`: shapes differ.
+
+    Example:
+        >>> metric = MSE()
+        >>> metric.update([1.0, 2.0], [1.0, 4.0])
+        >>> metric.result()
+        2.0
+
+    Source: INC 2.6.1 ``MSE``; differs in that tensors are taken.
+    """
+
+
+@REGISTRY.register("RMSE", summary="root of the mean squared error")
+class RMSE(_MeanDifference):
+    """The root of `MSE`, with the same arguments and errors; lower is better.
+
+    Example:
+        >>> metric = RMSE()
+        >>> metric.update([3.0, 0.0], [0.0, 3.0])
+        >>> metric.result()
+        3.0
+
+    Source: INC 2.6.1 ``RMSE``; differs in that tensors are taken.
+    """
+
+    def result(self) -> float:
+        return math.sqrt(super().result())
+
+
+@REGISTRY.register("MAE", summary="mean absolute error")
+class MAE(_MeanDifference):
+    """``mean(|pred - label|)``, with the arguments and errors of `MSE`; lower is better.
+
+    Example:
+        >>> metric = MAE()
+        >>> metric.update([1.0, 2.0], [1.0, 4.0])
+        >>> metric.result()
+        1.0
+
+    Source: INC 2.6.1 ``MAE``; differs in that tensors are taken.
+    """
+
+    def _errors(self, differences: torch.Tensor) -> torch.Tensor:
+        return differences.abs()
