@@ -128,8 +128,12 @@ def report_loading(name: str, models: dict[str, nn.Module], rounds: int) -> None
                 rows.append(json.loads(done.stdout))
         for kind, rows in seen.items():
             seconds, memory = (statistics.median(column) for column in zip(*rows, strict=True))
-            ratios = [statistics.median(b[i] / a[i] for a, b in zip(seen["float32"], rows, strict=True)) for i in (0, 1)]
-            print(f"{name:10s} {kind:8s} {seconds:9.3f} {ratios[0]:6.2f} {memory / 1e6:9.1f} {ratios[1]:6.2f}", flush=True)
+            ratios = [
+                statistics.median(b[i] / a[i] for a, b in zip(seen["float32"], rows, strict=True)) for i in (0, 1)
+            ]
+            print(
+                f"{name:10s} {kind:8s} {seconds:9.3f} {ratios[0]:6.2f} {memory / 1e6:9.1f} {ratios[1]:6.2f}", flush=True
+            )
 
 
 def main() -> None:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from inc_torch import huggingface as _huggingface
 from inc_torch import lightning as _lightning
+from inc_torch import quantization
 from inc_torch.callbacks import Callback
 from inc_torch.config import (
     AccuracyCriterion,
     DistillationConfig,
     KnowledgeDistillationLossConfig,
+    PostTrainingQuantConfig,
     QuantizationAwareTrainingConfig,
     TuningCriterion,
     WeightPruningConfig,
@@ -24,6 +26,7 @@ from inc_torch.core.report import CompressionReport
 from inc_torch.export import load
 from inc_torch.huggingface import OptimizedModel, save_for_huggingface_upstream
 from inc_torch.huggingface.registration import install as _register_with_transformers
+from inc_torch.metric import Metric
 from inc_torch.training import CompressionManager, prepare_compression
 
 if TYPE_CHECKING:
@@ -38,13 +41,16 @@ __all__ = [
     "CompressionReport",
     "DistillationConfig",
     "KnowledgeDistillationLossConfig",
+    "Metric",
     "OptimizedModel",
+    "PostTrainingQuantConfig",
     "QuantizationAwareTrainingConfig",
     "TuningCriterion",
     "WeightPruningConfig",
     "__version__",
     "load",
     "prepare_compression",
+    "quantization",
     "save_for_huggingface_upstream",
 ]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import nn
 
 from inc_torch.config import AccuracyCriterion, PostTrainingQuantConfig, read_configs
-from inc_torch.core.batches import evaluate, feed
+from inc_torch.core.batches import Inputs, count_samples, evaluate, evaluating, run, shown, split
 from inc_torch.core.borrowing import borrowing_copy, own_parameters_
 from inc_torch.core.errors import (
     CalibrationError,
@@ -22,12 +23,12 @@ from inc_torch.core.errors import (
     ModelError,
     did_you_mean,
 )
-from inc_torch.core.names import named_layers, unwrapped
+from inc_torch.core.names import unwrapped
 from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export import adorn, attach_report, attached_report
-from inc_torch.metric import metric_of
-from inc_torch.precision import can_compute_in_bfloat16, compute_in_bfloat16, has_bfloat16
+from inc_torch.metric import Measure, read_metric
+from inc_torch.precision import SCHEME, compute_in_bfloat16, has_bfloat16, reasons_against_bfloat16
 from inc_torch.quantizers import (
     Calibration,
     FloatType,
@@ -38,6 +39,7 @@ from inc_torch.quantizers import (
     fake_quant_modules,
     prepare_fake_quant,
     realise,
+    trace_flow,
 )
 
 __all__ = ["fit"]
@@ -46,8 +48,11 @@ logger = logging.getLogger("inc_torch.quantization")
 
 Score = Callable[[nn.Module], float]
 
+_RERUN_SAMPLES = 32
+"""Samples that are kept to run a model on again, where a recipe has to."""
 
-def fit(
+
+def fit(  # noqa: PLR0913  the arguments of INC
     model: nn.Module,
     conf: PostTrainingQuantConfig | None = None,
     calib_dataloader: Iterable[Any] | None = None,
@@ -105,6 +110,8 @@ def fit(
     source = _model_of(model)
     _check_feasible(source, given)
     score = _score_of(source, eval_func, eval_dataloader, eval_metric)
+    if score is not None and eval_func is None and not read_metric(eval_metric).higher_is_better:
+        given = given.replace(accuracy_criterion=given.accuracy_criterion.replace(higher_is_better=False))
     baseline = None if score is None else _scored(source, score)
     job = _Job(source, given, inplace)
     job.calibrate(calib_dataloader, calib_func)
@@ -126,6 +133,8 @@ class _Job:
         self._source = source
         self._samples = config.calibration_sampling_size[0]
         self._calibration = Calibration()
+        self._kept: list[Inputs] = []
+        self._rerun: Callable[[nn.Module], object] = self._run_kept
         self.model = source if inplace else borrowing_copy(source)
         self.model.eval()
         self._decisions = prepare_fake_quant(self.model, self.spec.quant)
@@ -135,31 +144,56 @@ class _Job:
         observing = [name for name, module in fake_quant_modules(self.model) if module.observes]
         if not observing or (dataloader is None and function is None and self.spec.dynamic_where_unseen):
             return
-        if dataloader is None and function is None:
+        feed: Callable[[], object]
+        if function is not None:
+            self._rerun, feed = function, partial(function, self.model)
+        elif dataloader is not None:
+            feed = partial(self._feed, dataloader)
+        else:
             message = (
                 f"Static quantization of {len(observing)} modules, such as {observing[0]!r}, needs the ranges of their "
                 "inputs: expected a calib_dataloader or a calib_func, got neither. Without data: approach='dynamic'."
             )
             raise CalibrationError(message)
         with torch.no_grad():
-            if function is not None:
-                self._calibration = calibrate(self.model, lambda: _call(function, self.model), keep=self.spec.kept_samples)
-            elif dataloader is not None:
-                self._calibration = calibrate(
-                    self.model, lambda: _feed(self.model, dataloader, self._samples), keep=self.spec.kept_samples
-                )
+            self._calibration = calibrate(self.model, feed, keep=self.spec.kept_samples)
+            if self.spec.smoothing is not None and self.spec.smoothing.folding and self._calibration.inputs:
+                self._calibration.flow = trace_flow(self.model, self._rerun)
+
+    def _feed(self, dataloader: Iterable[Any]) -> None:
+        """Run batches until enough samples went through."""
+        seen = 0
+        for batch in shown(dataloader, "Calibrating"):
+            inputs, _ = split(batch, self.model)
+            if seen < _RERUN_SAMPLES and self.spec.smoothing is not None:
+                self._kept.append(inputs)
+            run(self.model, inputs)
+            seen += count_samples(inputs)
+            if seen >= self._samples:
+                return
+        if not seen:
+            message = (
+                "calib_dataloader yielded no batch: expected at least one. A generator can be used only once; give a "
+                "list or a DataLoader."
+            )
+            raise CalibrationError(message)
+
+    def _run_kept(self, model: nn.Module) -> None:
+        for inputs in self._kept:
+            run(model, inputs)
 
     def simulated(self, alpha: float) -> nn.Module:
         """A copy that computes what the finished model with this ``alpha`` of smoothing would."""
         model = borrowing_copy(self.model)
-        realise(model, self.spec, self._calibration, self._decisions, alpha)
+        realise(model, self.spec, self._calibration, self._decisions, self._rerun, alpha)
         enable_fake_quant(model, observe=False)
         return model
 
     def finished(self, alpha: float | None = None) -> nn.Module:
         """The int8 model, with its report; the job is over."""
         earlier = attached_report(self.model)
-        decisions = realise(self.model, self.spec, self._calibration, self._decisions, alpha)
+        with torch.no_grad():
+            decisions = realise(self.model, self.spec, self._calibration, self._decisions, self._rerun, alpha)
         convert_calibrated(self.model)
         decisions = _with_bfloat16(self.model, decisions, allowed=self.spec.bfloat16)
         own_parameters_(self.model, self._source)
@@ -224,50 +258,31 @@ def _check_feasible(model: nn.Module, config: PostTrainingQuantConfig) -> None:
         warn_user(f"The recipe {recipe!r} has no effect: {reason}.", InexactWarning)
 
 
-def _call(function: Callable[[nn.Module], object], model: nn.Module) -> None:
-    function(model)
-
-
-def _feed(model: nn.Module, dataloader: Iterable[Any], samples: int) -> None:
-    """Run batches until at least ``samples`` samples went through."""
-    seen = batches = 0
-    for batch in progress(dataloader, "Calibrating", samples):
-        inputs, _ = split(batch, model)
-        run(model, inputs)
-        seen += count_samples(inputs)
-        batches += 1
-        if seen >= samples:
-            break
-    if not batches:
-        message = (
-            "calib_dataloader yielded no batch: expected at least one. A generator can be used only once; give a list "
-            "or a DataLoader."
-        )
-        raise CalibrationError(message)
-
-
-def _with_bfloat16(model: nn.Module, decisions: dict[str, Prepared], *, allowed: bool) -> dict[str, Prepared]:
+def _with_bfloat16(model: nn.Module, decisions: Mapping[str, Prepared], *, allowed: bool) -> dict[str, Prepared]:
     """Let modules that stay in float compute in bfloat16, where that was asked for, or nothing speaks against it."""
-    decided = dict(decisions)
-    supported = has_bfloat16(model)
-    for name, module in named_layers(model):
-        decision = decided.get(name)
-        if decision is None or decision.scheme is not None or decision.float_type is FloatType.FLOAT32:
-            continue
-        asked = decision.float_type is FloatType.BFLOAT16
-        if asked and not supported:
+    asked = [name for name, made in decisions.items() if made.float_type is FloatType.BFLOAT16]
+    without_int8 = [name for name, made in decisions.items() if made.scheme is None and made.float_type is None]
+    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    if not has_bfloat16(device):
+        for name in asked:
             message = f"{name!r} was to compute in bfloat16, which this processor lacks: it stays in float32."
             warn_user(message, InexactWarning)
-        elif supported and (asked or (allowed and can_compute_in_bfloat16(module))):
-            compute_in_bfloat16(module)
-            decided[name] = Prepared("bfloat16", decision.reason)
-    return decided
+        return dict(decisions)
+    names = asked + (without_int8 if allowed else [])
+    while reasons := reasons_against_bfloat16(model, names):  # without these, others that are tied to them cannot
+        for name in set(asked) & reasons.keys():
+            warn_user(f"{name!r} was to compute in bfloat16: {reasons[name]}. It stays in float32.", InexactWarning)
+        names = [name for name in names if name not in reasons]
+    compute_in_bfloat16(model, names)
+    return {name: made._replace(scheme=SCHEME) if name in names else made for name, made in decisions.items()}
 
 
 def _score_of(model: nn.Module, function: object, dataloader: Iterable[Any] | None, metric: object) -> Score | None:
     if function is not None:
         if not callable(function):
-            message = f"quantization.fit got eval_func of type {type(function).__name__}: expected a function of a model."
+            message = (
+                f"quantization.fit got eval_func of type {type(function).__name__}: expected a function of a model."
+            )
             raise ConfigTypeError(message)
         if dataloader is not None or metric is not None:
             warn_user("eval_func is given: eval_dataloader and eval_metric are not used.", InexactWarning)
@@ -278,7 +293,14 @@ def _score_of(model: nn.Module, function: object, dataloader: Iterable[Any] | No
         raise ConfigError(message)
     if dataloader is None:
         return None
-    raise NotImplementedError
+    measure = read_metric(metric)
+    return partial(_measured, dataloader=dataloader, measure=measure, reference=partial(run, model))
+
+
+def _measured(
+    model: nn.Module, dataloader: Iterable[Any], measure: Measure, reference: Callable[[Inputs], object]
+) -> float:
+    return evaluate(model, dataloader, measure, reference=reference)
 
 
 def _function_score(function: Callable[[nn.Module], object]) -> Score:
@@ -294,14 +316,8 @@ def _function_score(function: Callable[[nn.Module], object]) -> Score:
 
 
 def _scored(model: nn.Module, score: Score) -> float:
-    """The score of a model in eval mode; modes are as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         return score(model)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _judged(job: _Job, score: Score, baseline: float, config: PostTrainingQuantConfig) -> nn.Module | None:

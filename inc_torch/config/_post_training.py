@@ -106,9 +106,7 @@ class PostTrainingQuantConfig(TunedConfig):
 
     device: str = option(choice(("cpu", "gpu", "npu", "xpu")), default="cpu")
     backend: str = option(check_backend, default="default")
-    domain: str = option(
-        choice(("auto", "cv", "object_detection", "nlp", "recommendation_system")), default="auto"
-    )
+    domain: str = option(choice(("auto", "cv", "object_detection", "nlp", "recommendation_system")), default="auto")
     recipes: Mapping[str, object] = option(check_recipes, default=DEFAULT_RECIPES)
     quant_format: str = option(choice(("default", "QDQ", "QOperator")), default="default")
     inputs: Sequence[str] = option(names, default=())
@@ -145,9 +143,7 @@ class PostTrainingQuantConfig(TunedConfig):
 
     def idle_recipes(self) -> Mapping[str, str]:
         """The recipes that were given and change nothing, with the reason."""
-        return {
-            name: reason for name, reason in WITHOUT_EFFECT.items() if self.recipes[name] != DEFAULT_RECIPES[name]
-        }
+        return {name: reason for name, reason in WITHOUT_EFFECT.items() if self.recipes[name] != DEFAULT_RECIPES[name]}
 
     @property
     def is_weight_only(self) -> bool:

@@ -44,6 +44,7 @@ __all__ = [
     "evaluate",
     "evaluating",
     "run",
+    "shown",
     "single_number",
     "split",
 ]
@@ -172,7 +173,7 @@ def evaluate(
     metric.reset()
     is_empty = True
     with evaluating(model), torch.no_grad():
-        for batch in _shown(dataloader):
+        for batch in shown(dataloader, "Evaluating"):
             is_empty = False
             inputs, label = split(batch, model)
             prediction, truth = _pair(run(model, inputs), label, prepare)
@@ -541,11 +542,11 @@ def _update(metric: Score, prediction: object, label: object) -> None:
         raise
 
 
-def _shown(dataloader: Iterable[object]) -> Iterable[object]:
+def shown(dataloader: Iterable[object], title: str) -> Iterable[object]:
     """Iterate with a bar of progress where somebody looks at a terminal."""
     if not sys.stderr.isatty():
         return dataloader
     from rich.console import Console
     from rich.progress import track
 
-    return track(dataloader, description="Evaluating", console=Console(stderr=True), transient=True)
+    return track(dataloader, description=title, console=Console(stderr=True), transient=True)

@@ -31,8 +31,8 @@ def borrowing_copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, memo=dict(shared))
     except Exception as error:
         message = (
-            f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}. Pass inplace=True to change the "
-            "model itself, or take out of it what cannot be copied, such as open files, locks and generators."
+            f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}. Pass inplace=True to change "
+            "the model itself, or take out of it what cannot be copied, such as open files, locks and generators."
         )
         raise ModelError(message) from error
 

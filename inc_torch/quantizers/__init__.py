@@ -6,29 +6,37 @@ After training: ``prepare_fake_quant -> calibrate -> convert``. Files: ``describ
 
 from __future__ import annotations
 
-from inc_torch.quantizers._convert import convert, describe_int8, int8_kernels, rebuild_int8
+from inc_torch.quantizers._calibration import Calibration, InputRecord, calibrate
+from inc_torch.quantizers._convert import convert, convert_calibrated, describe_int8, int8_kernels, rebuild_int8
+from inc_torch.quantizers._flow import Flow, trace_flow
 from inc_torch.quantizers._int8_conv import Int8Conv1d, Int8Conv2d, Int8Conv3d
 from inc_torch.quantizers._int8_conv_transpose import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d
 from inc_torch.quantizers._int8_embedding import Int8Embedding
 from inc_torch.quantizers._int8_linear import Int8DynamicLinear, Int8Linear
 from inc_torch.quantizers._int8_module import Int8Module
 from inc_torch.quantizers._observers import OBSERVERS, Levels, Observer, fit_float_grid, fit_grid, observe
+from inc_torch.quantizers._post_training import PostTrainingSpec, realise
 from inc_torch.quantizers._prepare import (
     Prepared,
     disable_fake_quant,
     enable_fake_quant,
+    fake_quant_modules,
     fold_ranges,
     load_observer_state,
     observer_state,
     prepare_fake_quant,
     rounding_share,
 )
+from inc_torch.quantizers._smoothing import SmoothQuant
 from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec, Treatment
 from inc_torch.quantizers._statistics import TensorStatistics
 
 __all__ = [
     "OBSERVERS",
+    "Calibration",
     "FloatType",
+    "Flow",
+    "InputRecord",
     "Int8Conv1d",
     "Int8Conv2d",
     "Int8Conv3d",
@@ -41,16 +49,21 @@ __all__ = [
     "Int8Module",
     "Levels",
     "Observer",
+    "PostTrainingSpec",
     "Prepared",
     "QuantRule",
     "QuantScheme",
     "QuantSpec",
+    "SmoothQuant",
     "TensorStatistics",
     "Treatment",
+    "calibrate",
     "convert",
+    "convert_calibrated",
     "describe_int8",
     "disable_fake_quant",
     "enable_fake_quant",
+    "fake_quant_modules",
     "fit_float_grid",
     "fit_grid",
     "fold_ranges",
@@ -59,6 +72,8 @@ __all__ = [
     "observe",
     "observer_state",
     "prepare_fake_quant",
+    "realise",
     "rebuild_int8",
     "rounding_share",
+    "trace_flow",
 ]

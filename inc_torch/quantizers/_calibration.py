@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from inc_torch.core.errors import CalibrationError
+from inc_torch.quantizers._flow import Flow
 from inc_torch.quantizers._prepare import fake_quant_modules
 from inc_torch.quantizers._statistics import TensorStatistics
 
@@ -84,12 +85,14 @@ class Calibration:
     Attributes:
         inputs: By module name, in the order in which modules first ran; modules that read the same tensors in the
             same way share one record. Modules that never ran are missing.
+        flow: Where scales can be folded, if that was asked for.
     """
 
     inputs: dict[str, InputRecord] = field(default_factory=dict)
+    flow: Flow | None = None
 
 
-def calibrate(model: nn.Module, run: Callable[[], None], *, keep: int = 0) -> Calibration:
+def calibrate(model: nn.Module, run: Callable[[], object], *, keep: int = 0) -> Calibration:
     """Watch the inputs of all prepared modules that need a range, while ``run`` runs the model.
 
     Args:

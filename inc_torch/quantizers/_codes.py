@@ -207,7 +207,7 @@ def quantize_weight(weight: torch.Tensor, axis: int | None, bits: int = 8) -> tu
         Codes (int8 in [-128, 127], shaped like ``weight``) and scales (float32, kept dimensions).
 
     Example:
-        >>> quantize_weight(torch.tensor([[127.5, 0.0], [0.5, -1.0]]), axis=0)[0]
+        >>> quantize_weight(torch.tensor([[127.5, 0.0], [63.75, -127.5]]), axis=0)[0]
         tensor([[ 127,    0],
                 [  64, -128]], dtype=torch.int8)
     """

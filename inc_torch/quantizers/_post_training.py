@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -15,12 +15,15 @@ from inc_torch.quantizers._calibration import Calibration, InputRecord
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._observers import Levels
 from inc_torch.quantizers._prepare import Prepared, fake_quant_modules
-from inc_torch.quantizers._smoothing import SmoothQuant, apply_smoothing, smoothed_range
+from inc_torch.quantizers._smoothing import SmoothQuant, apply_smoothing
+from inc_torch.quantizers._smoothing_alpha import search_alphas
 from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec
 
 __all__ = ["PostTrainingSpec", "realise"]
 
 SHOWN_NAMES = 5
+_SEARCH_SAMPLES = 32
+"""What a search for alpha looks at, as in INC."""
 
 
 @final
@@ -40,7 +43,7 @@ class PostTrainingSpec:
         bfloat16: What stays in float may compute in bfloat16.
     """
 
-    quant: QuantSpec = QuantSpec()
+    quant: QuantSpec = field(default_factory=QuantSpec)
     dynamic_where_unseen: bool = False
     first_in_float: bool = False
     last_in_float: bool = False
@@ -49,13 +52,19 @@ class PostTrainingSpec:
     weight_correction: bool = False
     bfloat16: bool = False
 
+    @property
+    def kept_samples(self) -> int:
+        """How many samples of each input calibration has to keep."""
+        return _SEARCH_SAMPLES if self.smoothing is not None and self.smoothing.alpha == "auto" else 0
+
 
 def realise(
     model: nn.Module,
     spec: PostTrainingSpec,
     calibration: Calibration,
     decisions: Mapping[str, Prepared],
-    alpha: float | str | None = None,
+    run: Callable[[nn.Module], object],
+    alpha: float | None = None,
 ) -> dict[str, Prepared]:
     """Set ranges, smoothing and corrections of a prepared model; `convert` makes int8 of it.
 
@@ -64,6 +73,7 @@ def realise(
         spec: The recipe.
         calibration: What the modules with static ranges were fed.
         decisions: What `prepare_fake_quant` decided.
+        run: Calls the model that it is given on a little data; used by the search of smoothing by blocks alone.
         alpha: Of smoothing, instead of what the spec says.
 
     Returns:
@@ -75,7 +85,7 @@ def realise(
     decided = dict(decisions)
     _treat_unseen(model, spec, calibration, decided)
     _leave_ends_in_float(model, spec, calibration, decided)
-    smoothed = _smooth(model, spec, calibration, decided, alpha)
+    smoothed = _smooth(model, spec, calibration, decided, alpha, run)
     ranges: dict[tuple[int, QuantScheme], tuple[float, float]] = {}
     for name, module in fake_quant_modules(model):
         record = calibration.inputs.get(name)
@@ -86,7 +96,7 @@ def realise(
             module.set_range(*ranges[key])
         module.correct_weight(spec.weight_correction and module.has_input_grid)
         if spec.bias_correction and record is not None:
-            _correct_bias(module, record)
+            _correct_bias(module, record, smoothed.get(name))
     return decided
 
 
@@ -139,10 +149,24 @@ def _smooth(
     spec: PostTrainingSpec,
     calibration: Calibration,
     decided: dict[str, Prepared],
-    alpha: float | str | None,
-) -> set[str]:
-    """Smooth and set the ranges of smoothed modules; returns their names."""
-    raise NotImplementedError
+    alpha: float | None,
+    run: Callable[[nn.Module], object],
+) -> dict[str, torch.Tensor]:
+    """Smooth, and set the ranges of smoothed modules; returns what their input channels are divided by."""
+    if spec.smoothing is None:
+        return {}
+    inputs = {name: record for name, record in calibration.inputs.items() if decided[name].scheme is not None}
+    wanted = spec.smoothing.alpha if alpha is None else alpha
+    chosen: float | dict[str, float]
+    if wanted == "auto":
+        chosen = search_alphas(model, inputs, spec.smoothing, run, calibration.flow)
+    else:
+        chosen = float(wanted[0] if isinstance(wanted, tuple) else wanted)
+    results = apply_smoothing(model, inputs, chosen, calibration.flow)
+    for name, result in results.items():
+        note = f"smoothed, alpha {result.alpha:g}" if result.alpha is not None else f"not smoothed: {result.reason}"
+        decided[name] = decided[name]._replace(reason=note)
+    return {name: result.scale for name, result in results.items() if result.scale is not None}
 
 
 def _observed_range(record: InputRecord, scheme: QuantScheme) -> tuple[float, float]:
@@ -151,7 +175,7 @@ def _observed_range(record: InputRecord, scheme: QuantScheme) -> tuple[float, fl
     return low.item(), high.item()
 
 
-def _correct_bias(module: FakeQuantModule, record: InputRecord) -> None:
+def _correct_bias(module: FakeQuantModule, record: InputRecord, divisor: torch.Tensor | None) -> None:
     """Take the mean of ``(W' - W) x`` off each output, from the mean of ``x``.
 
     Reference: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv:1906.04721,
@@ -163,8 +187,8 @@ def _correct_bias(module: FakeQuantModule, record: InputRecord) -> None:
     weight = module.effective_weight()
     codes, scale = module.int8_weight()
     rounded = codes.float() * scale.view(-1, *[1] * (codes.dim() - 1))
-    if module.smoothing is not None:
-        mean = mean / module.smoothing.double().view(-1, *[1] * (mean.dim() - 1))
+    if divisor is not None:
+        mean = mean / divisor.double().view(-1, *[1] * (mean.dim() - 1))
     outputs, inputs = weight.shape[:2]
     groups = len(mean) // inputs
     shift = (weight.double() - rounded.double()).view(groups, outputs // groups, -1)

@@ -77,7 +77,7 @@ def prepare_fake_quant(model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]
     _refuse_second_preparation(model)
     decisions = {name: _decide(name, module, spec) for name, module in matrix_modules(model)}
     _warn_of_idle_rules(model, spec)
-    if not any(scheme for scheme, _ in decisions.values()):
+    if not any(decision.scheme for decision in decisions.values()):
         message = f"Quantization would leave all of {type(model).__name__} in float: {_reasons(decisions)}."
         raise ConfigError(message)
     for name, module in list(matrix_modules(model)):

@@ -36,7 +36,7 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def divide_output_(module: nn.Module, scale: torch.Tensor) -> None:
-    """Divide the output channels of a module by ``scale`` in place, through its weight and bias.
+    """Divide the output channels of a module by ``scale``, through its weight and bias, which become new Parameters.
 
     Args:
         module: One that `can_produce`, with a weight.
@@ -48,9 +48,15 @@ def divide_output_(module: nn.Module, scale: torch.Tensor) -> None:
         >>> norm.weight.tolist()
         [0.5, 0.25]
     """
-    with torch.no_grad():
-        for tensor in own_tensors(module).values():
-            tensor.div_(_along_output(module, tensor, scale.to(tensor.device)).to(tensor.dtype))
+    for name, tensor in own_tensors(module).items():
+        divided = tensor.detach() / _along_output(module, tensor, scale.to(tensor.device)).to(tensor.dtype)
+        replace_parameter(module, name, divided)
+
+
+def replace_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Give ``module`` a new Parameter instead of one that another model may hold too, see `borrowing_copy`."""
+    before = module.get_parameter(name)
+    module._parameters[name] = nn.Parameter(value, requires_grad=before.requires_grad)
 
 
 def absorbing_axis(

@@ -13,7 +13,7 @@ input channels become equally great, with alpha 0 the weights do.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol, final
 
 import torch
@@ -23,7 +23,7 @@ from inc_torch.core.names import named_layers
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._flow import Flow
 from inc_torch.quantizers._prepare import fake_quant_modules
-from inc_torch.quantizers._producers import divide_output_
+from inc_torch.quantizers._producers import divide_output_, replace_parameter
 
 __all__ = [
     "SeenInput",
@@ -108,16 +108,19 @@ class SmoothingGroup(NamedTuple):
 
 
 @final
-class Smoothed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Smoothed:
     """What was done to one layer.
 
     Attributes:
         alpha: Its alpha; None if it was left as it is.
         reason: Why it was left as it is; None if it was not.
+        scale: What its input channels are divided by, [in].
     """
 
     alpha: float | None
     reason: str | None = None
+    scale: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def smoothing_scale(input_magnitude: torch.Tensor, weight_magnitude: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -271,7 +274,7 @@ def apply_smoothing(
         scale = group_scale([layers[name] for name in group.layers], [inputs[name] for name in group.layers], chosen)
         if scale.isfinite().all():
             scaled.append((group, scale))
-            results |= dict.fromkeys(group.layers, Smoothed(chosen))
+            results |= dict.fromkeys(group.layers, Smoothed(chosen, scale=scale))
         else:
             results |= dict.fromkeys(group.layers, Smoothed(None, "its weights or inputs are not finite"))
     modules = dict(named_layers(model))
@@ -285,9 +288,8 @@ def apply_smoothing(
 
 def _smooth_layer(layer: FakeQuantModule, seen: SeenInput, scale: torch.Tensor, *, is_folded: bool) -> None:
     if is_folded:
-        with torch.no_grad():
-            weight = layer.get_parameter("weight")
-            weight.mul_(layer._along_weight(scale).to(weight.dtype))
+        weight = layer.get_parameter("weight").detach()
+        replace_parameter(layer, "weight", weight * layer._along_weight(scale).to(weight.dtype))
     else:
         layer.smooth(scale)
     if layer.observes:

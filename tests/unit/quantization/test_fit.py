@@ -35,7 +35,9 @@ def batches(count: int = 4, size: int = 8) -> list[torch.Tensor]:
 
 
 def kinds(model: nn.Module) -> dict[str, str]:
-    return {name: type(module).__name__ for name, module in model.named_modules() if name and not list(module.children())}
+    return {
+        name: type(module).__name__ for name, module in model.named_modules() if name and not list(module.children())
+    }
 
 
 class TestResult:
@@ -223,7 +225,9 @@ class TestEvaluation:
 
 class TestRefusals:
     def test_static_without_data(self) -> None:
-        with pytest.raises(CalibrationError, match=r"Static quantization of 2 modules, such as '0', needs .* calib_data"):
+        with pytest.raises(
+            CalibrationError, match=r"Static quantization of 2 modules, such as '0', needs .* calib_data"
+        ):
             quantization.fit(small(), PostTrainingQuantConfig())
 
     def test_a_loader_that_yields_nothing(self) -> None:

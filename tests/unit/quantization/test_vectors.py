@@ -42,9 +42,7 @@ AS_INC: dict[str, dict[str, Any]] = {
     "type regex": {"op_type_dict": {"Lin.*": FP32}},
     "name overrides type": {"op_type_dict": {"Linear": FP32}, "op_name_dict": {"fc2": SYM_MINMAX}},
     "restrict algo": {"op_type_dict": {"Linear": SYM_MINMAX}},
-    "scalar instead of list": {
-        "op_name_dict": {"fc1": {"weight": {"dtype": "fp32"}, "activation": {"dtype": "fp32"}}}
-    },
+    "scalar instead of list": {"op_name_dict": {"fc1": {"weight": {"dtype": "fp32"}, "activation": {"dtype": "fp32"}}}},
     "weight fp32 only": {"op_name_dict": {"fc1": {"weight": {"dtype": ["fp32"]}}}},
     "default_qconfig fp32": {"op_name_dict": {"default_qconfig": FP32}},
     "calib 30": {"calibration_sampling_size": 30},
@@ -124,7 +122,11 @@ class TestWhatIncIgnores:
     def test_the_first_layer_stays_in_float(self) -> None:
         config = PostTrainingQuantConfig(recipes={"first_conv_or_matmul_quantization": False})
         quantized = quantization.fit(M3(), config, calib_dataloader=self.data)
-        assert [type(quantized.get_submodule(name)).__name__ for name in TYPES] == ["Conv2d", "Int8Linear", "Int8Linear"]
+        assert [type(quantized.get_submodule(name)).__name__ for name in TYPES] == [
+            "Conv2d",
+            "Int8Linear",
+            "Int8Linear",
+        ]
 
     def test_weight_correction_changes_codes(self) -> None:
         plain, corrected = (
@@ -198,9 +200,7 @@ def test_default_coverage(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family, approach, precision = case.split("/")
     monkeypatch.setenv("FORCE_BF16", "1")
     build, inputs = ZOO[family]
-    config = PostTrainingQuantConfig(
-        approach=approach, excluded_precisions=["bf16"] if precision == "nobf16" else []
-    )
+    config = PostTrainingQuantConfig(approach=approach, excluded_precisions=["bf16"] if precision == "nobf16" else [])
     quantized = quantization.fit(build().eval(), config, calib_dataloader=[inputs])
     ops = VECTORS["default_coverage"]["zoo"][case]["ops"]
     expected = {
