@@ -9,7 +9,7 @@ import torch
 
 from inc_torch.quantizers._statistics import BINS, TensorStatistics
 
-__all__ = ["Density"]
+__all__ = ["Density", "running_sums"]
 
 
 @final
@@ -47,7 +47,7 @@ class Density:
         borders = (start + torch.arange(BINS + 1, dtype=torch.float64) * widths).clamp(
             seen.least.unsqueeze(1), seen.greatest.unsqueeze(1)
         )
-        return cls._of_masses(start, widths, borders, _summed(seen.counts.double()))
+        return cls._of_masses(start, widths, borders, running_sums(seen.counts.double()))
 
     def in_equal_bins(self, count: int) -> Density:
         """The values of each bin spread evenly over those of ``count`` equal ones that it meets.
@@ -68,7 +68,7 @@ class Density:
     ) -> Density:
         left, right, counts = borders[:, :-1], borders[:, 1:], masses.diff()
         squares = (counts * (left * left + left * right + right * right)).sum(1, keepdim=True) / 3
-        return cls(start, widths, borders, masses, _summed(counts * (left + right) / 2), squares)
+        return cls(start, widths, borders, masses, running_sums(counts * (left + right) / 2), squares)
 
     def channel(self, number: int) -> Density:
         """The density of one channel."""
@@ -124,6 +124,6 @@ class Density:
         return mass + part, moment + part * (left + inside) / 2
 
 
-def _summed(values: torch.Tensor) -> torch.Tensor:
+def running_sums(values: torch.Tensor) -> torch.Tensor:
     """Sums of the first 0, 1, 2, ... values of each row."""
     return torch.nn.functional.pad(values.cumsum(1), (1, 0))

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol, final
 
 import torch
 
+from inc_torch.core.errors import ModelError
 from inc_torch.core.registry import Registry
 from inc_torch.quantizers._statistics import TensorStatistics
 
@@ -126,12 +127,22 @@ def observe(
     Returns:
         Scales (float32) and zero points (int32), each [channels], or [1] without an axis.
 
+    Raises:
+        ModelError: There is no value, or one that is not finite.
+
     Example:
         >>> from inc_torch.quantizers.observers.minmax import MinMax
         >>> weight = torch.tensor([[-1.0, 0.5], [0.0, 255.0]])
         >>> observe(weight, MinMax(), Levels.of(8, signed=True), axis=0)
         (tensor([0.0078, 2.0000]), tensor([0, 0], dtype=torch.int32))
     """
+    finite = int(tensor.isfinite().sum())
+    if finite < max(1, tensor.numel()):
+        message = (
+            f"{__name__}: {finite} of {tensor.numel()} values of a tensor {tuple(tensor.shape)} are finite; expected "
+            "all, and at least one. Look for what made the others, or leave the tensor in float."
+        )
+        raise ModelError(message)
     groups = (tensor,) if axis is None else torch.split(tensor, _CHANNELS_AT_ONCE, dim=axis)
     seen = (TensorStatistics.of(group, axis) for group in groups)
     grids = [fit_grid(*observer.range(statistics, levels), levels) for statistics in seen]

@@ -7,6 +7,7 @@ from typing import final
 
 import torch
 
+from inc_torch.quantizers._density import running_sums
 from inc_torch.quantizers._observers import OBSERVERS, Levels
 from inc_torch.quantizers._range_search import search_range
 from inc_torch.quantizers._statistics import BINS, TensorStatistics
@@ -93,8 +94,8 @@ class _Divergence:
     @classmethod
     def of(cls, counts: torch.Tensor, zero: int, seen: TensorStatistics, levels: int) -> _Divergence:
         widths = torch.exp2(seen.exponents.double()).unsqueeze(1)
-        entropies, filled = _summed(torch.xlogy(counts, counts)), _summed((counts > 0).double())
-        return cls(counts, _summed(counts), entropies, filled, widths, zero, levels)
+        entropies, filled = running_sums(torch.xlogy(counts, counts)), running_sums((counts > 0).double())
+        return cls(counts, running_sums(counts), entropies, filled, widths, zero, levels)
 
     def loss(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         """The divergence of ranges; infinite where they are passed over."""
@@ -129,8 +130,3 @@ class _Divergence:
 def _at(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Elements of each channel, shaped as the positions are."""
     return values.gather(1, positions.flatten(1)).view_as(positions)
-
-
-def _summed(values: torch.Tensor) -> torch.Tensor:
-    """Sums of the first 0, 1, 2, ... values of each row."""
-    return torch.nn.functional.pad(values.cumsum(1), (1, 0))

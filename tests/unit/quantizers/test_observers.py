@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inc_torch.core.errors import ConfigError
+from inc_torch.core.errors import ConfigError, ModelError
 from inc_torch.quantizers import OBSERVERS, Levels, TensorStatistics, fit_float_grid, fit_grid, observe
 from inc_torch.quantizers._statistics import BINS
 from inc_torch.quantizers.observers.ema_minmax import EmaMinMax
-from inc_torch.quantizers.observers.kl import Kl
+from inc_torch.quantizers.observers.kl import Kl, _narrowing
 from inc_torch.quantizers.observers.kl_divergence import KlDivergence, _Divergence, _without_zeros
 from inc_torch.quantizers.observers.minmax import MinMax
 from inc_torch.quantizers.observers.percentile import Percentile
@@ -251,6 +251,42 @@ def test_kl_stops_before_the_first_move_that_costs_more():
     cell = (values.max() - values.min()).item() / 2048
     assert low.item() == values.min().item()
     assert high.item() == pytest.approx(values.max().item() - cell)
+
+
+def naive_narrowing(below):
+    """All 100,000 steps, one after the other."""
+    lower = upper = first = 0
+    last = len(below) - 1
+    while lower + upper < 100_000:
+        next_first, next_last = first, last
+        while next_first < last and below[next_first] < (lower + 1) / 100_000:
+            next_first += 1
+        while next_last > first and below[next_last] > 1 - (upper + 1) / 100_000:
+            next_last -= 1
+        if next_first - first > last - next_last:
+            lower, next_last = lower + 1, last
+        else:
+            upper, next_first = upper + 1, first
+        if (next_first, next_last) != (first, last):
+            first, last = next_first, next_last
+            yield first, last + 1
+
+
+@pytest.mark.parametrize(
+    "make", [SHAPES["normal"], SHAPES["after a ReLU"], SHAPES["heavy tails"], SHAPES["a constant"]]
+)
+def test_steps_that_move_nothing_can_be_jumped_over(make):
+    counts = torch.histogram(make(), 64).hist.double()
+    below = (counts.cumsum(0) / counts.sum()).tolist()
+    assert list(_narrowing(below)) == list(naive_narrowing(below))
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"), [([1.0, math.nan], "1 of 2"), ([math.inf, -math.inf], "0 of 2"), ([], "0 of 0")]
+)
+def test_a_tensor_without_a_range_is_refused(values, finite):
+    with pytest.raises(ModelError, match=rf"{finite} values of a tensor .* are finite"):
+        observe(torch.tensor(values), MinMax(), INT8)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
