@@ -100,7 +100,7 @@ def compare(candidates: list[Callable[[], object]], rounds: int, repeats: int) -
 def report_speed(name: str, models: dict[str, nn.Module], sizes: list[int], length: int, rounds: int) -> None:
     for size in sizes:
         batch = batch_of(models["float32"], size, length)
-        runs = [lambda model=model: model(**batch) for model in models.values()]
+        runs = [lambda model=model, batch=batch: model(**batch) for model in models.values()]
         table = compare(runs, rounds, max(1, 4 // size))
         expected = runs[0]().last_hidden_state.flatten(0, 1)
         for column, (kind, run) in enumerate(zip(models, runs, strict=True)):

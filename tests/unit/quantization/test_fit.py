@@ -271,7 +271,7 @@ class TestRefusals:
             quantization.fit(small(), PostTrainingQuantConfig(), batches(), eval_dataloader=batches())
 
     def test_unknown_arguments(self) -> None:
-        with pytest.raises(ConfigTypeError, match="no argument 'calib_dataloder'. Did you mean 'calib_dataloader'"):
+        with pytest.raises(ConfigTypeError, match=r"no argument 'calib_dataloder'\. Did you mean 'calib_dataloader'"):
             quantization.fit(small(), PostTrainingQuantConfig(), calib_dataloder=batches())
 
     def test_wrong_types(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def test_wrong_words_are_refused_when_the_config_is_built(name: str) -> None:
 
 
 class TestWhatIncIgnores:
-    data = [torch.ones(8, 3, 8, 8)]
+    data: ClassVar = [torch.ones(8, 3, 8, 8)]
 
     def test_percentile_is_an_observer(self) -> None:
         config = PostTrainingQuantConfig(op_type_dict={"Linear": {"activation": {"algorithm": "percentile"}}})
