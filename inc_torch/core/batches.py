@@ -377,6 +377,8 @@ class _Forward:
 
     def _fits_alone(self, first: object) -> bool:
         """Whether the first of two items holds all that ``forward`` requires."""
+        if self._wants(first):
+            return False
         entries = self._entries(first)
         if entries is not None:
             return any(map(self._takes_name, entries))
@@ -476,7 +478,7 @@ def _ready(value: Any, device: torch.device | None) -> Any:  # noqa: ANN401  any
     if isinstance(value, torch.Tensor):
         return value if device is None else value.to(device)
     if isinstance(value, np.ndarray | np.generic):
-        return torch.tensor(value, device=device) if value.dtype.kind in _NUMERIC_KINDS else value
+        return _as_tensor(value).to(device) if value.dtype.kind in _NUMERIC_KINDS else value
     if isinstance(value, Mapping):
         entries = {name: _ready(item, device) for name, item in value.items()}
         return entries if any(entries[name] is not item for name, item in value.items()) else value
@@ -484,6 +486,11 @@ def _ready(value: Any, device: torch.device | None) -> Any:  # noqa: ANN401  any
         items = [_ready(item, device) for item in value]
         return _like(value, items) if any(new is not old for new, old in zip(items, value, strict=True)) else value
     return value
+
+
+def _as_tensor(array: np.ndarray[Any, Any] | np.generic) -> torch.Tensor:
+    """Copy an array: torch takes none that is read-only, or reversed."""
+    return torch.from_numpy(np.array(array, order="C"))
 
 
 def _like(value: tuple[Any, ...] | list[Any], items: list[Any]) -> object:
@@ -520,7 +527,7 @@ def _refuse_without_reference(metrics: Sequence[Score]) -> None:
     needing = next((metric for metric in metrics if not _compares_label(metric)), None)
     if needing is not None:
         message = (
-            f"The metric {type(needing).__name__} has compare_label=False, so it compares with the predictions of the "
+            f"The metric {needing!r} has compare_label=False, so it compares with the predictions of the "
             "float model: expected a reference that gives them. Pass reference, or compare_label=True."
         )
         raise ConfigError(message)
@@ -538,7 +545,7 @@ def _update(metric: Score, prediction: object, label: object) -> None:
         metric.update(prediction, label)
     except Exception as error:
         given = f"predictions of type {described(prediction)} and labels of type {described(label)}"
-        error.add_note(f"While updating the metric {type(metric).__name__} with {given}.")
+        error.add_note(f"While updating the metric {metric!r} with {given}.")
         raise
 
 

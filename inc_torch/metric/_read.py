@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from inc_torch.core.batches import described, single_number
+from inc_torch.core.batches import single_number
 from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
 from inc_torch.metric._base import REGISTRY, check_methods
 
@@ -260,8 +260,6 @@ def _check_arguments(name: str, metric_class: type, args: tuple[object, ...], kw
     except TypeError as error:
         unknown = next((key for key in kwargs if key not in signature.parameters), "")
         hint = did_you_mean(unknown, signature.parameters) if unknown else ""
-        message = (
-            f"The metric {name!r} cannot be made with {described((*args, dict(kwargs)))}: {error}. Expected "
-            f"{metric_class.__name__}{signature}.{hint}"
-        )
+        known = ", ".join(signature.parameters) or "none"
+        message = f"The metric {name!r} cannot be made: {error}. Expected arguments: {known}.{hint}"
         raise ConfigError(message) from None

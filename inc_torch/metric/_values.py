@@ -28,14 +28,14 @@ def as_tensor(values: object) -> torch.Tensor:
         return values.detach().cpu()
     if isinstance(values, list | tuple) and any(isinstance(item, torch.Tensor) for item in values):
         return torch.stack([as_tensor(item) for item in values])
-    array = np.asarray(values)
+    array = np.array(values, order="C")
     if array.dtype.kind not in NUMERIC_KINDS:
         message = (
             f"A metric was given {described(values)}: expected numbers, as a tensor, an array or a list. Turn model "
             "output and labels into numbers before."
         )
         raise ModelError(message)
-    return torch.tensor(array)
+    return torch.from_numpy(array)
 
 
 def paired(preds: object, labels: object, metric: str) -> tuple[torch.Tensor, torch.Tensor]:

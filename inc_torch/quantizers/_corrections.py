@@ -39,8 +39,8 @@ def weight_correction(weight: torch.Tensor, rounded: torch.Tensor, axis: int = 0
         >>> weight_correction(weight, rounded)
         tensor([[0.0000, 1.3333, 4.3883]])
 
-    Source: Finkelstein et al., Fighting Quantization Bias With Bias, arXiv:1906.03193, section 2 for the means; INC
-    2.6.1 for the formula, with axis 1; differs in zeros and constant channels.
+    Source: Banner et al., Post-training 4-bit quantization of convolution networks for rapid-deployment,
+    arXiv:1810.05723, for the idea; INC 2.6.1 for the formula, with axis 1; differs in zeros and constant channels.
     """
     rank = weight.dim()
     if weight.shape != rounded.shape or rank < _LEAST_RANK or not -rank <= axis < rank:
@@ -51,7 +51,7 @@ def weight_correction(weight: torch.Tensor, rounded: torch.Tensor, axis: int = 0
         )
         raise ModelError(message)
     wide = torch.promote_types(weight.dtype, torch.float32)
-    values, decoded = weight.detach().to(wide), rounded.detach().to(wide)
+    values, decoded = weight.to(wide), rounded.to(wide)
     others = [dimension for dimension in range(rank) if dimension != axis % rank]
     spread, mean = torch.std_mean(values, others, correction=0, keepdim=True)
     rounded_spread, rounded_mean = torch.std_mean(decoded, others, correction=0, keepdim=True)

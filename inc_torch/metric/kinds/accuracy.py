@@ -73,9 +73,9 @@ class TopK(_Share):
 
     def update(self, preds: object, labels: object) -> None:
         scores, classes = as_tensor(preds), as_tensor(labels)
+        if classes.shape == scores.shape and scores.shape[-1:] > (1,):
+            classes = classes.argmax(-1)
         scores = scores[None] if scores.dim() == 1 else scores
-        if classes.shape[-1:] == scores.shape[1:] and classes.numel() == scores.numel() and scores.shape[1] > 1:
-            classes = classes.reshape(scores.shape).argmax(1)
         classes = classes.reshape(-1).long()
         _check_classes(scores, classes)
         own = scores.gather(1, classes[:, None])
