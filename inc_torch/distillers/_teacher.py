@@ -6,7 +6,6 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, final
@@ -14,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from inc_torch.core.batches import evaluating
 from inc_torch.core.errors import ConfigTypeError, InexactWarning
 from inc_torch.core.user_warning import warn_user
 
@@ -90,7 +90,7 @@ class Teacher:
         device = next((tensor.device for tensor in _weights(self.module)), None)
         home = next((tensor.device for tensor in _tensors(inputs)), None)
         try:
-            with _evaluating(self.module), torch.no_grad():
+            with evaluating(self.module), torch.no_grad():
                 output = self.module(*_moved(args, device), **_moved(kwargs, device))
         except Exception as error:
             given = ", ".join([*(type(value).__name__ for value in args), *(f"{name}=" for name in kwargs)])
@@ -212,24 +212,6 @@ def _checked(module: object) -> nn.Module:
         )
         raise ConfigTypeError(message)
     return module
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put ``module`` into evaluation mode, and every submodule back into the mode that it had."""
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    if not any(training for _, training in modes):
-        yield
-        return
-    is_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        if is_training:
-            module.train()  # for modules that do more there than to set a flag
-        for submodule, training in modes:
-            submodule.training = training
 
 
 def _weights(module: nn.Module) -> Iterator[torch.Tensor]:
