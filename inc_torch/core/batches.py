@@ -392,12 +392,11 @@ class _Forward:
         self, value: object, entries: Mapping[str, object]
     ) -> tuple[tuple[object, ...], Mapping[str, object]]:
         accepted = {name: item for name, item in entries.items() if self._takes_name(name)}
-        if accepted.keys() - set(LABEL_NAMES):
-            return (), accepted
-        others = [item for name, item in entries.items() if name not in LABEL_NAMES]
-        if len(others) == 1 and len(entries) > 1:
-            return (others[0],), accepted
-        return (value,), {}
+        others = [name for name in entries if name not in LABEL_NAMES]
+        is_named = any(self._takes_name(name, by_any=not self.positional) for name in others)
+        if not is_named and len(others) == 1 and len(entries) > 1:
+            return (entries[others[0]],), {name: item for name, item in accepted.items() if name in LABEL_NAMES}
+        return ((), accepted) if accepted.keys() & set(others) else ((value,), {})
 
     def _entries(self, value: object) -> Mapping[str, object] | None:
         """The entries of ``value`` by name, or None if it has none or they say nothing to ``forward``."""
