@@ -69,7 +69,7 @@ class ModuleReport:
     Attributes:
         name: Fully qualified name.
         kind: Class name.
-        shape: Shape of the stored weight.
+        shape: Shape of the stored weight; of a recurrent layer, which has several, the number of values in all of them.
         bits: Bits per stored weight value, measured from the dtype.
         zeros: Zeros in the stored weight, counted.
         pattern: Pruning pattern asked for.
@@ -114,13 +114,23 @@ def stored_weight(module: nn.Module) -> torch.Tensor | None:
     return codes if codes is not None else module._parameters.get("weight")
 
 
+def _stored_weights(module: nn.Module) -> list[torch.Tensor]:
+    """What a module has a line for: its weight if it is a matrix or more, or the matrices of a recurrent layer."""
+    weight = stored_weight(module)
+    if weight is None and isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        own = [parameter for parameter in module._parameters.values() if parameter is not None]
+        return [parameter for parameter in own if parameter.dim() >= MATRIX_RANK]
+    return [weight] if weight is not None and weight.dim() >= MATRIX_RANK else []
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class CompressionReport:
     """What was asked of each module and what its stored weights say was reached.
 
     Attributes:
-        modules: One entry for each module with a weight of rank 2 or more; tied weights count once.
+        modules: One entry for each module with a weight of rank 2 or more, and each recurrent layer; tied weights
+            count once.
         other_parameters: Values in biases, norms and everything else that is not listed.
         size_bytes: Bytes of all stored tensors of the model.
 
@@ -157,14 +167,14 @@ class CompressionReport:
         rows: list[ModuleReport] = []
         owner: dict[int, str] = {}
         for name, module in named_layers(model):
-            weight = stored_weight(module)
-            if weight is None or weight.dim() < MATRIX_RANK:
+            weights = _stored_weights(module)
+            if not weights:
                 continue
-            if id(weight) in owner:
-                asked[owner[id(weight)]].append(Finding(name, note=f"shares its weight with {name}"))
+            if id(weights[0]) in owner:
+                asked[owner[id(weights[0])]].append(Finding(name, note=f"shares its weight with {name}"))
                 continue
-            owner[id(weight)] = name
-            rows.append(_measure_module(name, module, weight))
+            owner[id(weights[0])] = name
+            rows.append(_measure_module(name, module, weights))
         listed = sum(row.numel for row in rows)
         parameters = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
         codes = sum(tensor.numel() for tensor in tensors.values() if tensor.dtype == torch.int8)
@@ -185,11 +195,12 @@ class CompressionReport:
     def ratios(self) -> dict[str, float]:
         """The three totals under INC's names, with zeros counted in the weights, tied weights once.
 
-        ``elementwise_over_matmul_gemm_conv``: zeros of pruned modules over all matrix weights (embeddings apart).
+        ``elementwise_over_matmul_gemm_conv``: zeros of pruned modules over all matrix weights (embeddings and recurrent
+        layers apart).
         ``elementwise_over_all``: the same zeros over all values of the model.
         ``blockwise_over_matmul_gemm_conv``: each pruner's share of pruned units, weighted by its values.
         """
-        matrices = [row for row in self.modules if "Embedding" not in row.kind]
+        matrices = [row for row in self.modules if "Embedding" not in row.kind and len(row.shape) >= MATRIX_RANK]
         base = sum(row.numel for row in matrices) or 1
         total = sum(row.numel for row in self.modules) + self.other_parameters or 1
         pruned = [row for row in matrices if row.asked_sparsity is not None]
@@ -249,13 +260,14 @@ class CompressionReport:
         return report_view.as_markdown(self)
 
 
-def _measure_module(name: str, module: nn.Module, weight: torch.Tensor) -> ModuleReport:
+def _measure_module(name: str, module: nn.Module, weights: list[torch.Tensor]) -> ModuleReport:
+    numel = sum(weight.numel() for weight in weights)
     return ModuleReport(
         name=name,
         kind=plain_class(type(module)).__name__,
-        shape=tuple(weight.shape),
-        bits=weight.element_size() * 8,
-        zeros=weight.numel() - int(torch.count_nonzero(whole(weight.detach()))),
+        shape=tuple(weights[0].shape) if stored_weight(module) is not None else (numel,),
+        bits=weights[0].element_size() * 8,
+        zeros=numel - sum(int(torch.count_nonzero(whole(weight.detach()))) for weight in weights),
     )
 
 

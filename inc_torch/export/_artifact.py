@@ -28,6 +28,7 @@ from inc_torch.export._files import (
 from inc_torch.export._proof import attach_report, attached_report, measured_report, prove_report, read_report
 from inc_torch.export._ranks import assembled, write_once
 from inc_torch.export._tensors import int8_modules, plain_state, share_equal_codes, split_name, tied_groups
+from inc_torch.precision import describe_bfloat16, rebuild_bfloat16
 from inc_torch.quantizers import describe_int8, rebuild_int8
 
 __all__ = ["load", "save"]
@@ -35,6 +36,7 @@ __all__ = ["load", "save"]
 FORMAT = "inc_torch"
 VERSION = 1
 SAVE_AGAIN = "Save the model again with manager.save(directory)."
+DICTIONARIES = ("modules", "bfloat16", "aliases", "weights", "report")
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -81,6 +83,7 @@ def _write(model: nn.Module, target: Path, report: CompressionReport | None) -> 
         "format": f"{FORMAT}/{VERSION}",
         "class": type(model).__qualname__,
         "modules": describe_int8(model),
+        "bfloat16": describe_bfloat16(model),
         "aliases": aliases,
         "weights": {"file": WEIGHTS, **file_facts(target / WEIGHTS)},
         "report": measured.to_dict(),
@@ -91,9 +94,9 @@ def _write(model: nn.Module, target: Path, report: CompressionReport | None) -> 
 def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
     """Load what `save` (and ``manager.save``) wrote into ``model``, in place.
 
-    Int8 modules are rebuilt where the saved model had them, every tensor is compared by name, shape and dtype, and the
-    report is measured again from the loaded weights. The report is then found at ``model.report()`` of a managed model,
-    and in ``model.__dict__["_inc_torch_report"]`` of any.
+    Int8 modules, and modules that compute in bfloat16, are rebuilt where the saved model had them, every tensor is
+    compared by name, shape and dtype, and the report is measured again from the loaded weights. The report is then
+    found at ``model.report()`` of a managed model, and in ``model.__dict__["_inc_torch_report"]`` of any.
 
     Args:
         directory: The directory that was saved to.
@@ -118,6 +121,7 @@ def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
     where = os.fspath(source / ARTIFACT)
     if data["modules"] != describe_int8(model):
         rebuild_int8(model, data["modules"])
+    rebuild_bfloat16(model, data["bfloat16"])
     _fill(model, tensors, data, where)
     stored = read_report(data["report"], where)
     attach_report(model, prove_report(model, stored, where))
@@ -157,7 +161,8 @@ def _read_description(directory: Path) -> dict[str, Any]:
             f"'{FORMAT}/{VERSION}' or older. Upgrade: pip install -U inc_torch."
         )
         raise ArtifactError(message)
-    for key, kind in (("modules", dict), ("aliases", dict), ("weights", dict), ("report", dict), ("class", str)):
+    data.setdefault("bfloat16", {})  # what was saved before there were such modules lacks it
+    for key, kind in (*((key, dict) for key in DICTIONARIES), ("class", str)):
         if not isinstance(data.get(key), kind):
             message = (
                 f"{os.fspath(path)!r} is damaged: {key!r} is {data.get(key)!r}, expected {kind.__name__}. {SAVE_AGAIN}"

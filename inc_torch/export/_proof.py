@@ -8,13 +8,30 @@ from typing import Any
 from torch import nn
 
 from inc_torch.core.errors import ArtifactError, did_you_mean
-from inc_torch.core.report import CompressionReport, ModuleReport
+from inc_torch.core.report import CompressionReport, Finding, ModuleReport
+from inc_torch.precision import SCHEME, describe_bfloat16
 
-__all__ = ["CODE_BITS", "attach_report", "attached_report", "measured_report", "prove_report", "read_report"]
+__all__ = [
+    "CODE_BITS",
+    "attach_report",
+    "attached_report",
+    "bits_asked",
+    "measured_report",
+    "prove_report",
+    "read_report",
+]
 
 REPORT_ATTRIBUTE = "_inc_torch_report"
 CODE_BITS = 8
 """Bits of an int8 code; whatever takes more is float."""
+BFLOAT16_BITS = 16
+
+
+def bits_asked(row: ModuleReport) -> int | None:
+    """How many bits the weight of a module has if it was compressed as asked; None if that was not asked."""
+    if row.scheme is None:
+        return None
+    return BFLOAT16_BITS if row.scheme == SCHEME else CODE_BITS
 
 
 def attached_report(model: nn.Module) -> CompressionReport | None:
@@ -29,8 +46,14 @@ def attach_report(model: nn.Module, report: CompressionReport) -> None:
 
 
 def measured_report(model: nn.Module, report: CompressionReport | None) -> CompressionReport:
-    """Measure the weights as they are now; what was asked comes from ``report``."""
-    return CompressionReport.measure(model, report.findings() if report is not None else ())
+    """Measure the weights as they are now; what was asked comes from ``report``.
+
+    Modules that compute in bfloat16 have that as their scheme, unless something else was asked of them.
+    """
+    asked = report.findings() if report is not None else []
+    return CompressionReport.measure(
+        model, [*asked, *(Finding(name, scheme=SCHEME) for name in describe_bfloat16(model))]
+    )
 
 
 def read_report(data: object, where: str) -> CompressionReport:
@@ -52,7 +75,8 @@ def read_report(data: object, where: str) -> CompressionReport:
 def prove_report(model: nn.Module, stored: CompressionReport, where: str) -> CompressionReport:
     """Measure the report again from the weights of ``model`` and compare zeros and bits, module by module.
 
-    A float weight that was cast on loading (``dtype=torch.bfloat16``) may have other bits, and more zeros, not fewer.
+    A float weight that was cast on loading (``dtype=torch.bfloat16``) may have other bits, and more zeros, not fewer;
+    that of a module that computes in bfloat16 is never cast.
 
     Args:
         model: The loaded model.
@@ -85,7 +109,7 @@ def prove_report(model: nn.Module, stored: CompressionReport, where: str) -> Com
 
 def _compare(stored: ModuleReport, found: ModuleReport, where: str) -> None:
     cast = found.bits != stored.bits and min(found.bits, stored.bits) > CODE_BITS
-    if cast and found.shape == stored.shape and found.zeros >= stored.zeros:
+    if cast and stored.scheme != SCHEME and found.shape == stored.shape and found.zeros >= stored.zeros:
         return
     for field in ("shape", "bits", "zeros"):
         got, want = getattr(found, field), getattr(stored, field)

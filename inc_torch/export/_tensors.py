@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import ModelError
+from inc_torch.precision import describe_bfloat16
 from inc_torch.quantizers import describe_int8
 
 __all__ = [
+    "bfloat16_modules",
     "checksum",
     "int8_modules",
     "plain_state",
@@ -35,13 +37,18 @@ def int8_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name) for name in describe_int8(model)}
 
 
+def bfloat16_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of ``model`` that compute in bfloat16 by their fully qualified names."""
+    return {name: model.get_submodule(name) for name in describe_bfloat16(model)}
+
+
 def checksum(module: nn.Module) -> str | None:
-    """CRC-32 of names and bytes of all buffers of one int8 module, as eight hex digits.
+    """CRC-32 of names and bytes of all Parameters and buffers of one module, as eight hex digits.
 
     None if a tensor is on the meta device, where there is nothing to read.
     """
     value = 0
-    for name, tensor in sorted(module._buffers.items()):
+    for name, tensor in sorted({**module._parameters, **module._buffers}.items()):
         if tensor is None:
             continue
         if tensor.is_meta:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from inc_torch.core.report import CompressionReport
 from inc_torch.export._proof import CODE_BITS
 from inc_torch.huggingface._layout import CARD
+from inc_torch.precision import describe_bfloat16
 
 __all__ = ["CARD", "write_card"]
 
@@ -19,6 +21,10 @@ WITHOUT_IMPORT = (
     "Without `import inc_torch` transformers does not know the quantization type `inc_torch`, and refuses to load the "
     "model for weights of mismatched sizes."
 )
+BFLOAT16_WITHOUT_IMPORT = (
+    "Without `import inc_torch` transformers does not know the quantization type `inc_torch`: the modules that are to "
+    "compute in bfloat16 then compute as the others do, with rounded weights."
+)
 
 
 def write_card(directory: Path, model: nn.Module, report: CompressionReport) -> None:
@@ -26,20 +32,27 @@ def write_card(directory: Path, model: nn.Module, report: CompressionReport) -> 
     path = directory / CARD
     if path.exists() and MARK not in path.read_text(encoding="utf-8"):
         return
-    path.write_text(card(os.fspath(directory), type(model).__name__, report), encoding="utf-8")
+    path.write_text(card(os.fspath(directory), model, report), encoding="utf-8")
 
 
-def card(directory: str, architecture: str, report: CompressionReport) -> str:
+def card(directory: str, model: nn.Module, report: CompressionReport) -> str:
     """The text of the model card.
 
     Args:
         directory: Where it is saved; only the last part is shown.
-        architecture: Name of the model's class.
+        model: What was saved.
         report: Measured from the saved weights.
     """
     int8 = [row for row in report.modules if row.bits == CODE_BITS]
+    bfloat16 = describe_bfloat16(model)
     pruned = [row for row in report.modules if row.asked_sparsity is not None]
-    tags = ["inc_torch", "compression", *(["int8"] if int8 else []), *(["pruning", "sparse"] if pruned else [])]
+    tags = [
+        *("inc_torch", "compression"),
+        *(["int8"] if int8 else []),
+        *(["bfloat16"] if bfloat16 else []),
+        *(["pruning", "sparse"] if pruned else []),
+    ]
+    architecture = type(model).__name__
     name = Path(directory).name or "model"
     lines = [
         "---",
@@ -55,17 +68,17 @@ def card(directory: str, architecture: str, report: CompressionReport) -> str:
         "",
         "| | |",
         "| --- | --- |",
-        *(f"| {key} | {value} |" for key, value in _summary(report).items()),
+        *(f"| {key} | {value} |" for key, value in _summary(report, bfloat16).items()),
         "",
         "## Load it",
         "",
         "```python",
-        *(["import inc_torch  # lets transformers open compressed models"] if int8 else []),
+        *(["import inc_torch  # lets transformers open compressed models"] if int8 or bfloat16 else []),
         f"from transformers import {architecture}",
         "",
         f'model = {architecture}.from_pretrained("{name}")  # or AutoModelFor….from_pretrained',
         "```",
-        *(["", WITHOUT_IMPORT] if int8 else []),
+        *(["", WITHOUT_IMPORT] if int8 else ["", BFLOAT16_WITHOUT_IMPORT] if bfloat16 else []),
         "",
         "## Module by module",
         "",
@@ -77,7 +90,7 @@ def card(directory: str, architecture: str, report: CompressionReport) -> str:
     return "\n".join(lines)
 
 
-def _summary(report: CompressionReport) -> dict[str, str]:
+def _summary(report: CompressionReport, bfloat16: Collection[str]) -> dict[str, str]:
     int8 = [row for row in report.modules if row.bits == CODE_BITS]
     asked = sorted({row.asked_sparsity for row in report.modules if row.asked_sparsity is not None})
     patterns = sorted({row.pattern for row in report.modules if row.pattern is not None})
@@ -86,4 +99,6 @@ def _summary(report: CompressionReport) -> dict[str, str]:
         summary["sparsity asked"] = f"{', '.join(f'{value:.1%}' for value in asked)} ({', '.join(patterns)})"
         summary["sparsity reached"] = f"{report.sparsity:.2%} of the pruned weights"
     summary["int8 modules"] = f"{len(int8)} of {len(report.modules)}"
+    if bfloat16:
+        summary["bfloat16 modules"] = f"{len(bfloat16)} of {len(report.modules)}"
     return summary

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import final
 
@@ -20,10 +20,18 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from inc_torch.core.errors import ArtifactError, did_you_mean
 from inc_torch.export._files import read_json, read_tensor, tensor_names
 from inc_torch.export._proof import attach_report, measured_report, prove_report, read_report
-from inc_torch.export._tensors import checksum, int8_modules, share_equal_codes, split_name
+from inc_torch.export._tensors import (
+    bfloat16_modules,
+    checksum,
+    int8_modules,
+    share_equal_codes,
+    split_name,
+    tied_groups,
+)
 from inc_torch.huggingface._float import to_float
 from inc_torch.huggingface._layout import REPORT, SAVE_AGAIN, VERSION, alarms, ignore_alarms, untie
 from inc_torch.huggingface.registration import QUANT_METHOD
+from inc_torch.precision import compute_in_float, describe_bfloat16, reasons_against_bfloat16, rebuild_bfloat16
 from inc_torch.quantizers import describe_int8, rebuild_int8
 
 __all__ = ["IncTorchConfig", "IncTorchQuantizer", "adopt"]
@@ -39,7 +47,8 @@ class IncTorchConfig(QuantizationConfigMixin):
         version: Of this layout.
         modules: Int8 modules by name, as `describe_int8` describes them.
         aliases: Int8 codes that are stored once and used twice: second name -> name in the file.
-        checksums: CRC-32 of each int8 module's tensors.
+        checksums: CRC-32 of the tensors of each int8 module, and each that computes in bfloat16.
+        bfloat16: Modules that compute in bfloat16 by name, as `describe_bfloat16` describes them.
     """
 
     def __init__(
@@ -48,6 +57,7 @@ class IncTorchConfig(QuantizationConfigMixin):
         modules: Mapping[str, Mapping[str, object]] | None = None,
         aliases: Mapping[str, str] | None = None,
         checksums: Mapping[str, str] | None = None,
+        bfloat16: Mapping[str, str] | None = None,
         **unknown: object,
     ) -> None:
         if not isinstance(version, int) or version > VERSION:
@@ -57,7 +67,7 @@ class IncTorchConfig(QuantizationConfigMixin):
             )
             raise ArtifactError(message)
         if extra := sorted(set(unknown) - {"quant_method"}):
-            known = ("version", "modules", "aliases", "checksums")
+            known = ("version", "modules", "aliases", "checksums", "bfloat16")
             message = (
                 f"quantization_config.{extra[0]}={unknown[extra[0]]!r}: expected one of {', '.join(known)}."
                 f"{did_you_mean(extra[0], known)} {SAVE_AGAIN}"
@@ -68,11 +78,15 @@ class IncTorchConfig(QuantizationConfigMixin):
         self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
         self.aliases = dict(aliases or {})
         self.checksums = dict(checksums or {})
+        self.bfloat16 = dict(bfloat16 or {})
 
 
 @final
 class IncTorchQuantizer(HfQuantizer):
-    """Rebuilds the int8 modules before transformers loads weights, and checks afterwards that it got them all."""
+    """Rebuilds the compressed modules before transformers loads weights, and checks afterwards that it got them all.
+
+    These are the int8 modules, and those that compute in bfloat16.
+    """
 
     requires_calibration = True
 
@@ -88,7 +102,9 @@ class IncTorchQuantizer(HfQuantizer):
         config = self._config
         self._names = _names_in(model, config)
         self._source = _Source(checkpoint_files or _files_of(model))
-        rebuild_int8(model, {self._names[name]: entry for name, entry in config.modules.items() if name in self._names})
+        names = self._names
+        rebuild_int8(model, {names[name]: entry for name, entry in config.modules.items() if name in names})
+        rebuild_bfloat16(model, {names[name]: kind for name, kind in config.bfloat16.items() if name in names})
         int8 = int8_modules(model)
         untie(model, int8)
         ignore_alarms(model, int8)
@@ -104,8 +120,9 @@ class IncTorchQuantizer(HfQuantizer):
             owner, leaf = split_name(second)
             other, other_leaf = split_name(first)
             int8[owner].register_buffer(leaf, int8[other]._buffers[other_leaf])
-        self._restore_rounded(int8)
-        self._check(model, int8)
+        modules = int8 | bfloat16_modules(model)
+        self._restore_rounded(modules)
+        self._check(model, modules)
         self._names, self._source = {}, None
         return model
 
@@ -118,21 +135,28 @@ class IncTorchQuantizer(HfQuantizer):
                 found[".".join(filter(None, names[0]))] = ".".join(filter(None, names[1]))
         return found
 
-    def _restore_rounded(self, int8: Mapping[str, nn.Module]) -> None:
-        """Read float tensors of int8 modules again where transformers 4.57 cast them to the model's dtype."""
+    def _restore_rounded(self, modules: Mapping[str, nn.Module]) -> None:
+        """Read float tensors of compressed modules again where transformers 4.57 cast them to the model's dtype."""
         source = self._source or _Source(())
         for saved_name, name in self._names.items():
-            for leaf, tensor in int8[name]._buffers.items():
-                if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float32:
+            own = modules[name]
+            dtype = torch.bfloat16 if saved_name in self._config.bfloat16 else torch.float32
+            for leaf, tensor in [*own._parameters.items(), *own._buffers.items()]:
+                if tensor is None or not tensor.is_floating_point() or tensor.dtype == dtype:
                     continue
                 exact = source.tensor(saved_name, leaf)
-                int8[name]._buffers[leaf] = (tensor.float() if exact is None else exact).to(tensor.device)
+                tensor.data = (tensor.to(dtype) if exact is None else exact).to(tensor.device)
 
-    def _check(self, model: nn.Module, int8: Mapping[str, nn.Module]) -> None:
-        """Make sure that each int8 module holds what was saved, and prove the report."""
+    def _check(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+        """Make sure that each compressed module holds what was saved, and prove the report."""
         source = self._source or _Source(())
+        tied = tied_groups(dict(model.named_parameters(remove_duplicate=False)))
+        seconds = {*tied, *tied.values()}
         for saved_name, name in self._names.items():
-            self._check_module(saved_name, name, int8[name], source)
+            self._check_module(saved_name, name, modules[name], source, seconds)
+        for name, reason in reasons_against_bfloat16(model, describe_bfloat16(model)).items():
+            message = f"Module {name!r} of {type(model).__name__} was saved to compute in bfloat16, but here {reason}."
+            raise ArtifactError(message)
         path = source.report_path()
         same_model = type(model).__name__ in (model.config.architectures or ())  # type: ignore[union-attr, operator]
         if path is None or not same_model or any(tensor.is_meta for tensor in model.state_dict().values()):
@@ -141,8 +165,12 @@ class IncTorchQuantizer(HfQuantizer):
         stored = read_report(read_json(path, SAVE_AGAIN), os.fspath(path))
         attach_report(model, prove_report(model, stored, os.fspath(path)))
 
-    def _check_module(self, saved_name: str, name: str, module: nn.Module, source: _Source) -> None:
-        stored = [leaf for leaf in module.state_dict() if f"{saved_name}.{leaf}" not in self._config.aliases]
+    def _check_module(
+        self, saved_name: str, name: str, module: nn.Module, source: _Source, tied: Collection[str]
+    ) -> None:
+        # Tied tensors are in the files once, under either name.
+        leaves = [leaf for leaf in module.state_dict() if f"{name}.{leaf}" not in tied]
+        stored = [leaf for leaf in leaves if f"{saved_name}.{leaf}" not in self._config.aliases]
         missing = [leaf for leaf in stored if source.name_of(saved_name, leaf) is None]
         value, expected = checksum(module), self._config.checksums.get(saved_name)
         # Loading may convert all names of a module; that some are there and some are not is a loss.
@@ -150,8 +178,9 @@ class IncTorchQuantizer(HfQuantizer):
         if is_whole and (value is None or value == expected):
             return
         found = f"the files lack {', '.join(map(repr, missing))}" if missing else f"got checksum {value!r}"
+        kind = "Bfloat16" if saved_name in self._config.bfloat16 else "Int8"
         message = (
-            f"Int8 module {name!r} was not loaded from {source.where} as it was saved: {found}, expected checksum "
+            f"{kind} module {name!r} was not loaded from {source.where} as it was saved: {found}, expected checksum "
             f"{expected!r}. The weights and config.json are of two different saves, or a file is damaged. {SAVE_AGAIN}"
         )
         raise ArtifactError(message)
@@ -159,6 +188,7 @@ class IncTorchQuantizer(HfQuantizer):
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | str | None = None) -> nn.Module:
         for name, entry in describe_int8(model).items():
             to_float(model.get_submodule(name), str(entry["kind"]))
+        compute_in_float(model)
         # transformers passes config.dtype, which save_pretrained turns into text.
         wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         return model if wanted is None else model.to(wanted)
@@ -195,9 +225,9 @@ def adopt(model: nn.Module) -> None:
     """Let transformers see a model that was converted in memory as it would see it after loading.
 
     From then on its ``save_pretrained`` writes a directory that ``from_pretrained`` opens, and the Trainer refuses to
-    train it. A model without int8 modules is left alone.
+    train it. A model without int8 modules, and without any that computes in bfloat16, is left alone.
     """
-    if not describe_int8(model):
+    if not describe_int8(model) and not describe_bfloat16(model):
         return
     config = describe(model)
     untie(model, int8_modules(model))
@@ -214,11 +244,17 @@ def adopt(model: nn.Module) -> None:
 
 
 def describe(model: nn.Module, earlier: IncTorchConfig | None = None) -> IncTorchConfig:
-    """Describe the int8 modules as they are now; ``earlier`` knows the checksums of what was moved out of memory."""
+    """Describe the compressed modules as they are now.
+
+    Args:
+        model: The model.
+        earlier: Knows the checksums of what was moved out of memory.
+    """
     aliases = share_equal_codes(model)
     known = earlier.checksums if earlier is not None else {}
-    checksums = {name: checksum(module) or known.get(name, "") for name, module in int8_modules(model).items()}
-    return IncTorchConfig(VERSION, describe_int8(model), aliases, checksums)
+    modules = int8_modules(model) | bfloat16_modules(model)
+    checksums = {name: checksum(module) or known.get(name, "") for name, module in modules.items()}
+    return IncTorchConfig(VERSION, describe_int8(model), aliases, checksums, describe_bfloat16(model))
 
 
 def _names_in(model: nn.Module, config: IncTorchConfig) -> dict[str, str]:
@@ -230,13 +266,14 @@ def _names_in(model: nn.Module, config: IncTorchConfig) -> dict[str, str]:
     modules = dict(model.named_modules())
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     names = {}
-    for name in config.modules:
+    for name in [*config.modules, *config.bfloat16]:
         found = next((other for other in (name, prefix + name, name.removeprefix(prefix)) if other in modules), None)
         if found is not None:
             names[name] = found
         elif type(model).__name__ in (model.config.architectures or ()):  # type: ignore[union-attr, operator]
+            mapping = "modules" if name in config.modules else "bfloat16"
             message = (
-                f"quantization_config.modules names {name!r}, which {type(model).__name__} does not have."
+                f"quantization_config.{mapping} names {name!r}, which {type(model).__name__} does not have."
                 f"{did_you_mean(name, modules)} {SAVE_AGAIN}"
             )
             raise ArtifactError(message)

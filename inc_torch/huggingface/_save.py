@@ -17,11 +17,12 @@ from inc_torch.core.optional import require
 from inc_torch.core.report import CompressionReport
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export._files import ARTIFACT, HUB_CONFIG, WEIGHTS, write_json
-from inc_torch.export._proof import CODE_BITS, attach_report, attached_report, measured_report
+from inc_torch.export._proof import attach_report, attached_report, bits_asked, measured_report
 from inc_torch.export._ranks import assembled, write_once
 from inc_torch.huggingface._card import write_card
 from inc_torch.huggingface._layout import REPORT
 from inc_torch.huggingface.registration import install
+from inc_torch.precision import Bfloat16Module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,9 +39,9 @@ def save_for_huggingface_upstream(
 ) -> None:
     """Write a directory that ``AutoModelFor….from_pretrained`` opens after ``import inc_torch``, ready for the Hub.
 
-    It holds safetensors, ``config.json`` (with a ``quantization_config`` if the model has int8 modules), the tokenizer,
-    ``compression_report.json``, measured again from the weights, and a model card. A model card that was written by
-    hand is kept.
+    It holds safetensors, ``config.json`` (with a ``quantization_config`` if the model has int8 modules, or some that
+    compute in bfloat16), the tokenizer, ``compression_report.json``, measured again from the weights, and a model card.
+    A model card that was written by hand is kept.
 
     transformers records no attention implementation in a directory. A model that was run with another one than
     ``from_pretrained`` picks (``"sdpa"``) differs from the loaded one in the last bits of floats, which int8 rounding
@@ -106,9 +107,21 @@ def _write(
             model.save_pretrained(target)
         else:
             model.save_pretrained(target, max_shard_size=max_shard_size)
+    _correct_dtype(model, target)
     write_json(target / REPORT, report.to_dict())
     write_card(target, model, report)
     return report
+
+
+def _correct_dtype(model: PreTrainedModel, directory: Path) -> None:
+    """Write the dtype of the model, which transformers takes from the first Parameter, into its configuration.
+
+    Where that belongs to a module that computes in bfloat16, ``from_pretrained`` would cast all others to it.
+    """
+    first = next((module for module in model.modules() if [*module.parameters(recurse=False)]), None)
+    if isinstance(first, Bfloat16Module) and first.float_dtype != model.dtype:
+        model.config.dtype = str(first.float_dtype).removeprefix("torch.")
+        model.config.save_pretrained(directory)
 
 
 @contextmanager
@@ -151,7 +164,7 @@ def _refuse_adapters(model: PreTrainedModel) -> None:
 
 
 def _warn_of_float(report: CompressionReport) -> None:
-    unfinished = [row for row in report.modules if row.scheme is not None and row.bits > CODE_BITS]
+    unfinished = [row for row in report.modules if row.bits > (bits_asked(row) or row.bits)]
     if unfinished:
         row = unfinished[0]
         message = (

@@ -23,7 +23,9 @@ from inc_torch.quantizers._scheme_names import is_scheme_name
 __all__ = ["convert", "convert_calibrated", "describe_int8", "int8_kernels", "rebuild_int8"]
 
 SHOWN_NAMES: Final = 5
-DESCRIPTION_KEYS: Final = frozenset({"kind", "scheme", "shape", "bias", "smoothed"})
+REQUIRED_KEYS: Final = frozenset({"kind", "scheme", "shape", "bias"})
+DESCRIPTION_KEYS: Final = REQUIRED_KEYS | {"smoothed"}
+"""Descriptions of version 0.1 know nothing of smoothing."""
 
 
 def convert(model: nn.Module, ranks: Ranks | None = None) -> None:
@@ -161,7 +163,7 @@ def rebuild_int8(model: nn.Module, description: Mapping[str, Mapping[str, object
 
 def _check_entry(name: str, entry: Mapping[str, object], module: nn.Module) -> None:
     where = f"Module {name!r} of the description"
-    if wrong := DESCRIPTION_KEYS ^ entry.keys():
+    if wrong := (REQUIRED_KEYS - entry.keys()) | (entry.keys() - DESCRIPTION_KEYS):
         message = f"{where} has the keys {sorted(entry)}, expected {sorted(DESCRIPTION_KEYS)}: {sorted(wrong)} differ."
         raise ArtifactError(message)
     if not is_scheme_name(entry["scheme"]):
@@ -198,7 +200,7 @@ def _rebuild_module(module: nn.Module, entry: Mapping[str, object]) -> None:
     }
     if kind is not Int8Embedding:
         buffers["bias"] = torch.zeros(len(weight), dtype=torch.float32, device=device) if entry["bias"] else None
-        buffers["input_factor"] = torch.ones(input_channels(module), device=device) if entry["smoothed"] else None
+        buffers["input_factor"] = torch.ones(input_channels(module), device=device) if entry.get("smoothed") else None
         if kind is not Int8DynamicLinear:
             buffers["input_scale"] = torch.ones((), dtype=torch.float32, device=device)
             buffers["input_zero_point"] = torch.zeros((), dtype=torch.int32, device=device)
