@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from inc_torch.core.errors import ArtifactError, InexactWarning
 from inc_torch.core.report import CompressionReport, Finding
@@ -35,6 +36,7 @@ from inc_torch.quantizers import (
 from tests.unit.huggingface.conftest import bert, gpt2, inputs_of, logits
 
 ROOT = Path(__file__).parents[3]
+IS_5 = not transformers.__version__.startswith("4.")
 LOW = {
     "bert": ["bert.embeddings.word_embeddings", "bert.encoder.layer.0.output.dense", "classifier"],
     "gpt2": ["transformer.wte", "lm_head", "transformer.h.1.mlp.c_fc"],
@@ -152,6 +154,18 @@ def test_a_dtype_changes_the_others_alone(name, models, directories, dtype):
     assert (got.float() - want).abs().max() < 0.1 * want.abs().max()
 
 
+def test_what_an_older_transformers_casts_is_read_again(name, models, directories, monkeypatch):
+    """Before 5 it cast all floating tensors of a quantized model to the dtype of the model."""
+    monkeypatch.setattr(AUTO_QUANTIZER_MAPPING["inc_torch"], "get_new_dtype", cast_to_half)
+    model = AUTO[name].from_pretrained(directories[name], dtype=torch.float16)
+    assert torch.equal(model.get_submodule(LOW[name][0]).weight, models[name].get_submodule(LOW[name][0]).weight)
+    assert describe_bfloat16(model) == describe_bfloat16(models[name])
+
+
+def cast_to_half(self, converter, param, dtype):
+    return torch.float16 if dtype in (torch.float32, torch.bfloat16) else dtype
+
+
 def test_copies_and_pickles_compute_the_same(name, models, directories):
     model = AUTO[name].from_pretrained(directories[name])
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -185,23 +199,33 @@ def test_a_model_of_bfloat16_alone(tmp_path):
     assert "then compute as the others do" in card
 
 
+class Tagger(transformers.PreTrainedModel):
+    """A recurrent layer, and an output layer with a bias whose weight is tied."""
+
+    config_class = transformers.BertConfig
+    _tied_weights_keys = {"out.weight": "words.weight"} if IS_5 else ["out.weight"]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.words = nn.Embedding(60, 8)
+        self.lstm = nn.LSTM(8, 4, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(8, 60)
+        self.post_init()
+
+    def _init_weights(self, module):
+        pass
+
+    def get_input_embeddings(self):
+        return self.words
+
+    def get_output_embeddings(self):
+        return self.out
+
+    def forward(self, input_ids):
+        return self.out(self.lstm(self.words(input_ids))[0])
+
+
 def test_a_recurrent_layer_in_a_hugging_face_model(tmp_path):
-    class Tagger(transformers.PreTrainedModel):
-        config_class = transformers.BertConfig
-
-        def __init__(self, config):
-            super().__init__(config)
-            self.words = nn.Embedding(60, 8)
-            self.lstm = nn.LSTM(8, 6, batch_first=True, bidirectional=True)
-            self.out = nn.Linear(12, 3)
-            self.post_init()
-
-        def _init_weights(self, module):
-            pass
-
-        def forward(self, input_ids):
-            return self.out(self.lstm(self.words(input_ids))[0])
-
     words = torch.tensor([[3, 1, 4, 1, 5]])
     model = Tagger(transformers.BertConfig(hidden_size=8))
     prepare_fake_quant(model, QuantSpec())
@@ -215,6 +239,17 @@ def test_a_recurrent_layer_in_a_hugging_face_model(tmp_path):
         assert torch.equal(got(words), model(words))
     row = next(row for row in got.__dict__["_inc_torch_report"].modules if row.name == "lstm")
     assert (row.kind, row.bits, row.scheme) == ("LSTM", 16, "bfloat16")
+
+
+def test_a_tied_layer_with_a_bias_of_its_own(tmp_path):
+    model = Tagger(transformers.BertConfig(hidden_size=8)).eval()
+    compute_in_bfloat16(model, ["words", "out"])
+    save_for_huggingface_upstream(model, None, tmp_path)
+    got = Tagger.from_pretrained(tmp_path)
+    assert got.out.weight is got.words.weight
+    words = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        assert torch.equal(got(words), model(words))
 
 
 # ------------------------------------------------------------------------------ the report
