@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from inc_torch.core import report_view
 from inc_torch.core.errors import ArtifactError
@@ -114,13 +115,20 @@ def stored_weight(module: nn.Module) -> torch.Tensor | None:
     return codes if codes is not None else module._parameters.get("weight")
 
 
-def _stored_weights(module: nn.Module) -> list[torch.Tensor]:
-    """What a module has a line for: its weight if it is a matrix or more, or the matrices of a recurrent layer."""
+def _stored_weights(module: nn.Module, is_asked_about: bool) -> list[torch.Tensor]:
+    """What a module has a line for: its weight if it is a matrix or more, or matrices under other names.
+
+    Of the latter those of recurrent layers, and of whatever somebody speaks of, are listed.
+    """
     weight = stored_weight(module)
-    if weight is None and isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        own = [parameter for parameter in module._parameters.values() if parameter is not None]
-        return [parameter for parameter in own if parameter.dim() >= MATRIX_RANK]
-    return [weight] if weight is not None and weight.dim() >= MATRIX_RANK else []
+    if weight is not None and weight.dim() >= MATRIX_RANK:
+        return [weight]
+    if not (is_asked_about or isinstance(module, (nn.RNNBase, nn.RNNCellBase))):
+        return []
+    own = [*module._parameters.values()]
+    if parametrize.is_parametrized(module):  # its weight is computed from these
+        own += module.get_submodule("parametrizations").parameters()
+    return [parameter for parameter in own if parameter is not None and parameter.dim() >= MATRIX_RANK]
 
 
 @final
@@ -129,8 +137,8 @@ class CompressionReport:
     """What was asked of each module and what its stored weights say was reached.
 
     Attributes:
-        modules: One entry for each module with a weight of rank 2 or more, and each recurrent layer; tied weights
-            count once.
+        modules: One entry for each module with a weight of rank 2 or more, each recurrent layer, and each module
+            that was asked about and keeps matrices under other names; tied weights count once.
         other_parameters: Values in biases, norms and everything else that is not listed.
         size_bytes: Bytes of all stored tensors of the model.
 
@@ -167,7 +175,7 @@ class CompressionReport:
         rows: list[ModuleReport] = []
         owner: dict[int, str] = {}
         for name, module in named_layers(model):
-            weights = _stored_weights(module)
+            weights = _stored_weights(module, name in asked)
             if not weights:
                 continue
             if id(weights[0]) in owner:

@@ -73,6 +73,25 @@ class TestMeasure:
         assert report.other_parameters == 8 + 12 + 2
         assert report.size_bytes == 4 * (8 + 12 + 2 + 4) + 8
 
+    def test_lists_matrices_under_other_names_if_somebody_speaks_of_them(self):
+        class Positions(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first = nn.Parameter(torch.ones(1, 1, 4))
+                self.table = nn.Parameter(torch.zeros(1, 5, 4))
+                self.gain = nn.Parameter(torch.ones(99))
+
+        model = nn.Sequential(Positions(), nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 3, 4)), nn.LayerNorm(4))
+        assert CompressionReport.measure(model).modules == ()
+        findings = [Finding(str(index), note="left alone") for index in range(3)]
+        report = CompressionReport.measure(model, findings)
+        assert [(row.name, row.shape, row.zeros, row.notes) for row in report.modules] == [
+            ("0", (24,), 20, ("left alone",)),
+            ("1", (27,), 0, ("left alone",)),
+        ]
+        assert report.other_parameters == 99 + 3 + 8
+        assert CompressionReport.measure(model, report.findings()) == report
+
     def test_of_a_single_layer_has_an_empty_name(self):
         (row,) = CompressionReport.measure(nn.Linear(2, 2)).modules
         assert row.name == ""
