@@ -7,11 +7,11 @@ opens compressed directories.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from inc_torch import huggingface as _huggingface
 from inc_torch import lightning as _lightning
-from inc_torch import quantization
 from inc_torch.callbacks import Callback
 from inc_torch.config import (
     AccuracyCriterion,
@@ -26,15 +26,18 @@ from inc_torch.core.report import CompressionReport
 from inc_torch.export import load
 from inc_torch.huggingface import OptimizedModel, save_for_huggingface_upstream
 from inc_torch.huggingface.registration import install as _register_with_transformers
-from inc_torch.metric import Metric
 from inc_torch.training import CompressionManager, prepare_compression
 
 if TYPE_CHECKING:
+    from inc_torch import quantization
+
     # Not in __all__: "import *" has to work without transformers and Lightning.
     from inc_torch.huggingface import INCCallback as INCCallback
     from inc_torch.lightning import INCLightningCallback as INCLightningCallback
+    from inc_torch.metric import METRICS, Metric
 
 __all__ = [
+    "METRICS",
     "AccuracyCriterion",
     "Callback",
     "CompressionManager",
@@ -60,7 +63,11 @@ _register_with_transformers()
 
 
 def __getattr__(name: str) -> object:
-    """Import what needs an optional package when it is asked for."""
+    """Import what needs an optional package, or is not needed in a training loop, when it is asked for."""
+    if name == "quantization":
+        return importlib.import_module("inc_torch.quantization")
+    if name in ("METRICS", "Metric"):
+        return getattr(importlib.import_module("inc_torch.metric"), name)
     if name == "INCCallback":
         return _huggingface.INCCallback
     if name == "INCLightningCallback":

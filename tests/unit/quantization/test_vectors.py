@@ -56,7 +56,7 @@ def inc_words(scheme: QuantScheme | FloatType) -> str:
         return {"float32": "fp32", "bfloat16": "bf16"}[scheme.value]
     mode = "dynamic" if scheme.dynamic else "static"
     symmetry = "sym" if scheme.symmetric_input else "asym"
-    observer = "kl" if type(scheme.input_observer).__name__ == "KL" else "minmax"
+    observer = "kl" if type(scheme.input_observer).__name__ == "Kl" else "minmax"
     granularity = "per_channel" if scheme.per_channel else "per_tensor"
     return f"int8/{mode}/act/uint8/{symmetry}/{observer}/wt/int8/sym/{granularity}"
 
