@@ -66,6 +66,8 @@ def trace_flow(model: nn.Module, run: Callable[[nn.Module], object]) -> Flow:
     model's output, and whatever else reads the tensor forbid it. So do weights that other modules share or read, and
     norms whose output does not follow their weight, or that have none.
 
+    What leaves torch, as ``.numpy()`` does, is not seen.
+
     Modules that absorb are norms (every class with ``Norm`` in its name), linear layers and convolutions.
 
     INC 2.6.1 looks into a `torch.jit` trace and gives up smoothing where that fails; looks through hardtanh, which is

@@ -16,7 +16,7 @@ from torch import nn
 from inc_torch.core.sharding import plain_class
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, fake_quant_class
 
-__all__ = ["absorbing_axis", "can_produce", "divide_output_", "own_tensors"]
+__all__ = ["absorbing_axis", "can_produce", "divide_output_", "own_tensors", "replace_tensors_"]
 
 _TOLERANCE: Final = 1e-3
 """Scales of a trial are powers of two, so nothing is rounded; what does not follow is off by a factor."""
@@ -35,8 +35,18 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name in ("weight", "bias") if (tensor := owned.get(name)) is not None}
 
 
+def replace_tensors_(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give ``module`` new Parameters and buffers; who else holds the old ones keeps them as they are."""
+    for name, tensor in tensors.items():
+        before = module._parameters.get(name)
+        if before is None:
+            module._buffers[name] = tensor
+        else:
+            module._parameters[name] = nn.Parameter(tensor.detach(), requires_grad=before.requires_grad)
+
+
 def divide_output_(module: nn.Module, scale: torch.Tensor) -> None:
-    """Divide the output channels of a module by ``scale``, through its weight and bias, which become new Parameters.
+    """Divide the output channels of a module by ``scale``, through its weight and bias, which are new ones then.
 
     Args:
         module: One that `can_produce`, with a weight.
@@ -48,15 +58,7 @@ def divide_output_(module: nn.Module, scale: torch.Tensor) -> None:
         >>> norm.weight.tolist()
         [0.5, 0.25]
     """
-    for name, tensor in own_tensors(module).items():
-        divided = tensor.detach() / _along_output(module, tensor, scale.to(tensor.device)).to(tensor.dtype)
-        replace_parameter(module, name, divided)
-
-
-def replace_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Give ``module`` a new Parameter instead of one that another model may hold too, see `borrowing_copy`."""
-    before = module.get_parameter(name)
-    module._parameters[name] = nn.Parameter(value, requires_grad=before.requires_grad)
+    replace_tensors_(module, {name: _divided(module, tensor, scale) for name, tensor in own_tensors(module).items()})
 
 
 def absorbing_axis(
@@ -83,7 +85,7 @@ def absorbing_axis(
         return None
     channels = _output_channels(module, tensors["weight"])
     scale = torch.exp2((torch.arange(channels, device=output.device) % 3 - 1).float())
-    with _divided(module, scale):
+    with _divided_output(module, scale):
         again = module.forward(*args, **kwargs)
     if not isinstance(again, torch.Tensor) or again.shape != output.shape:
         return None
@@ -120,16 +122,20 @@ def _along_output(module: nn.Module, tensor: torch.Tensor, scale: torch.Tensor) 
     return rows.view(*rows.shape, *[1] * (tensor.dim() - _MATRIX_RANK))
 
 
+def _divided(module: nn.Module, tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    along = _along_output(module, tensor, scale.to(tensor.device))
+    return (tensor.detach() / along).to(tensor.dtype)
+
+
 @contextmanager
-def _divided(module: nn.Module, scale: torch.Tensor) -> Iterator[None]:
-    before = {name: tensor.detach().clone() for name, tensor in own_tensors(module).items()}
+def _divided_output(module: nn.Module, scale: torch.Tensor) -> Iterator[None]:
+    parameters, buffers = dict(module._parameters), dict(module._buffers)
     divide_output_(module, scale)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for name, tensor in own_tensors(module).items():
-                tensor.copy_(before[name])
+        module._parameters.update(parameters)
+        module._buffers.update(buffers)
 
 
 def _is_divided(again: torch.Tensor, output: torch.Tensor, scale: torch.Tensor, axis: int) -> bool:

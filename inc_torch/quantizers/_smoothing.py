@@ -12,7 +12,7 @@ input channels become equally great, with alpha 0 the weights do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol, final
 
@@ -23,7 +23,7 @@ from inc_torch.core.names import named_layers
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._flow import Flow
 from inc_torch.quantizers._prepare import fake_quant_modules
-from inc_torch.quantizers._producers import divide_output_, replace_parameter
+from inc_torch.quantizers._producers import divide_output_, replace_tensors_
 
 __all__ = [
     "SeenInput",
@@ -40,6 +40,7 @@ __all__ = [
 
 _LEAST_SCALE: Final = 1e-5
 _LEAST_WEIGHT: Final = 1e-5
+_UNSEEN: Final = "calibration ran no batch through it"
 
 
 @final
@@ -115,7 +116,7 @@ class Smoothed:
     Attributes:
         alpha: Its alpha; None if it was left as it is.
         reason: Why it was left as it is; None if it was not.
-        scale: What its input channels are divided by, [in].
+        scale: What its input channels are divided by, in the layer or before it, float32 [in]; None if it was left.
     """
 
     alpha: float | None
@@ -205,16 +206,9 @@ def smoothing_groups(
         The groups, and by name the reason for every layer that is in none.
     """
     layers = {name: module for name, module in fake_quant_modules(model) if module.has_input_grid}
-    unseen = {name: "calibration ran no batch through it" for name in layers.keys() - inputs.keys()}
+    unseen = dict.fromkeys(sorted(layers.keys() - inputs.keys()), _UNSEEN)
     if flow is not None:
-        groups = [SmoothingGroup(names, producer) for producer, names in flow.groups.items()]
-        left = {name: reason for name, reason in flow.refused.items() if name in layers}
-        for group in groups:
-            if missing := [name for name in group.layers if name in unseen]:
-                left |= dict.fromkeys(
-                    group.layers, f"calibration ran no batch through {missing[0]!r}, of one scale with it"
-                )
-        return [group for group in groups if group.layers[0] not in left], left | unseen
+        return _foldable_groups(flow, layers.keys(), unseen)
     shared: dict[object, list[str]] = {}
     for name in inputs:
         if name in layers:
@@ -222,6 +216,24 @@ def smoothing_groups(
             rank = layers[name].get_parameter("weight").dim()
             shared.setdefault((inputs[name].sources, rank, len(inputs[name].channel_low)), []).append(name)
     return [SmoothingGroup(tuple(names)) for names in shared.values()], unseen
+
+
+def _foldable_groups(
+    flow: Flow, layers: Collection[str], unseen: dict[str, str]
+) -> tuple[list[SmoothingGroup], dict[str, str]]:
+    """Those of ``flow`` all whose layers are still to be quantized and have been seen."""
+    groups = []
+    refused = {name: reason for name, reason in flow.refused.items() if name in layers}
+    for producer, names in flow.groups.items():
+        lacking = {
+            name: unseen.get(name, "it stays in float") for name in names if name in unseen or name not in layers
+        }
+        if not lacking:
+            groups.append(SmoothingGroup(names, producer))
+            continue
+        first, why = next(iter(lacking.items()))
+        refused |= {name: f"{first!r}, which reads the same: {why}" for name in names if name in layers}
+    return groups, refused | unseen
 
 
 def apply_smoothing(
@@ -235,8 +247,9 @@ def apply_smoothing(
     The ranges of smoothed layers come from the extremes of their input channels:
     ``[min(0, min(low / s)), max(0, max(high / s))]``. Call it after ranges were set otherwise.
 
-    Without ``flow`` no weight changes, and it can be called again with another alpha. With ``flow`` weights change
-    for good, and a layer where folding is impossible is left as it is.
+    Without ``flow`` no weight changes, and it can be called again with another alpha. With ``flow`` the layers and the
+    modules before them get new Parameters, so that another model that shares the old ones is not changed; a layer where
+    folding is impossible is left as it is.
 
     INC 2.6.1 smooths Linear alone unless folding; with folding, of grouped convolutions the depthwise alone.
 
@@ -289,7 +302,7 @@ def apply_smoothing(
 def _smooth_layer(layer: FakeQuantModule, seen: SeenInput, scale: torch.Tensor, *, is_folded: bool) -> None:
     if is_folded:
         weight = layer.get_parameter("weight").detach()
-        replace_parameter(layer, "weight", weight * layer._along_weight(scale).to(weight.dtype))
+        replace_tensors_(layer, {"weight": (weight * layer._along_weight(scale)).to(weight.dtype)})
     else:
         layer.smooth(scale)
     if layer.observes:
