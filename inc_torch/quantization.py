@@ -274,7 +274,11 @@ def _with_bfloat16(model: nn.Module, decisions: Mapping[str, Prepared], *, allow
             warn_user(f"{name!r} was to compute in bfloat16: {reasons[name]}. It stays in float32.", InexactWarning)
         names = [name for name in names if name not in reasons]
     compute_in_bfloat16(model, names)
-    return {name: made._replace(scheme=SCHEME) if name in names else made for name, made in decisions.items()}
+    reasons = dict.fromkeys(asked, "as the configuration asks")
+    return {
+        name: made._replace(scheme=SCHEME, reason=reasons.get(name, made.reason)) if name in names else made
+        for name, made in decisions.items()
+    }
 
 
 def _score_of(model: nn.Module, function: object, dataloader: Iterable[Any] | None, metric: object) -> Score | None:

@@ -96,7 +96,7 @@ def _decide(name: str, module: nn.Module, spec: QuantSpec) -> Prepared:
     if reason is not None or kind is None:
         return Prepared(None, reason)
     if isinstance(treatment, FloatType):
-        return Prepared(None, f"left in {treatment.value} by the configuration", treatment)
+        return Prepared(None, _LEFT_IN_FLOAT[treatment], treatment)
     if treatment.dynamic and not kind.can_be_dynamic:
         return Prepared(None, f"{own.__name__} has no int8 version with dynamic ranges")
     return Prepared(kind.name_of(treatment))
