@@ -9,13 +9,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 from inc_torch.core.optional import require
+from inc_torch.huggingface._empty import load_empty_model
 from inc_torch.huggingface._load import OptimizedModel
 from inc_torch.huggingface._save import save_for_huggingface_upstream
 
 if TYPE_CHECKING:
     from inc_torch.huggingface._callback import INCCallback
 
-__all__ = ["INCCallback", "OptimizedModel", "save_for_huggingface_upstream"]
+__all__ = ["INCCallback", "OptimizedModel", "load_empty_model", "save_for_huggingface_upstream"]
 
 
 def __getattr__(name: str) -> object:

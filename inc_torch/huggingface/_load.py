@@ -18,7 +18,7 @@ from inc_torch.huggingface.registration import install
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["OptimizedModel"]
+__all__ = ["HUB_OPTIONS", "OptimizedModel", "class_of", "is_path", "modern"]
 
 HUB_OPTIONS = (
     "cache_dir",
@@ -71,31 +71,31 @@ class OptimizedModel:
         from transformers import AutoConfig
 
         install()
-        options = _modern(kwargs)
+        options = modern(kwargs)
         hub = {key: options[key] for key in HUB_OPTIONS if key in options}
         directory = Path(name_or_path)
-        if directory.exists() or _is_path(name_or_path):
+        if directory.exists() or is_path(name_or_path):
             check_directory(directory / str(options.get("subfolder", "")))
         config = options.get("config")
         if config is None:
             config = AutoConfig.from_pretrained(name_or_path, **hub)
         report_path = _report_file(name_or_path, {key: hub[key] for key in REPORT_OPTIONS if key in hub})
         options = {"use_safetensors": True, **options}
-        model = _class_of(config, name_or_path).from_pretrained(name_or_path, **options)
+        model = class_of(config, name_or_path).from_pretrained(name_or_path, **options)
         loaded = model[0] if isinstance(model, tuple) else model
         if report_path is not None and attached_report(loaded) is None:
             _prove(loaded, report_path)
         return model
 
 
-def _modern(kwargs: dict[str, object]) -> dict[str, Any]:
+def modern(kwargs: dict[str, object]) -> dict[str, Any]:
     options = {key: value for key, value in kwargs.items() if key not in {"use_auth_token", "resume_download"}}
     if kwargs.get("use_auth_token") is not None:
         options.setdefault("token", kwargs["use_auth_token"])
     return options
 
 
-def _is_path(name_or_path: str | os.PathLike[str]) -> bool:
+def is_path(name_or_path: str | os.PathLike[str]) -> bool:
     """Whether the user means a directory, not a name on the Hub (``model`` or ``owner/model``)."""
     text = os.fspath(name_or_path)
     return not isinstance(name_or_path, str) or text.startswith((".", "~", os.sep)) or text.count("/") > 1
@@ -110,7 +110,7 @@ def _report_file(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> P
     return None if found is None else Path(found)
 
 
-def _class_of(config: PretrainedConfig, name_or_path: str | os.PathLike[str]) -> Any:  # noqa: ANN401  # any Auto class
+def class_of(config: PretrainedConfig, name_or_path: str | os.PathLike[str]) -> Any:  # noqa: ANN401  # any Auto class
     """The class that ``config.architectures`` names, or the Auto class that ``auto_map`` gives for remote code."""
     import transformers
 
