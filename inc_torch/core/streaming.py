@@ -112,7 +112,9 @@ class StreamedWeights:
     def streaming(self) -> Iterator[None]:
         """Give every torch function of this thread the values of a Parameter in place of the Parameter.
 
-        They are read for each operation anew, so that no more is in memory than what one operation takes.
+        They are read for each operation anew, so that no more is in memory than what one operation takes. What asks
+        for all values, as ``model.state_dict()`` does, gets all. torch's own attention and transformer layers do not
+        take the fused path that eval mode has for them; the last bits of their results may differ.
 
         Raises:
             ModelError: A weight is written to; it would not last.
@@ -235,8 +237,8 @@ class _Streaming(TorchFunctionMode):
 
     def _refuse_writing(self, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
         name = getattr(func, "__name__", "")
-        in_place = name in {"__set__", "__setitem__"} or (name.endswith("_") and not name.startswith("_"))
-        if in_place and args and self._is_needed(args[0]):
+        in_place = name in {"__set__", "__setitem__"} or (name.endswith("_") and not name.endswith("__"))
+        if in_place and args and id(args[0]) in self._entries:
             message = (
                 f"The Parameter {self._entries[id(args[0])].name!r} is streamed from where it is stored, and {name} "
                 "would write to it, which would not last: expected code that only reads weights. Load the module that "

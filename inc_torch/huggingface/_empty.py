@@ -61,6 +61,18 @@ def load_empty_model(
         ArtifactError: The files are missing, pickled or damaged, lack a tensor, or have one of another shape.
         ModelError: The model is quantized already, or its stored weights cannot be read one by one.
         ConfigError: The configuration has no such field.
+
+    Example:
+        >>> import tempfile
+        >>> from inc_torch.huggingface import load_empty_model
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, intermediate_size=8)
+        >>> directory = tempfile.TemporaryDirectory()
+        >>> BertModel(config).save_pretrained(directory.name)
+        >>> model = load_empty_model(directory.name)
+        >>> type(model).__name__, {parameter.device.type for parameter in model.parameters()}
+        ('BertModel', {'meta'})
+        >>> directory.cleanup()
     """
     require("transformers", "hf", "load_empty_model")
     require("accelerate", "hf", "load_empty_model")
