@@ -74,7 +74,6 @@ def load_empty_model(
         ('BertModel', {'meta'})
         >>> directory.cleanup()
     """
-    require("transformers", "hf", "load_empty_model")
     require("accelerate", "hf", "load_empty_model")
     given = _without_torchscript(modern(options))
     hub = {key: given.pop(key) for key in HUB_OPTIONS if key in given}
