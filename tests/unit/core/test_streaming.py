@@ -237,8 +237,8 @@ def test_a_loader_for_either_name_of_a_tied_weight_is_enough(full):
 
 
 def test_a_loader_without_a_weight_is_refused_with_the_nearest_name():
-    with pytest.raises(ModelError, match=r"'weigth', which Linear does not have. Did you mean 'weight'\?"):
-        StreamedWeights(nn.Linear(2, 2), {"weigth": read_eye})
+    with pytest.raises(ModelError, match=r"'weights', which Linear does not have. Did you mean 'weight'\?"):
+        StreamedWeights(nn.Linear(2, 2), {"weights": read_eye})
 
 
 def test_values_of_another_shape_are_refused():
