@@ -70,6 +70,13 @@ def _warn_of_layers_pruned_twice(callbacks: Sequence[Callback]) -> None:
         warn_user(message, InexactWarning)
 
 
+def _warn_of_options_without_effect(conf: QuantizationAwareTrainingConfig, model: nn.Module) -> None:
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if idle := conf.options_without_effect(devices):
+        listed = "; ".join(f"{name} ({reason})" for name, reason in idle.items())
+        warn_user(f"Options of QuantizationAwareTrainingConfig without effect here: {listed}.", InexactWarning)
+
+
 def _build(conf: object, model: nn.Module) -> Callback:
     match conf:
         case Callback():
@@ -77,7 +84,12 @@ def _build(conf: object, model: nn.Module) -> Callback:
         case WeightPruningConfig():
             return PruningCallbacks(conf.to_specs(), model)
         case QuantizationAwareTrainingConfig():
-            return QuantizationAwareTrainingCallbacks(conf.to_spec())
+            _warn_of_options_without_effect(conf, model)
+            return QuantizationAwareTrainingCallbacks(
+                conf.to_spec(),
+                freeze_observers_step=conf.freeze_observers_step,
+                freeze_batch_norm_step=conf.freeze_batch_norm_step,
+            )
         case DistillationConfig():
             return DistillationCallbacks(conf.criterion.to_spec(), conf.teacher_model, student=model)
     message = (

@@ -8,21 +8,26 @@ from typing import Any, final
 from torch import nn
 
 from inc_torch.core.callback import Callback
-from inc_torch.core.errors import HookOrderError, StateError
+from inc_torch.core.errors import HookOrderError, InexactWarning, StateError
 from inc_torch.core.hooks import Progress, Stage
 from inc_torch.core.report import Finding
 from inc_torch.core.sharding import require_unshardable
 from inc_torch.core.state import check_keys
+from inc_torch.core.user_warning import warn_user
 from inc_torch.quantizers import (
     Prepared,
     QuantSpec,
+    batch_norms,
     convert,
     enable_fake_quant,
     fold_ranges,
+    freeze_batch_norm,
     load_observer_state,
     observer_state,
     prepare_fake_quant,
     rounding_share,
+    stop_observing,
+    thaw_batch_norm,
 )
 
 __all__ = ["QuantizationAwareTrainingCallbacks"]
@@ -38,18 +43,31 @@ class QuantizationAwareTrainingCallbacks(Callback):
     rounded by the ranges of the steps before, so those of the first step are not. ``on_train_end`` makes int8 modules
     of what was learnt.
 
+    What is frozen follows from the number of optimizer steps alone, so a resumed run, accumulation of gradients and
+    many processes need nothing more to agree.
+
     Args:
         spec: What to quantize how.
+        freeze_observers_step: After so many optimizer steps ranges of inputs stay as they are; None is never.
+        freeze_batch_norm_step: After so many optimizer steps batch normalization uses and keeps its running statistics
+            until the end of training; None is never.
     """
 
     stage = Stage.REWRITE
     state_version = 2
-    exact_when_late = frozenset({"on_before_optimizer_step"})
+    # Ranges are folded, and statistics frozen for the next step, before the optimizer steps: no forward comes between.
+    exact_when_late = frozenset({"on_step_begin", "on_before_optimizer_step"})
 
-    def __init__(self, spec: QuantSpec) -> None:
+    def __init__(
+        self, spec: QuantSpec, *, freeze_observers_step: int | None = None, freeze_batch_norm_step: int | None = None
+    ) -> None:
         self.spec = spec
+        self.freeze_observers_step = freeze_observers_step
+        self.freeze_batch_norm_step = freeze_batch_norm_step
         self._decisions: dict[str, Prepared] = {}
         self._is_converted = False
+        self._has_fixed_ranges: bool | None = None
+        self._has_frozen_statistics = False
 
     def __repr__(self) -> str:
         return "Quantization Aware Training Callbacks"
@@ -57,6 +75,8 @@ class QuantizationAwareTrainingCallbacks(Callback):
     def prepare(self, model: nn.Module, progress: Progress) -> None:
         super().prepare(model, progress)
         self._decisions = prepare_fake_quant(model, self.spec)
+        if self.freeze_batch_norm_step is not None:
+            _warn_of_what_cannot_freeze(model)
 
     def findings(self) -> Iterable[Finding]:
         for name, decision in self._decisions.items():
@@ -76,14 +96,44 @@ class QuantizationAwareTrainingCallbacks(Callback):
             raise HookOrderError(message)
         require_unshardable(self.model)  # now, not at the end of the training
         enable_fake_quant(self.model, observe=True)
+        self._has_fixed_ranges = False
+        self._fix_ranges()
+        self._freeze_statistics(self.progress.step)
+
+    def on_step_begin(self, batch_id: int) -> None:
+        self._fix_ranges()
+        self._freeze_statistics(self.progress.step)
 
     def on_before_optimizer_step(self) -> None:
-        fold_ranges(self.model, self.progress.ranks)
+        self._fix_ranges()
+        if not self._has_fixed_ranges:
+            fold_ranges(self.model, self.progress.ranks)
+        self._freeze_statistics(self.progress.step + 1)
 
     def on_train_end(self) -> None:
         if not self._is_converted:
+            self._fix_ranges()
             convert(self.model, self.progress.ranks)
+            thaw_batch_norm(self.model)
             self._is_converted = True
+
+    def _fix_ranges(self) -> None:
+        """Stop observing once the last step that counts is done, or observe again after an older state was loaded."""
+        is_due = self.freeze_observers_step is not None and self.progress.step >= self.freeze_observers_step
+        if is_due == self._has_fixed_ranges:
+            return
+        if is_due:
+            stop_observing(self.model)
+        else:
+            enable_fake_quant(self.model, observe=True)
+        self._has_fixed_ranges = is_due
+
+    def _freeze_statistics(self, step: int) -> None:
+        """Make batch normalization as it has to be in the forwards of optimizer step number ``step``, from 0."""
+        is_due = self.freeze_batch_norm_step is not None and step >= self.freeze_batch_norm_step
+        if is_due != self._has_frozen_statistics:
+            (freeze_batch_norm if is_due else thaw_batch_norm)(self.model)
+        self._has_frozen_statistics = is_due
 
     def state_dict(self) -> dict[str, Any]:
         """Ranges and what is to enter them; under distribution every rank has to call this and gets the same."""
@@ -99,3 +149,19 @@ class QuantizationAwareTrainingCallbacks(Callback):
             )
             raise StateError(message)
         load_observer_state(self.model, state["observers"])
+        self._has_fixed_ranges = None  # decided again at the next hook, when the number of the step is loaded too
+
+
+def _warn_of_what_cannot_freeze(model: nn.Module) -> None:
+    found = batch_norms(model)
+    others = [name for name, can_freeze in found.items() if not can_freeze]
+    if not found:
+        message = f"freeze_batch_norm_step has no effect: {type(model).__name__} has no batch normalization."
+    elif others:
+        message = (
+            f"freeze_batch_norm_step leaves {', '.join(map(repr, others[:5]))} as it is: only modules of exactly a "
+            "class of torch.nn are frozen, a subclass may do more. Put it into eval mode yourself."
+        )
+    else:
+        return
+    warn_user(message, InexactWarning)

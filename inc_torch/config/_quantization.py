@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, replace
 from typing import ClassVar, Literal, final
 
 from inc_torch.config._base import Config, config, option
-from inc_torch.config._checks import Place, choice, flag, list_of, names, optional, text
+from inc_torch.config._checks import Place, choice, flag, integer, list_of, names, optional, text
 from inc_torch.config._criteria import (
     ACCURACY,
     TUNING,
@@ -64,25 +64,30 @@ class QuantizationAwareTrainingConfig(Config):
     of operations that are no modules of their own; these stay in float here anyway.
 
     Args:
-        device: Where INC would run; the model's own device is what counts here.
+        device: Where INC would run; the model's own device is what counts here, so another one is warned about.
         backend: Only ``"default"`` so far.
-        inputs: Names of inputs, without effect for PyTorch.
+        inputs: Names of inputs, without effect for PyTorch; `prepare_compression` warns of all such options.
         outputs: Names of outputs, without effect for PyTorch.
         op_type_dict: Rules by class name.
         op_name_dict: Rules by module name.
         reduce_range: Asymmetric inputs take 7 bits instead of 8, for CPUs without VNNI, whose int8 products saturate.
-        model_name: A label.
+        model_name: A label, without effect.
         quant_format: Of an ONNX export, without effect in training.
-        excluded_precisions: Float types that modules left in float must not be given.
+        excluded_precisions: Float types that modules left in float must not be given: with ``"bf16"`` a rule that asks
+            for bfloat16 leaves its modules as they are.
         quant_level: How a tuning run searches; without effect in a plain training loop.
-        accuracy_criterion: The goal of a tuning run.
-        tuning_criterion: The bounds of a tuning run.
+        accuracy_criterion: The goal of a tuning run; without effect in a plain training loop.
+        tuning_criterion: The bounds of a tuning run; without effect in a plain training loop.
+        freeze_observers_step: Optimizer steps after which the ranges of inputs stay as they are; None is never. What
+            weights are rounded to follows their present range to the end.
+        freeze_batch_norm_step: Optimizer steps after which batch normalization uses and keeps its running statistics,
+            also in training mode; its scale and shift go on learning. None is never.
         strategy: Old spelling, goes into a copy of ``tuning_criterion``; so do ``timeout``, ``max_trials``,
             ``objective`` and ``performance_only``.
         relative: Old spelling, goes into a copy of ``accuracy_criterion``; so does ``absolute``.
 
     Raises:
-        ConfigError: An option is unknown or wrong.
+        ConfigError: An option is unknown or wrong. A rule that speaks of no layer is found by `prepare_compression`.
 
     Example:
         >>> config = QuantizationAwareTrainingConfig(op_name_dict={"classifier": {"weight": {"dtype": "fp32"}}})
@@ -116,6 +121,12 @@ class QuantizationAwareTrainingConfig(Config):
     accuracy_criterion: AccuracyCriterion = option(ACCURACY, default=AccuracyCriterion())
     tuning_criterion: TuningCriterion = option(TUNING, default=TuningCriterion())
     _: KW_ONLY
+    freeze_observers_step: int | None = option(
+        optional(integer("an integer, 1 or more, or None", lambda x: x >= 1)), default=None, kw_only=True
+    )
+    freeze_batch_norm_step: int | None = option(
+        optional(integer("an integer, 0 or more, or None", lambda x: x >= 0)), default=None, kw_only=True
+    )
     strategy: InitVar[str | None] = None
     relative: InitVar[float | None] = None
     absolute: InitVar[float | None] = None
@@ -161,6 +172,35 @@ class QuantizationAwareTrainingConfig(Config):
         """INC's word for this kind of quantization."""
         return "quant_aware_training"
 
+    def options_without_effect(self, devices: Collection[str]) -> dict[str, str]:
+        """Name the options that were set and change nothing in a training loop, each with the reason.
+
+        Args:
+            devices: Types of the devices that the model lies on.
+
+        Example:
+            >>> QuantizationAwareTrainingConfig(outputs="logits").options_without_effect({"cpu"})
+            {'outputs': 'modules of PyTorch have no such names'}
+        """
+        device = _DEVICE_TYPES.get(self.device)
+        default_rule = {DEFAULT_RULE: (self.op_name_dict or {}).get(DEFAULT_RULE)}
+        outcomes = [rule.outcome for rule in rules_of("name", default_rule, TRAINING)]
+        reasons = {
+            "device": (device not in {None, *devices}, f"the model does not lie there; use model.to({device!r})"),
+            "inputs": (bool(self.inputs), _NO_NAMES),
+            "outputs": (bool(self.outputs), _NO_NAMES),
+            f"op_name_dict[{DEFAULT_RULE!r}]": (
+                any(not isinstance(outcome, FloatType) for outcome in outcomes),
+                "operations that are no modules stay in float",
+            ),
+            "model_name": (bool(self.model_name), "nothing asks for the label"),
+            "quant_format": (self.quant_format != "default", "it is of an ONNX export"),
+            "quant_level": (self.quant_level != "auto", _ONLY_TUNING),
+            "accuracy_criterion": (self.accuracy_criterion != AccuracyCriterion(), _ONLY_TUNING),
+            "tuning_criterion": (self.tuning_criterion != TuningCriterion(), _ONLY_TUNING),
+        }
+        return {name: reason for name, (is_idle, reason) in reasons.items() if is_idle}
+
     def to_spec(self) -> QuantSpec:
         """Return the same as typed values, for the layer below."""
         by_name = {pattern: rule for pattern, rule in (self.op_name_dict or {}).items() if pattern != DEFAULT_RULE}
@@ -173,6 +213,9 @@ class QuantizationAwareTrainingConfig(Config):
 
 
 _REDUCED_BITS = 7
+_DEVICE_TYPES = {"gpu": "cuda", "npu": "npu", "xpu": "xpu"}
+_NO_NAMES = "modules of PyTorch have no such names"
+_ONLY_TUNING = "it guides a tuning run, and a training loop tunes nothing"
 
 
 def _with_reduced_range(rule: QuantRule) -> QuantRule:

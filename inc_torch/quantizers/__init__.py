@@ -6,6 +6,7 @@ After training: ``prepare_fake_quant -> calibrate -> convert``. Files: ``describ
 
 from __future__ import annotations
 
+from inc_torch.quantizers._batch_norm import batch_norms, freeze_batch_norm, thaw_batch_norm
 from inc_torch.quantizers._calibration import Calibration, InputRecord, calibrate
 from inc_torch.quantizers._convert import convert, convert_calibrated, describe_int8, int8_kernels, rebuild_int8
 from inc_torch.quantizers._flow import Flow, trace_flow
@@ -26,6 +27,7 @@ from inc_torch.quantizers._prepare import (
     observer_state,
     prepare_fake_quant,
     rounding_share,
+    stop_observing,
 )
 from inc_torch.quantizers._smoothing import SmoothQuant
 from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec, Treatment
@@ -57,6 +59,7 @@ __all__ = [
     "SmoothQuant",
     "TensorStatistics",
     "Treatment",
+    "batch_norms",
     "calibrate",
     "convert",
     "convert_calibrated",
@@ -67,6 +70,7 @@ __all__ = [
     "fit_float_grid",
     "fit_grid",
     "fold_ranges",
+    "freeze_batch_norm",
     "int8_kernels",
     "load_observer_state",
     "observe",
@@ -75,5 +79,7 @@ __all__ = [
     "realise",
     "rebuild_int8",
     "rounding_share",
+    "stop_observing",
+    "thaw_batch_norm",
     "trace_flow",
 ]

@@ -132,6 +132,9 @@ class FakeQuantModule(nn.Module):
     def smooth(self, scale: torch.Tensor | None) -> None:
         """Divide input channels by ``scale`` and multiply the weights of these channels by it; None ends that.
 
+        Without rounding both cancel out, so nothing is done as long as fake-quant is off. The range of inputs is that
+        after the division.
+
         Args:
             scale: [in], above 0.
         """
@@ -142,15 +145,15 @@ class FakeQuantModule(nn.Module):
         self._corrects_weight = on
 
     def correct_bias(self, correction: torch.Tensor | None) -> None:
-        """Add ``correction`` [out] to the bias, also where there is none; None ends that."""
+        """Add ``correction`` [out] to the bias while fake-quant is on, also where there is none; None ends that."""
         self._bias_correction = correction
 
     def _rounded_input(self, values: torch.Tensor) -> torch.Tensor:
-        if self._observing and self.training and not _is_recomputing():
-            self._input_range.observe(values)
         if self._smoothing is not None:
-            values = values * self._along_input(self._smoothing.reciprocal()).to(values.dtype)
+            values = values * self._along_input(self._smoothing.reciprocal()).to(values)
         seen = self._input_range
+        if self._observing and self.training and not _is_recomputing():
+            seen.observe(values)
         if torch.compiler.is_compiling() and seen.grid is not None:
             return fake_quantize_input_traced(values, seen.traced_grid, seen.scheme.top)
         grid = dynamic_grid(values, seen.scheme) if seen.scheme.dynamic else seen.grid
@@ -165,7 +168,7 @@ class FakeQuantModule(nn.Module):
         return fake_quantize_weight(weight, axis, self.scheme.weight_bits)
 
     def _smoothed(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight if self._smoothing is None else weight * self._along_weight(self._smoothing).to(weight.dtype)
+        return weight if self._smoothing is None else weight * self._along_weight(self._smoothing).to(weight)
 
     def _along_input(self, channels: torch.Tensor) -> torch.Tensor:
         """Shape a value for each input channel so that it multiplies an input."""
@@ -180,7 +183,8 @@ class FakeQuantModule(nn.Module):
         bias = self._parameters.get("bias")
         if self._bias_correction is None:
             return bias
-        return self._bias_correction if bias is None else bias + self._bias_correction.to(bias.dtype)
+        correction = self._bias_correction.to(self.get_parameter("weight"))
+        return correction if bias is None else bias + correction
 
     def int8_weight(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes, `arranged`, and scales [out] of the weights as they are now; a collective if it is sharded."""
@@ -239,12 +243,12 @@ class _FakeQuantConv(FakeQuantModule):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's argument name
         """Convolve rounded inputs with rounded weights; padding puts in exact zeros, or rounded border values."""
-        weight: Any = self.weight
-        bias = self.full_bias()
-        if self._fake_quant:
-            input, weight = self._rounded_input(input), self._rounded_weight(weight)  # noqa: A001
+        if not self._fake_quant:
+            plain: torch.Tensor = super().forward(input)
+            return plain
+        weight = self._rounded_weight(self.get_parameter("weight"))
         convolve: Any = self._conv_forward
-        result: torch.Tensor = convolve(input, weight, bias)
+        result: torch.Tensor = convolve(self._rounded_input(input), weight, self.full_bias())
         return result
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, StateError
+from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, StateError, did_you_mean
 from inc_torch.core.names import named_layers
 from inc_torch.core.ranks import Ranks
 from inc_torch.core.sharding import plain_class
@@ -17,7 +18,7 @@ from inc_torch.quantizers._eligibility import close_fast_paths, matrix_modules, 
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, fake_quant_class
 from inc_torch.quantizers._input_range import InputRange, fold_pending, pending_extremes
 from inc_torch.quantizers._int8_module import Int8Module
-from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec
+from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec
 
 __all__ = [
     "Prepared",
@@ -29,6 +30,7 @@ __all__ = [
     "observer_state",
     "prepare_fake_quant",
     "rounding_share",
+    "stop_observing",
 ]
 
 
@@ -65,7 +67,7 @@ def prepare_fake_quant(model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]
 
     Raises:
         ModelError: The model was prepared or converted before.
-        ConfigError: Nothing is left to quantize.
+        ConfigError: Nothing is left to quantize, or a rule speaks of no module that can be.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
@@ -76,7 +78,7 @@ def prepare_fake_quant(model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]
     """
     _refuse_second_preparation(model)
     decisions = {name: _decide(name, module, spec) for name, module in matrix_modules(model)}
-    _warn_of_idle_rules(model, spec)
+    _check_rules(model, spec, decisions)
     if not any(decision.scheme for decision in decisions.values()):
         message = f"Quantization would leave all of {type(model).__name__} in float: {_reasons(decisions)}."
         raise ConfigError(message)
@@ -116,12 +118,83 @@ def _refuse_second_preparation(model: nn.Module) -> None:
             raise ModelError(message)
 
 
-def _warn_of_idle_rules(model: nn.Module, spec: QuantSpec) -> None:
-    names = [name for name, _ in named_layers(model)]
+def _check_rules(model: nn.Module, spec: QuantSpec, decided: Collection[str]) -> None:
+    """Refuse rules that are lost, and warn of those that ask for what is never done.
+
+    Args:
+        model: The model.
+        spec: The rules.
+        decided: Names of all modules with a matrix weight.
+    """
+    types = {name: plain_class(type(module)).__name__ for name, module in named_layers(model)}
     for rule in spec.rules:
-        if rule.subject == "name" and not any(rule.catches(name, "") for name in names):
-            message = f"The quantization rule {rule.pattern!r} matches no module: a pattern must match the whole name."
+        caught = [name for name, kind in types.items() if rule.catches(name, kind)]
+        if any(name in decided for name in caught):
+            continue
+        if not caught:
+            _refuse_unmatched(rule, types, decided)
+        elif around := [name for name in caught if any(_lies_in(inner, name) for inner in decided)]:
+            raise ConfigError(_container_message(rule, around[0]))
+        elif not isinstance(rule.outcome, FloatType):
+            kinds = ", ".join(sorted({types[name] for name in caught}))
+            message = f"The quantization rule {rule.pattern!r} has no effect: {kinds} has no matrix weight to quantize."
             warn_user(message, InexactWarning)
+
+
+def _lies_in(name: str, outer: str) -> bool:
+    return name != outer and name.startswith(f"{outer}." if outer else "")
+
+
+def _refuse_unmatched(rule: QuantRule, types: Mapping[str, str], decided: Collection[str]) -> None:
+    if rule.subject == "type" and any(rule.catches("", known) for known in _known_types()):
+        return
+    present = sorted({types[name] for name in decided}) if rule.subject == "type" else [*decided]
+    nearest = did_you_mean(rule.pattern, present) or f" There are {', '.join(map(repr, present[:SHOWN_NAMES]))}"
+    if len(present) > SHOWN_NAMES and not nearest.endswith("?"):
+        nearest += f" and {len(present) - SHOWN_NAMES} more"
+    whole = "class name" if rule.subject == "type" else "module name"
+    message = (
+        f"The quantization rule {rule.pattern!r} of op_{rule.subject}_dict matches no module: a pattern must match the "
+        f"whole {whole}.{nearest if nearest.endswith('?') else nearest + '.'}"
+    )
+    raise ConfigError(message)
+
+
+def _container_message(rule: QuantRule, name: str) -> str:
+    inside = re.escape(name) + r"\..*" if name else ".*"
+    return (
+        f"The quantization rule {rule.pattern!r} of op_{rule.subject}_dict matches {name or 'the model'!r}, which has "
+        f"no weight of its own: rules are for single layers. Use the pattern {inside!r} in op_name_dict for all in it."
+    )
+
+
+def _known_types() -> Iterator[str]:
+    """Classes of layers that a model may lack without the rule being a typing error."""
+    yield from _TYPES_OF_INC
+    yield from (name for name, kind in vars(nn).items() if isinstance(kind, type) and issubclass(kind, nn.Module))
+
+
+_TYPES_OF_INC = (
+    "Conv1D",
+    "QuantStub",
+    "DeQuantStub",
+    "FloatFunctional",
+    "NonDynamicallyQuantizableLinear",
+    "BNReLU2d",
+    "BNReLU3d",
+    "ConvBn1d",
+    "ConvBn2d",
+    "ConvBn3d",
+    "ConvBnReLU1d",
+    "ConvBnReLU2d",
+    "ConvBnReLU3d",
+    "ConvReLU1d",
+    "ConvReLU2d",
+    "ConvReLU3d",
+    "LinearReLU",
+)
+"""Operation types that INC knows besides the modules of torch.nn, and the linear layer of GPT-2 in transformers."""
+SHOWN_NAMES = 5
 
 
 def _reasons(decisions: Mapping[str, Prepared]) -> str:
@@ -149,7 +222,7 @@ def enable_fake_quant(model: nn.Module, observe: bool) -> None:
     rounded by the range folded so far; before the first fold they pass as they are.
     """
     for _, module in fake_quant_modules(model):
-        module._fake_quant, module._observing = True, observe
+        module._fake_quant, module._observing = True, observe and module.observes
 
 
 def disable_fake_quant(model: nn.Module) -> None:
@@ -162,6 +235,14 @@ def rounding_share(model: nn.Module) -> float:
     """Share of the prepared modules whose weights, and inputs where they are quantized, are rounded in a forward."""
     rounding = [module.is_rounding for _, module in fake_quant_modules(model)]
     return sum(rounding) / len(rounding) if rounding else 0.0
+
+
+def stop_observing(model: nn.Module) -> None:
+    """Let ranges stay as they are: what was noted since they were last folded is dropped, and nothing more is noted."""
+    for module in model.modules():
+        if isinstance(module, FakeQuantModule):
+            module._observing = False
+            module._input_range.pending = None
 
 
 def fold_ranges(model: nn.Module, ranks: Ranks | None = None) -> None:
