@@ -28,6 +28,7 @@ SCHEMES = {
     "per tensor": QuantScheme(per_channel=False),
     "symmetric": QuantScheme(symmetric_input=True),
     "reduced": QuantScheme(input_bits=7),
+    "four bits": QuantScheme(weight_bits=4),
 }
 
 
@@ -41,7 +42,7 @@ def test_linear_is_rounded_input_times_rounded_weight(scheme):
     layer = nn.Linear(12, 7)
     x = torch.randn(5, 12)
     axis = 0 if scheme.per_channel else None
-    expected = F.linear(rounded(x, scheme), snap_weight(layer.weight, axis), layer.bias)
+    expected = F.linear(rounded(x, scheme), snap_weight(layer.weight, axis, scheme.weight_bits), layer.bias)
     assert torch.equal(observed(layer, x, scheme)(x), expected)
 
 
@@ -167,6 +168,82 @@ def test_bfloat16_model_trains():
     y.float().square().mean().backward()
     assert y.dtype == torch.bfloat16
     assert all(p.grad.dtype == torch.bfloat16 for p in model.parameters())
+
+
+# ------------------------------------------------------------------------------ smoothing and bias correction
+
+
+def transposed_linear():
+    """GPT-2's linear layer, [in, out]."""
+    return tiny_gpt2().transformer.h[0].mlp.c_fc
+
+
+SMOOTHED = {
+    "linear": (lambda: nn.Linear(8, 5), (3, 8)),
+    "transposed linear": (transposed_linear, (3, 32)),
+    "conv1d": (lambda: nn.Conv1d(8, 6, 3), (2, 8, 9)),
+    "grouped conv2d": (lambda: nn.Conv2d(8, 6, 3, groups=2), (2, 8, 5, 5)),
+    "unbatched conv2d": (lambda: nn.Conv2d(8, 6, 3), (8, 5, 5)),
+    "conv3d": (lambda: nn.Conv3d(8, 6, 2), (2, 8, 3, 3, 3)),
+    "transposed conv": (lambda: nn.ConvTranspose2d(8, 6, 3, stride=2), (2, 8, 5, 5)),
+    "grouped transposed conv": (lambda: nn.ConvTranspose1d(8, 6, 3, groups=2), (2, 8, 5)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), SMOOTHED.values(), ids=SMOOTHED)
+def test_smoothing_moves_scale_from_inputs_to_weights_and_cancels_out(make, shape):
+    layer, x = make(), torch.randn(shape)
+    expected = layer(x)
+    axis = -1 if isinstance(layer, nn.Linear) or len(shape) == 2 else -len(layer.kernel_size) - 1
+    scale = torch.rand(shape[axis]) * 3 + 0.1
+    prepare_fake_quant(layer, QuantSpec())
+    layer.smooth(scale)
+    assert torch.equal(layer(x), expected)
+    # Rounding so fine that nothing of it is left shows what is rounded: both operands, smoothed.
+    enable_fake_quant(layer, observe=True)
+    layer._rounded_weight = layer._smoothed
+    assert torch.allclose(layer.train()(x), expected, rtol=1e-4, atol=1e-5)
+    fold_ranges(layer)
+    smoothed = x.movedim(axis, -1) / scale
+    assert layer._input_range.high == pytest.approx(float(smoothed.max()))
+    assert layer._input_range.low == pytest.approx(float(smoothed.min()))
+
+
+@pytest.mark.parametrize(("make", "shape"), SMOOTHED.values(), ids=SMOOTHED)
+def test_the_correction_of_a_bias_counts_while_rounding_is_on(make, shape):
+    layer, x = make(), torch.randn(shape)
+    plain = layer(x)
+    observed(layer, x)
+    rounded_output = layer(x)
+    channels = layer.int8_weight()[1].numel()
+    correction = torch.arange(float(channels))
+    layer.correct_bias(correction)
+    shaped = correction if layer.kind == "linear" else correction.view(-1, *[1] * len(layer.kernel_size))
+    assert torch.allclose(layer(x), rounded_output + shaped, atol=1e-5)
+    disable_fake_quant(layer)
+    assert torch.equal(layer(x), plain)
+
+
+def test_a_correction_can_be_taken_back_and_needs_no_bias():
+    layer, x = nn.Linear(8, 5, bias=False), torch.randn(3, 8)
+    observed(layer, x)
+    before = layer(x)
+    layer.correct_bias(torch.ones(5))
+    assert torch.allclose(layer(x), before + 1)
+    assert layer.bias is None
+    layer.correct_bias(None)
+    assert torch.equal(layer(x), before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_smoothing_and_correction_take_the_dtype_of_the_model(bias):
+    layer = nn.Linear(8, 5, bias=bias).bfloat16()
+    x = torch.randn(3, 8).bfloat16()
+    prepare_fake_quant(layer, QuantSpec())
+    layer.smooth(torch.ones(8))
+    layer.correct_bias(torch.zeros(5))
+    enable_fake_quant(layer, observe=True)
+    assert layer(x).dtype == torch.bfloat16
 
 
 # ------------------------------------------------------------------------------ embedding

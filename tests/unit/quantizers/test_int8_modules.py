@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from inc_torch.quantizers import Int8Linear, QuantScheme, int8_kernels, rebuild_int8
+from inc_torch.quantizers import (
+    Int8DynamicLinear,
+    Int8Linear,
+    QuantScheme,
+    QuantSpec,
+    describe_int8,
+    enable_fake_quant,
+    fold_ranges,
+    int8_kernels,
+    prepare_fake_quant,
+    rebuild_int8,
+)
 from inc_torch.quantizers import _int8_module as int8_module
-from inc_torch.quantizers._codes import snap_weight
+from inc_torch.quantizers._codes import dynamic_grid, snap, snap_weight
 from tests.unit.quantizers.models import ROUNDING, converted, observed, relative_error, tiny_gpt2
 
 SCHEMES = {
@@ -19,6 +32,9 @@ SCHEMES = {
     "per tensor": QuantScheme(per_channel=False),
     "symmetric": QuantScheme(symmetric_input=True),
     "reduced": QuantScheme(input_bits=7),
+    "four bits": QuantScheme(weight_bits=4),
+    "dynamic": QuantScheme(dynamic=True),
+    "dynamic, symmetric": QuantScheme(dynamic=True, symmetric_input=True, input_bits=7),
     "all": QuantScheme(per_channel=False, symmetric_input=True, input_bits=7),
 }
 
@@ -52,6 +68,20 @@ PADDED = {
     "grouped": {"padding": 1, "groups": 2},
     "depthwise": {"padding": 1, "groups": 4},
     "no bias": {"bias": False},
+}
+
+BACK = {
+    "plain": {},
+    "strided": {"stride": 2},
+    "stride beyond the kernel": {"stride": 4},
+    "cut": {"stride": 2, "padding": 1},
+    "cut more": {"stride": 3, "padding": 2},
+    "longer": {"stride": 2, "padding": 1, "output_padding": 1},
+    "longer than the kernel reaches": {"stride": 4, "output_padding": 3},
+    "grouped": {"stride": 2, "groups": 2},
+    "depthwise": {"stride": 2, "groups": 4},
+    "no bias": {"stride": 2, "bias": False},
+    "dilated": {"stride": 2, "dilation": 2, "output_padding": 1},
 }
 
 CONVOLUTIONS = {1: (nn.Conv1d, (2, 4, 13)), 2: (nn.Conv2d, (2, 4, 9, 11)), 3: (nn.Conv3d, (2, 4, 6, 7, 5))}
@@ -108,6 +138,136 @@ def test_convolution_agrees_with_fake_quant(rank, options, kernel, path):
     assert relative_error(int8(x[0]), model(x[0])) < ROUNDING
     assert int8(x[:0]).shape == expected[:0].shape
     assert int8.kernel.startswith(path)
+
+
+TRANSPOSED = {
+    1: (nn.ConvTranspose1d, (2, 4, 7)),
+    2: (nn.ConvTranspose2d, (2, 4, 5, 6)),
+    3: (nn.ConvTranspose3d, (2, 4, 3, 4, 3)),
+}
+
+
+SHORT_SUMS = 1e-6
+"""`ROUNDING` for sums of some hundred terms."""
+
+
+@pytest.mark.parametrize("kernel", [3, 2, 1])
+@pytest.mark.parametrize("options", BACK.values(), ids=BACK)
+@pytest.mark.parametrize("rank", TRANSPOSED)
+def test_transposed_convolution_agrees_with_fake_quant(rank, options, kernel, path):
+    kind, shape = TRANSPOSED[rank]
+    x = torch.randn(shape) + 0.7
+    model = observed(kind(4, 8, kernel, **options), x)
+    int8 = converted(model)
+    y, expected = int8(x), model(x)
+    assert relative_error(y, expected) < SHORT_SUMS
+    assert y.stride() == expected.stride()
+    assert relative_error(int8(x[0]), model(x[0])) < SHORT_SUMS
+    assert int8(x[:0]).shape == expected[:0].shape
+    assert int8.kernel.startswith("float: the kernel has no dilation" if "dilation" in options else path)
+
+
+@pytest.mark.parametrize("scheme", [SCHEMES["all"], SCHEMES["four bits"]], ids=["all", "four bits"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolution_under_other_schemes(scheme, groups, path):
+    x = torch.randn(2, 4, 5, 6)
+    model = observed(nn.ConvTranspose2d(4, 8, 3, stride=2, groups=groups), x, scheme)
+    assert relative_error(converted(model)(x * 2), model(x * 2)) < ROUNDING
+
+
+@pytest.mark.parametrize("size", [[11, 13], [12, 14]])
+def test_transposed_convolution_of_a_given_output_size(size, path):
+    x = torch.randn(2, 4, 5, 6)
+    plain = nn.ConvTranspose2d(4, 8, 3, stride=2)
+    model = observed(plain, x)
+    int8 = converted(model)
+    assert list(int8(x, output_size=size).shape[2:]) == size
+    assert relative_error(int8(x, output_size=size), model(x, output_size=size)) < ROUNDING
+    assert relative_error(int8(x[0], size), model(x[0], size)) < ROUNDING
+    with pytest.raises(ValueError, match=r"requested an output size of \[20, 20\]"):
+        int8(x, output_size=[20, 20])
+
+
+def test_wrong_inputs_of_a_transposed_convolution_get_torch_own_messages(path):
+    int8 = converted(observed(nn.ConvTranspose2d(4, 8, 3), torch.randn(1, 4, 5, 5)))
+    with pytest.raises(RuntimeError, match=r"expected input\[1, 3, 5, 5\] to have 4 channels"):
+        int8(torch.randn(1, 3, 5, 5))
+
+
+DYNAMIC_INPUTS = {name: x for name, x in LINEAR_INPUTS.items() if x.numel()}
+
+
+@pytest.mark.parametrize("x", DYNAMIC_INPUTS.values(), ids=DYNAMIC_INPUTS)
+def test_dynamic_linear_agrees_with_fake_quant(x, path):
+    model = observed(nn.Linear(64, 48), x, QuantScheme(dynamic=True))
+    int8 = converted(model)
+    assert type(int8) is Int8DynamicLinear
+    assert relative_error(int8(x), model(x)) < ROUNDING
+    assert relative_error(int8(x * 1000), model(x * 1000)) < ROUNDING
+    grid = dynamic_grid(x, model.scheme)
+    assert relative_error(model(x), F.linear(snap(x, grid), snap_weight(model.weight, 0), model.bias)) < ROUNDING
+    assert set(int8.state_dict()) == {"qweight", "weight_scale", "bias"}
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (2, 0, 64)])
+def test_dynamic_linear_of_nothing(shape, path):
+    model = observed(nn.Linear(64, 48), torch.randn(1, 64), QuantScheme(dynamic=True))
+    for each in (model, converted(model)):
+        assert each(torch.empty(shape)).shape == (*shape[:-1], 48)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_dynamic_linear_of_what_is_not_finite_gives_what_float_gives(bad, path):
+    model = observed(nn.Linear(64, 48), torch.randn(1, 64), QuantScheme(dynamic=True))
+    x = torch.randn(3, 64)
+    x[1, 5] = bad
+    expected = F.linear(x, snap_weight(model.weight, 0), model.bias)
+    for each in (model, converted(model)):
+        y = each(x)
+        assert torch.allclose(y, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+        assert not torch.isfinite(y[1]).any()
+        assert torch.isfinite(y[[0, 2]]).all()
+
+
+SMOOTHED = {
+    "linear": (lambda: nn.Linear(8, 5), (3, 8), 8),
+    "dynamic linear": (lambda: nn.Linear(8, 5), (3, 8), 8),
+    "transposed linear": (lambda: tiny_gpt2().transformer.h[0].mlp.c_fc, (3, 32), 32),
+    "conv": (lambda: nn.Conv2d(8, 6, 3, groups=2), (2, 8, 5, 5), 8),
+    "transposed conv": (lambda: nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2), (2, 8, 5, 5), 8),
+}
+
+
+BIASES = ["its own", "corrected", "none", "only a correction"]
+
+
+@pytest.mark.parametrize(
+    ("name", "bias"),
+    [(name, bias) for name in SMOOTHED for bias in (BIASES[:2] if name == "transposed linear" else BIASES)],
+)
+def test_smoothed_and_corrected_modules_agree_with_fake_quant(name, bias, path):
+    make, shape, channels = SMOOTHED[name]
+    layer, x = make(), torch.randn(shape) * 2
+    plain = copy.deepcopy(layer)
+    if bias in {"none", "only a correction"}:
+        layer.bias = None
+    prepare_fake_quant(layer, QuantSpec(QuantScheme(dynamic=name.startswith("dynamic"))))
+    layer.smooth(torch.rand(channels) + 0.5)
+    enable_fake_quant(layer, observe=True)
+    layer.train()(x)
+    fold_ranges(layer)
+    if bias in {"corrected", "only a correction"}:
+        layer.correct_bias(torch.randn(len(layer.int8_weight()[0])))
+    int8 = converted(layer.eval())
+    expected = layer(x)
+    assert relative_error(int8(x), expected) < ROUNDING
+    assert (int8.bias is None) is (bias == "none")
+    assert describe_int8(int8)[""]["smoothed"] is True
+    assert describe_int8(int8)[""]["bias"] is (bias != "none")
+    if bias not in {"none", "only a correction"}:  # the float model that it is rebuilt from has one
+        rebuild_int8(plain, describe_int8(int8))
+        plain.load_state_dict(int8.state_dict())
+        assert torch.equal(plain(x), int8(x))
 
 
 @pytest.mark.parametrize(

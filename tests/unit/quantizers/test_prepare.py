@@ -123,10 +123,75 @@ def test_rules_choose_and_the_last_wins():
     assert type(model[0]) is nn.Linear
 
 
-def test_a_rule_that_names_nothing_is_warned_about():
-    spec = QuantSpec(rules=(QuantRule("name", "fc9", FloatType.FLOAT32),))
-    with pytest.warns(InexactWarning, match="'fc9' matches no module: a pattern must match the whole name"):
-        prepare_fake_quant(nn.Sequential(nn.Linear(2, 2)), spec)
+FLOAT = FloatType.FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (QuantRule("name", "fcc1", FLOAT), r"'fcc1' of op_name_dict matches no module: .* name. Did you mean 'fc1'\?$"),
+        (QuantRule("name", "x", FLOAT), r"the whole module name. There are 'conv', 'fc1', 'block.fc'\.$"),
+        (QuantRule("type", "Liner", FLOAT), r"op_type_dict matches no module: .* class name. Did you mean 'Linear'\?$"),
+        (QuantRule("type", "Conv", FLOAT), r"op_type_dict matches no module: .* class name. Did you mean 'Conv1d'\?$"),
+        (
+            QuantRule("name", "block", FLOAT),
+            r"matches 'block', which has no weight .* the pattern 'block\\\\\.\.\*'",
+        ),
+        (QuantRule("type", "Sequential", {}), "op_type_dict matches 'block', which has no weight of its own"),
+    ],
+    ids=["name", "far name", "type", "part of a type", "container", "type of a container"],
+)
+def test_a_rule_that_speaks_of_no_layer_is_an_error_that_changes_nothing(rule, message):
+    block = nn.Sequential()
+    block.add_module("fc", nn.Linear(2, 2))
+    model = nn.ModuleDict({"conv": nn.Conv1d(2, 2, 1), "fc1": nn.Linear(2, 2), "block": block, "norm": nn.LayerNorm(2)})
+    with pytest.raises(ConfigError, match=message):
+        prepare_fake_quant(model, QuantSpec(rules=(rule,)))
+    assert type(model["fc1"]) is nn.Linear
+
+
+def test_many_layers_are_not_all_listed():
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(7)])
+    with pytest.raises(ConfigError, match=r"There are '0', '1', '2', '3', '4' and 2 more\.$"):
+        prepare_fake_quant(model, QuantSpec(rules=(QuantRule("name", "head", FLOAT),)))
+
+
+@pytest.mark.parametrize("kind", ["Conv2d", "Conv.*", "LSTM", "ConvReLU2d", "Conv1D", "QuantStub"])
+def test_a_rule_for_a_known_type_that_the_model_lacks_is_none(kind):
+    model = nn.Sequential(nn.Linear(2, 2))
+    spec = QuantSpec(rules=(QuantRule("type", kind, FLOAT),))
+    assert prepare_fake_quant(model, spec) == {"0": Prepared("w8a8-static")}
+
+
+def test_a_rule_for_a_layer_without_a_matrix():
+    def model():
+        return nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+
+    assert list(prepare_fake_quant(model(), QuantSpec(rules=(QuantRule("name", "1", FLOAT),)))) == ["0"]
+    with pytest.warns(InexactWarning, match="'1' has no effect: LayerNorm has no matrix weight to quantize"):
+        prepare_fake_quant(model(), QuantSpec(rules=(QuantRule("name", "1", {"per_channel": False}),)))
+
+
+def test_bfloat16_is_left_in_float_for_now_with_the_reason():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    spec = QuantSpec(rules=(QuantRule("name", "1", FloatType.BFLOAT16),))
+    assert prepare_fake_quant(model, spec)["1"] == Prepared(None, "left in float; the configuration asks for bfloat16")
+    assert type(model[1]) is nn.Linear
+
+
+def test_dynamic_ranges_are_those_of_linear_layers_and_need_no_observation():
+    model = nn.ModuleDict({"fc": nn.Linear(2, 2), "conv": nn.Conv1d(2, 2, 1), "table": nn.Embedding(3, 2)})
+    assert prepare_fake_quant(model, QuantSpec(QuantScheme(dynamic=True))) == {
+        "fc": Prepared("w8a8-dynamic"),
+        "conv": Prepared(None, "Conv1d has no int8 version with dynamic ranges"),
+        "table": Prepared("w8-per-row"),
+    }
+    enable_fake_quant(model, observe=True)
+    model["fc"](torch.randn(3, 2))
+    assert model["fc"]._input_range == InputRange(scheme=QuantScheme(dynamic=True))
+    assert model["fc"]._input_range.pending is None
+    assert observer_state(model) == {}
+    assert type(model["conv"]) is nn.Conv1d
 
 
 def test_nothing_left_to_quantize_is_an_error():
