@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import io
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
+from inc_torch import QuantizationAwareTrainingConfig, prepare_compression
 from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
-from inc_torch.core.errors import CalibrationError, HookOrderError, StateError
+from inc_torch.core.errors import CalibrationError, ConfigError, HookOrderError, InexactWarning, StateError
 from inc_torch.core.hooks import Progress, Stage
 from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.quantizers import FloatType, Int8Linear, QuantRule, QuantSpec
+from inc_torch.quantizers._codes import snap, snap_weight
 from inc_torch.quantizers._input_range import InputRange
 
+CONFIG = "QuantizationAwareTrainingConfig"
 SPEC = QuantSpec(rules=(QuantRule("name", "2", FloatType.FLOAT32),))
 
 
@@ -178,3 +182,221 @@ def test_wrong_states_are_refused():
     with pytest.raises(StateError, match="saved with a model in float, but the model is in int8 now"):
         callback.load_state_dict(state)
     callback.load_state_dict(callback.state_dict())
+
+
+# ------------------------------------------------------------------------------ freezing
+
+
+class Normed(nn.Module):
+    """A convolution with batch normalization, and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.conv, self.norm, self.head = nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.conv(x))).mean(2))
+
+
+def managed(**options):
+    model = Normed()
+    return prepare_compression(model, QuantizationAwareTrainingConfig(**options)), model
+
+
+BATCHES = torch.randn(24, 8, 2, 5, generator=torch.Generator().manual_seed(1))
+
+
+def run(manager, steps, *, accumulate=1, hooks=True, watch=lambda: None):
+    """A loop that calls ``model.train()`` in each step; ``watch`` sees every step, after its update."""
+    optimizer = torch.optim.SGD(manager.model.parameters(), 0.1)
+    batches = iter(BATCHES)
+    for _ in range(steps):
+        for index in range(accumulate):
+            if hooks:
+                manager.on_step_begin(index)
+            (manager.model.train()(next(batches)).square().mean() / accumulate).backward()
+        if hooks:
+            manager.on_before_optimizer_step()
+        optimizer.step()
+        if hooks:
+            manager.on_after_optimizer_step()
+        watch()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("hooks", [True, False], ids=["all hooks", "no hooks"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_ranges_stay_after_the_step_that_was_asked_for(accumulate, hooks):
+    manager, model = managed(freeze_observers_step=2)
+    seen = []
+    manager.on_train_begin()
+    run(manager, 4, accumulate=accumulate, hooks=hooks, watch=lambda: seen.append(copy.copy(model.head._input_range)))
+    assert [found.steps for found in seen] == [1, 2, 2, 2]
+    assert (seen[1].low, seen[1].high) == (seen[3].low, seen[3].high)
+    model.train()(BATCHES[0] * 100)
+    manager.on_train_end()
+    assert model.head.input_scale.item() == seen[1].grid.scale
+
+
+def test_a_frozen_range_still_rounds_and_weights_follow_theirs():
+    manager, model = managed(freeze_observers_step=1)
+    manager.on_train_begin()
+    run(manager, 3)
+    manager.on_step_begin(0)
+    assert not model.conv._observing
+    x = BATCHES[0]
+    expected = snap(x, model.conv.grid)
+    weight = snap_weight(model.conv.weight, 0)
+    assert torch.equal(model.conv(x), torch.conv1d(expected, weight, model.conv.bias))
+    assert manager.metrics() == {"fake_quant": 1.0}
+
+
+@pytest.mark.parametrize("hooks", [True, False], ids=["all hooks", "no hooks"])
+@pytest.mark.parametrize(("freeze", "accumulate"), [(0, 1), (2, 1), (2, 3)])
+def test_statistics_stay_after_the_step_that_was_asked_for_and_scale_and_shift_learn(freeze, accumulate, hooks):
+    manager, model = managed(freeze_batch_norm_step=freeze)
+    means, gradients = [model.norm.running_mean.clone()], []
+
+    def watch():
+        means.append(model.norm.running_mean.clone())
+        gradients.append(model.norm.weight.grad.abs().sum().item())
+
+    manager.on_train_begin()
+    run(manager, 4, accumulate=accumulate, hooks=hooks, watch=watch)
+    assert [bool((later != earlier).any()) for earlier, later in pairwise(means)] == [
+        step < freeze for step in range(4)
+    ]
+    assert int(model.norm.num_batches_tracked) == freeze * accumulate
+    assert all(gradient > 0 for gradient in gradients)
+    manager.on_train_end()
+    assert type(model.norm) is nn.BatchNorm1d
+    assert not model.norm.training
+    assert torch.equal(model.norm.running_mean, means[-1])
+
+
+def test_frozen_statistics_are_used_in_training():
+    manager, model = managed(freeze_batch_norm_step=0)
+    manager.on_train_begin()
+    run(manager, 1)
+    manager.on_step_begin(0)
+    x = BATCHES[0]
+    assert torch.equal(model.train()(x), model.eval()(x))
+
+
+def test_nothing_is_frozen_unless_asked():
+    manager, model = managed()
+    manager.on_train_begin()
+    run(manager, 4)
+    assert model.head._input_range.steps == int(model.norm.num_batches_tracked) == 4
+    assert type(model.norm) is nn.BatchNorm1d
+
+
+def test_a_step_that_the_scaler_skips_does_not_bring_the_freezing_nearer():
+    manager, model = managed(freeze_observers_step=1, freeze_batch_norm_step=1)
+    manager.on_train_begin()
+    manager.on_step_begin(0)
+    model.train()(BATCHES[0]).square().mean().backward()
+    manager.on_before_optimizer_step()  # and the optimizer does not step
+    manager.on_after_optimizer_step()
+    before = model.norm.running_mean.clone()
+    manager.on_step_begin(1)
+    model.train()(BATCHES[1])
+    assert not torch.equal(model.norm.running_mean, before)
+    manager.on_before_optimizer_step()
+    assert model.head._input_range.steps == 2
+
+
+def test_an_older_state_thaws_what_was_frozen():
+    manager, model = managed(freeze_observers_step=2, freeze_batch_norm_step=2)
+    manager.on_train_begin()
+    run(manager, 1)
+    older = manager.state_dict()
+    run(manager, 2)
+    manager.on_step_begin(0)
+    assert not model.head._observing
+    manager.load_state_dict(older)
+    before = model.norm.running_mean.clone()
+    run(manager, 1)
+    assert not torch.equal(model.norm.running_mean, before)
+    assert model.head._input_range.steps == 2
+
+
+def test_freezing_what_is_not_there_is_warned_about():
+    conf = QuantizationAwareTrainingConfig(freeze_batch_norm_step=1)
+    with pytest.warns(InexactWarning, match="has no effect: Linear has no batch normalization"):
+        prepare_compression(nn.Linear(2, 2), conf)
+
+    class Own(nn.BatchNorm1d):
+        pass
+
+    with pytest.warns(InexactWarning, match="leaves '1' as it is: only modules of exactly a class of torch.nn"):
+        prepare_compression(nn.Sequential(nn.Linear(2, 2), Own(2), nn.BatchNorm1d(2)), conf)
+
+
+def test_bfloat16_autocast_trains_with_everything_frozen():
+    manager, model = managed(freeze_observers_step=1, freeze_batch_norm_step=1)
+    manager.on_train_begin()
+    with torch.autocast("cpu", torch.bfloat16):
+        run(manager, 3)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert model.head._input_range.steps == int(model.norm.num_batches_tracked) == 1
+    manager.on_train_end()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(BATCHES[0]).dtype == torch.bfloat16
+
+
+# ------------------------------------------------------------------------------ options
+
+
+IDLE = {
+    "device": ({"device": "gpu"}, r"device \(the model does not lie there; use model.to\('cuda'\)\)\."),
+    "inputs": ({"inputs": "x"}, r"inputs \(modules of PyTorch have no such names\)\."),
+    "outputs": ({"outputs": ["y"]}, r"outputs \(modules of PyTorch have no such names\)\."),
+    "model_name": ({"model_name": "bert"}, r"model_name \(nothing asks for the label\)\."),
+    "quant_format": ({"quant_format": "QDQ"}, r"quant_format \(it is of an ONNX export\)\."),
+    "quant_level": ({"quant_level": 1}, r"quant_level \(it guides a tuning run"),
+    "accuracy_criterion": ({"relative": 0.05}, r"accuracy_criterion \(it guides a tuning run"),
+    "tuning_criterion": ({"max_trials": 5}, r"tuning_criterion \(it guides a tuning run"),
+    "default rule": (
+        {"op_name_dict": {"default_qconfig": {"weight": {"dtype": "int8"}}}},
+        r"op_name_dict\['default_qconfig'\] \(operations that are no modules stay in float\)\.",
+    ),
+    "several": ({"inputs": "x", "quant_level": 0}, r"inputs \(.*\); quant_level \(.*\)\."),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), IDLE.values(), ids=IDLE)
+def test_an_option_that_can_have_no_effect_is_warned_about_once(options, message):
+    with pytest.warns(InexactWarning, match=f"^Options of {CONFIG} without effect here: {message}") as caught:
+        managed(**options)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backend": "default"},
+        {"excluded_precisions": ["bf16", "fp16"]},
+        {"reduce_range": True},
+        {"reduce_range": False},
+        {"op_type_dict": {"Linear": {"weight": {"dtype": "fp32"}}}},
+        {"op_name_dict": {"default_qconfig": {"weight": {"dtype": "fp32"}}}},
+    ],
+    ids=str,
+)
+def test_options_that_have_their_effect_are_not(options):
+    managed(**options)
+
+
+def test_options_reach_the_modules():
+    fp32 = {"weight": {"dtype": "fp32"}, "activation": {"dtype": "fp32"}}
+    manager, _ = managed(reduce_range=True, op_name_dict={"head": fp32})
+    notes = {row.name: (row.scheme, row.note) for row in manager.report().modules}
+    assert notes["conv"] == ("w8a7-static", None)
+    assert notes["head"] == (None, "left in float by the configuration")
+
+
+def test_a_rule_of_a_config_that_names_nothing_is_an_error():
+    with pytest.raises(ConfigError, match=r"'haed' of op_name_dict matches no module.* Did you mean 'head'\?"):
+        managed(op_name_dict={"haed": {"weight": {"dtype": "fp32"}}})

@@ -101,6 +101,35 @@ class TestSurface:
         assert QuantizationAwareTrainingConfig(device=device).to_spec() == QuantSpec()
 
 
+class TestFreezing:
+    def test_never_by_default_and_only_by_keyword(self):
+        config = QuantizationAwareTrainingConfig()
+        assert (config.freeze_observers_step, config.freeze_batch_norm_step) == (None, None)
+        parameters = inspect.signature(QuantizationAwareTrainingConfig).parameters
+        assert parameters["freeze_observers_step"].kind is parameters["freeze_batch_norm_step"].kind
+        assert parameters["freeze_observers_step"].kind is inspect.Parameter.KEYWORD_ONLY
+
+    def test_survives_the_way_through_plain_values(self):
+        config = QuantizationAwareTrainingConfig(freeze_observers_step=100, freeze_batch_norm_step=0)
+        assert QuantizationAwareTrainingConfig.from_dict(config.to_dict()) == config
+        assert config.replace(freeze_observers_step=None).freeze_observers_step is None
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"freeze_observers_step": 0}, "freeze_observers_step=0: expected an integer, 1 or more, or None."),
+            ({"freeze_batch_norm_step": -1}, "freeze_batch_norm_step=-1: expected an integer, 0 or more, or None."),
+            ({"freeze_observers_step": 1.5}, "freeze_observers_step=1.5: expected an integer, 1 or more, or None, not"),
+            ({"freeze_batch_norm": 3}, "has no option 'freeze_batch_norm'. Did you mean 'freeze_batch_norm_step'?"),
+        ],
+        ids=str,
+    )
+    def test_messages(self, options, text):
+        with pytest.raises(ConfigError) as caught:
+            QuantizationAwareTrainingConfig(**options)
+        assert text in str(caught.value)
+
+
 class TestSpec:
     def scheme(self, name="fc", type_name="Linear", **options):
         return QuantizationAwareTrainingConfig(**options).to_spec().treatment_of(name, type_name)
