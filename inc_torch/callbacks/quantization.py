@@ -156,7 +156,7 @@ def _warn_of_what_cannot_freeze(model: nn.Module) -> None:
     found = batch_norms(model)
     others = [name for name, can_freeze in found.items() if not can_freeze]
     if not found:
-        message = f"freeze_batch_norm_step has no effect: the model has no batch normalization."
+        message = "freeze_batch_norm_step has no effect: the model has no batch normalization."
     elif others:
         message = (
             f"freeze_batch_norm_step leaves {', '.join(map(repr, others[:5]))} as it is: only modules of exactly a "

@@ -239,6 +239,15 @@ def test_each_callback_and_all_together(letters):
     check_every_cut(Case(ConvNet, lambda: confs_of(letters, ConvNet(1)), images))
 
 
+@pytest.mark.parametrize(("observers", "batch_norm"), [(1, 2), (2, 0)])
+def test_frozen_ranges_and_statistics(observers, batch_norm):
+    def confs():
+        options = {"freeze_observers_step": observers, "freeze_batch_norm_step": batch_norm}
+        return [QuantizationAwareTrainingConfig(**options), pruning()]
+
+    check_every_cut(Case(ConvNet, confs, images))
+
+
 def test_the_student_as_its_own_teacher():
     """The frozen copy is made of the weights before training, which a script has again when it goes on."""
 
