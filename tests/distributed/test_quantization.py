@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -225,6 +226,44 @@ def with_a_trainer_of_somebody_else() -> dict[str, Any]:
     return {"calls": len(calls), "steps": steps, "int8": model.state_dict()}
 
 
+class Normed(Net):
+    """With batch normalization before the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.blocks(self.table(ids)).mean(1)))
+
+
+FROZEN_AFTER = 2
+
+
+def with_freezing(wrap: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
+    """Ranges and statistics of batch normalization stay after the second of four steps."""
+    model = Normed()
+    config = QuantizationAwareTrainingConfig(freeze_observers_step=FROZEN_AFTER, freeze_batch_norm_step=FROZEN_AFTER)
+    manager = prepare_compression(model, config)
+    wrapped = wrap(model)
+    optimizer = torch.optim.SGD(wrapped.parameters(), 0.05)
+    manager.on_train_begin()
+    means = []
+    with counted() as calls:
+        for index, batch in enumerate(batches()):
+            manager.on_step_begin(index)
+            wrapped.train()(share(batch)).square().mean().backward()
+            manager.on_before_optimizer_step()
+            optimizer.step()
+            manager.on_after_optimizer_step()
+            optimizer.zero_grad()
+            means.append(model.norm.running_mean.clone())
+    observers = manager.callbacks.callbacks_list[0].state_dict()["observers"]
+    manager.on_train_end()
+    classes = {type(module).__name__ for module in model.modules()}
+    return {"calls": calls, "means": means, "observers": observers, "int8": model.state_dict(), "classes": classes}
+
+
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "ddp": with_ddp,
     "ddp without buffers": lambda: with_ddp(broadcast_buffers=False),
@@ -235,6 +274,8 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "modules differ": with_modules_that_differ,
     "cut": with_a_cut,
     "trainer": with_a_trainer_of_somebody_else,
+    "freezing, ddp": lambda: with_freezing(DistributedDataParallel),
+    "freezing, fsdp": lambda: with_freezing(sharded),
 }
 TRAINED = [name for name in CASES if name.startswith(("ddp", "fsdp"))]
 
@@ -357,3 +398,23 @@ def test_a_script_without_hooks_folds_at_every_step(world):
     assert first["calls"] == second["calls"] == STEPS
     assert first["steps"] == {STEPS}
     assert same(first["int8"], second["int8"])
+
+
+@pytest.mark.parametrize("case", ["freezing, ddp", "freezing, fsdp"])
+def test_all_ranks_freeze_at_the_same_step(world, case):
+    for rank in world:
+        told = rank[case]
+        assert len(told["calls"]) == FROZEN_AFTER
+        assert {int(observer["steps"]) for observer in told["observers"].values()} == {FROZEN_AFTER}
+        assert torch.equal(told["means"][-2], told["means"][-1])
+        assert "BatchNorm1d" in told["classes"]
+        assert not any(name.startswith(("FSDP", "Frozen")) for name in told["classes"])
+    first, second = (rank[case] for rank in world)
+    moved = [not torch.equal(earlier, later) for earlier, later in pairwise(first["means"])]
+    assert moved == [True, False, False]
+    if "ddp" in case:  # which gives all ranks the statistics of the first before each forward
+        assert torch.equal(first["means"][-1], second["means"][-1])
+    assert same(first["observers"], second["observers"])
+    quantized = [name for name in first["int8"] if name.endswith(("qweight", "weight_scale", "input_scale"))]
+    assert quantized
+    assert all(torch.equal(first["int8"][name], second["int8"][name]) for name in quantized)
