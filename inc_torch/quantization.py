@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, final
 
@@ -25,6 +26,7 @@ from inc_torch.core.errors import (
 )
 from inc_torch.core.names import unwrapped
 from inc_torch.core.report import CompressionReport, Finding
+from inc_torch.core.streaming import attached_weights
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export import adorn, attach_report, attached_report
 from inc_torch.metric import Measure, read_metric
@@ -112,12 +114,14 @@ def fit(  # noqa: PLR0913  the arguments of INC
     score = _score_of(source, eval_func, eval_dataloader, eval_metric)
     if score is not None and eval_func is None and not read_metric(eval_metric).higher_is_better:
         given = given.replace(accuracy_criterion=given.accuracy_criterion.replace(higher_is_better=False))
-    baseline = None if score is None else _scored(source, score)
-    job = _Job(source, given, inplace)
-    job.calibrate(calib_dataloader, calib_func)
-    if score is None or baseline is None:
-        return job.finished()
-    return _judged(job, score, baseline, given)
+    stored = attached_weights(source)
+    with nullcontext() if stored is None else stored.streaming():
+        baseline = None if score is None else _scored(source, score)
+        job = _Job(source, given, inplace)
+        job.calibrate(calib_dataloader, calib_func)
+        if score is None or baseline is None:
+            return job.finished()
+        return _judged(job, score, baseline, given)
 
 
 @final
@@ -195,6 +199,9 @@ class _Job:
         with torch.no_grad():
             decisions = realise(self.model, self.spec, self._calibration, self._decisions, self._rerun, alpha)
         convert_calibrated(self.model)
+        stored = attached_weights(self.model)
+        if stored is not None:
+            stored.materialise_(self.model)
         decisions = _with_bfloat16(self.model, decisions, allowed=self.spec.bfloat16)
         own_parameters_(self.model, self._source)
         adorn(self.model)
@@ -241,9 +248,10 @@ def _check_feasible(model: nn.Module, config: PostTrainingQuantConfig) -> None:
         )
         raise ConfigError(message)
     places = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
-    if "meta" in places:
+    if "meta" in places and (attached_weights(model) is None or not config.recipes["layer_wise_quant"]):
         message = (
-            f"{type(model).__name__} has weights on the meta device, which holds no values: expected a loaded model."
+            f"{type(model).__name__} has weights on the meta device, which holds no values: expected a loaded model, "
+            "or one of load_empty_model(path) together with recipes={'layer_wise_quant': True}."
         )
         raise ModelError(message)
     wanted = _DEVICES.get(config.device)
