@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, final
@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from inc_torch.callbacks import left_to_bfloat16
 from inc_torch.config import AccuracyCriterion, PostTrainingQuantConfig, read_configs
 from inc_torch.core.batches import Inputs, count_samples, evaluate, evaluating, run, shown, split
 from inc_torch.core.borrowing import borrowing_copy, own_parameters_
@@ -30,11 +31,8 @@ from inc_torch.core.streaming import attached_weights
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export import adorn, attach_report, attached_report
 from inc_torch.metric import Measure, read_metric
-from inc_torch.precision import SCHEME, compute_in_bfloat16, has_bfloat16, reasons_against_bfloat16
 from inc_torch.quantizers import (
     Calibration,
-    FloatType,
-    Prepared,
     calibrate,
     convert_calibrated,
     enable_fake_quant,
@@ -202,7 +200,7 @@ class _Job:
         stored = attached_weights(self.model)
         if stored is not None:
             stored.materialise_(self.model)
-        decisions = _with_bfloat16(self.model, decisions, allowed=self.spec.bfloat16)
+        decisions = left_to_bfloat16(self.model, decisions, unasked=self.spec.bfloat16)
         own_parameters_(self.model, self._source)
         adorn(self.model)
         findings = [Finding(name, scheme=made.scheme, note=made.reason) for name, made in decisions.items()]
@@ -262,31 +260,8 @@ def _check_feasible(model: nn.Module, config: PostTrainingQuantConfig) -> None:
             f"quantized where it is. Move it there with model.to({wanted!r}), or leave device out."
         )
         raise ConfigError(message)
-    for recipe, reason in config.idle_recipes().items():
-        warn_user(f"The recipe {recipe!r} has no effect: {reason}.", InexactWarning)
-
-
-def _with_bfloat16(model: nn.Module, decisions: Mapping[str, Prepared], *, allowed: bool) -> dict[str, Prepared]:
-    """Let modules that stay in float compute in bfloat16, where that was asked for, or nothing speaks against it."""
-    asked = [name for name, made in decisions.items() if made.float_type is FloatType.BFLOAT16]
-    without_int8 = [name for name, made in decisions.items() if made.scheme is None and made.float_type is None]
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    if not has_bfloat16(device):
-        for name in asked:
-            message = f"{name!r} was to compute in bfloat16, which this processor lacks: it stays in float32."
-            warn_user(message, InexactWarning)
-        return dict(decisions)
-    names = asked + (without_int8 if allowed else [])
-    while reasons := reasons_against_bfloat16(model, names):  # without these, others that are tied to them cannot
-        for name in set(asked) & reasons.keys():
-            warn_user(f"{name!r} was to compute in bfloat16: {reasons[name]}. It stays in float32.", InexactWarning)
-        names = [name for name in names if name not in reasons]
-    compute_in_bfloat16(model, names)
-    reasons = dict.fromkeys(asked, "as the configuration asks")
-    return {
-        name: made._replace(scheme=SCHEME, reason=reasons.get(name, made.reason)) if name in names else made
-        for name, made in decisions.items()
-    }
+    for name, reason in config.options_without_effect().items():
+        warn_user(f"PostTrainingQuantConfig.{name} has no effect: {reason}.", InexactWarning)
 
 
 def _score_of(model: nn.Module, function: object, dataloader: Iterable[Any] | None, metric: object) -> Score | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inc_torch.callbacks._bfloat16 import left_to_bfloat16
 from inc_torch.callbacks._build import TrainingConfig, build_callbacks
 from inc_torch.callbacks.distillation import DistillationCallbacks, require_teachers
 from inc_torch.callbacks.pruning import PruningCallbacks
@@ -18,5 +19,6 @@ __all__ = [
     "Stage",
     "TrainingConfig",
     "build_callbacks",
+    "left_to_bfloat16",
     "require_teachers",
 ]

@@ -7,6 +7,7 @@ from typing import Any, final
 
 from torch import nn
 
+from inc_torch.callbacks._bfloat16 import left_to_bfloat16
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import HookOrderError, InexactWarning, StateError
 from inc_torch.core.hooks import Progress, Stage
@@ -115,6 +116,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
             self._fix_ranges()
             convert(self.model, self.progress.ranks)
             thaw_batch_norm(self.model)
+            self._decisions = left_to_bfloat16(self.model, self._decisions, unasked=False)
             self._is_converted = True
 
     def _fix_ranges(self) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, final
 
 from inc_torch.config._checks import Check, Place, integer, items_of, list_of, text
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.core.errors import did_you_mean
-from inc_torch.quantizers import OBSERVERS, FloatType, QuantRule
+from inc_torch.quantizers import OBSERVERS, FloatType, QuantRule, QuantScheme, QuantSpec
 
-__all__ = ["DEFAULT_RULE", "POST_TRAINING", "TRAINING", "RuleWords", "check_rules", "rules_of"]
+__all__ = ["DEFAULT_RULE", "POST_TRAINING", "TRAINING", "RuleWords", "check_rules", "rules_of", "spec_of"]
 
 DEFAULT_RULE = "default_qconfig"
 """Key of ``op_name_dict`` that in INC speaks of operations that are no modules of their own, such as additions."""
@@ -146,6 +146,51 @@ def _checked_words(words: _Words, value: object, place: Place) -> tuple[str, ...
     if not set(listed) & set(offered):
         raise place.error(value, want, words.why)
     return listed
+
+
+class _Ruled(Protocol):
+    """What a configuration with rules has."""
+
+    @property
+    def op_type_dict(self) -> Mapping[str, object] | None: ...
+    @property
+    def op_name_dict(self) -> Mapping[str, object] | None: ...
+    @property
+    def reduce_range(self) -> bool | None: ...
+    @property
+    def excluded_precisions(self) -> Sequence[str]: ...
+
+
+def spec_of(config: _Ruled, scheme: QuantScheme, words: RuleWords) -> QuantSpec:
+    """What a configuration says of modules, as typed values; rules by type come before those by name.
+
+    Args:
+        config: Checked.
+        scheme: Of modules that no rule speaks of.
+        words: What its rules were checked with.
+    """
+    by_name = {pattern: rule for pattern, rule in (config.op_name_dict or {}).items() if pattern != DEFAULT_RULE}
+    rules = (*rules_of("type", config.op_type_dict or {}, words), *rules_of("name", by_name, words))
+    if "bf16" in config.excluded_precisions:
+        rules = tuple(map(_without_bfloat16, rules))
+    if not config.reduce_range:
+        return QuantSpec(scheme, rules)
+    return QuantSpec(replace(scheme, input_bits=_REDUCED_BITS), tuple(map(_with_reduced_range, rules)))
+
+
+_REDUCED_BITS = 7
+
+
+def _with_reduced_range(rule: QuantRule) -> QuantRule:
+    """Let a rule that chooses how inputs are quantized also choose their bits: only asymmetric ones are reduced."""
+    if isinstance(rule.outcome, FloatType) or "symmetric_input" not in rule.outcome:
+        return rule
+    bits = 8 if rule.outcome["symmetric_input"] else _REDUCED_BITS
+    return replace(rule, outcome={**rule.outcome, "input_bits": bits})
+
+
+def _without_bfloat16(rule: QuantRule) -> QuantRule:
+    return replace(rule, outcome=FloatType.FLOAT32) if rule.outcome is FloatType.BFLOAT16 else rule
 
 
 def rules_of(subject: Literal["type", "name"], rules: Mapping[str, object], words: RuleWords) -> tuple[QuantRule, ...]:

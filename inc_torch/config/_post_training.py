@@ -9,13 +9,13 @@ from typing import Literal, final
 from inc_torch.config._base import Config, config, option
 from inc_torch.config._checks import Place, choice, flag, integer, list_of, names, optional, text
 from inc_torch.config._criteria import ACCURACY, TUNING, AccuracyCriterion, Objectives, TuningCriterion
-from inc_torch.config._op_rules import DEFAULT_RULE, POST_TRAINING, check_rules, rules_of
-from inc_torch.config._quantization import check_backend, check_level
+from inc_torch.config._op_rules import POST_TRAINING, check_rules, spec_of
+from inc_torch.config._quantization import NO_NAMES, check_backend, check_level
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.config._recipes import DEFAULT_RECIPES, WITHOUT_EFFECT, check_recipes, smoothing_of
 from inc_torch.config._tuned import TunedConfig
 from inc_torch.core.errors import did_you_mean
-from inc_torch.quantizers import OBSERVERS, PostTrainingSpec, QuantScheme, QuantSpec
+from inc_torch.quantizers import OBSERVERS, PostTrainingSpec, QuantScheme
 
 __all__ = ["PostTrainingQuantConfig"]
 
@@ -132,18 +132,24 @@ class PostTrainingQuantConfig(TunedConfig):
     objective: InitVar[Objectives | None] = None
     performance_only: InitVar[bool | None] = None
 
-    def _check_relations(self) -> None:
-        if "bf16" in self.excluded_precisions:
-            for name in ("op_type_dict", "op_name_dict"):
-                for pattern, rule in (getattr(self, name) or {}).items():
-                    if any("bf16" in side.get("dtype", ()) for side in rule.values()):
-                        place = Place(type(self).__name__, "excluded_precisions")
-                        hint = f" {name}[{pattern!r}] asks for 'bf16': take it out of one of them."
-                        raise place.error(self.excluded_precisions, "precisions that no rule asks for", hint)
+    def options_without_effect(self) -> dict[str, str]:
+        """Name the options and recipes that were set and change nothing, each with the reason.
 
-    def idle_recipes(self) -> Mapping[str, str]:
-        """The recipes that were given and change nothing, with the reason."""
-        return {name: reason for name, reason in WITHOUT_EFFECT.items() if self.recipes[name] != DEFAULT_RECIPES[name]}
+        Example:
+            >>> PostTrainingQuantConfig(outputs="logits").options_without_effect()
+            {'outputs': 'modules of PyTorch have no such names'}
+        """
+        reasons = {
+            "inputs": (bool(self.inputs), NO_NAMES),
+            "outputs": (bool(self.outputs), NO_NAMES),
+            "quant_format": (self.quant_format != "default", "it is of an ONNX export"),
+            "diagnosis": (self.diagnosis, "the report of the result lists every module"),
+        }
+        recipes = {
+            f"recipes[{name!r}]": (self.recipes[name] != DEFAULT_RECIPES[name], reason)
+            for name, reason in WITHOUT_EFFECT.items()
+        }
+        return {name: reason for name, (is_idle, reason) in {**reasons, **recipes}.items() if is_idle}
 
     @property
     def is_weight_only(self) -> bool:
@@ -152,16 +158,10 @@ class PostTrainingQuantConfig(TunedConfig):
 
     def to_spec(self) -> PostTrainingSpec:
         """Return the same as typed values, for the layer below."""
-        by_name = {pattern: rule for pattern, rule in (self.op_name_dict or {}).items() if pattern != DEFAULT_RULE}
-        rules = (*rules_of("type", self.op_type_dict or {}, POST_TRAINING), *rules_of("name", by_name, POST_TRAINING))
-        scheme = QuantScheme(
-            dynamic="dynamic" in self.approach,
-            input_bits=7 if self.reduce_range else 8,
-            input_observer=OBSERVERS.get("kl")(),
-        )
+        scheme = QuantScheme(dynamic="dynamic" in self.approach, input_observer=OBSERVERS.get("kl")())
         recipes = self.recipes
         return PostTrainingSpec(
-            quant=QuantSpec(scheme, rules),
+            quant=spec_of(self, scheme, POST_TRAINING),
             dynamic_where_unseen="auto" in self.approach,
             first_in_float=not recipes["first_conv_or_matmul_quantization"],
             last_in_float=not recipes["last_conv_or_matmul_quantization"],

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import KW_ONLY, InitVar, replace
-from typing import ClassVar, Literal, final
+from dataclasses import KW_ONLY, InitVar
+from typing import Literal, final
 
-from inc_torch.config._base import Config, config, option
+from inc_torch.config._base import config, option
 from inc_torch.config._checks import Place, choice, flag, integer, list_of, names, optional, text
 from inc_torch.config._criteria import (
     ACCURACY,
@@ -14,13 +14,11 @@ from inc_torch.config._criteria import (
     AccuracyCriterion,
     Objectives,
     TuningCriterion,
-    absolute_loss,
-    relative_loss,
 )
-from inc_torch.config._op_rules import DEFAULT_RULE, TRAINING, check_rules, rules_of
+from inc_torch.config._op_rules import DEFAULT_RULE, TRAINING, check_rules, rules_of, spec_of
 from inc_torch.config._readonly import FrozenDict
-from inc_torch.core.errors import ConfigError
-from inc_torch.quantizers import FloatType, QuantRule, QuantScheme, QuantSpec
+from inc_torch.config._tuned import TunedConfig
+from inc_torch.quantizers import FloatType, QuantScheme, QuantSpec
 
 __all__ = ["QuantizationAwareTrainingConfig"]
 
@@ -51,7 +49,7 @@ def check_level(value: object, place: Place) -> Literal["auto", 0, 1]:
 
 @final
 @config
-class QuantizationAwareTrainingConfig(Config):
+class QuantizationAwareTrainingConfig(TunedConfig):
     """Train with simulated int8, and convert at the end of training.
 
     Linear, convolution and embedding modules are quantized unless a rule leaves them in float. Rules are
@@ -97,16 +95,6 @@ class QuantizationAwareTrainingConfig(Config):
         TuningCriterion(timeout=60.0)
     """
 
-    keyword_only_inputs: ClassVar[tuple[str, ...]] = (
-        "strategy",
-        "relative",
-        "absolute",
-        "timeout",
-        "max_trials",
-        "objective",
-        "performance_only",
-    )
-
     device: str = option(choice(("cpu", "gpu", "npu", "xpu")), default="cpu")
     backend: str = option(check_backend, default="default")
     inputs: Sequence[str] = option(names, default=())
@@ -135,38 +123,6 @@ class QuantizationAwareTrainingConfig(Config):
     objective: InitVar[Objectives | None] = None
     performance_only: InitVar[bool | None] = None
 
-    def __post_init__(
-        self,
-        strategy: str | None,
-        relative: float | None,
-        absolute: float | None,
-        timeout: float | None,
-        max_trials: int | None,
-        objective: Objectives | None,
-        performance_only: bool | None,
-    ) -> None:
-        self._check_fields()
-        given = {
-            "strategy": strategy,
-            "timeout": timeout,
-            "max_trials": max_trials,
-            "objective": objective,
-            "performance_only": performance_only,
-        }
-        changes = {name: value for name, value in given.items() if value is not None}
-        if changes:
-            object.__setattr__(self, "tuning_criterion", self.tuning_criterion.replace(**changes))
-        if relative is not None and absolute is not None:
-            message = (
-                f"QuantizationAwareTrainingConfig got relative={relative!r} and absolute={absolute!r}: "
-                "a tolerable loss is one or the other. Leave one out."
-            )
-            raise ConfigError(message)
-        if relative is not None:
-            object.__setattr__(self, "accuracy_criterion", relative_loss(self.accuracy_criterion, relative))
-        if absolute is not None:
-            object.__setattr__(self, "accuracy_criterion", absolute_loss(self.accuracy_criterion, absolute))
-
     @property
     def approach(self) -> str:
         """INC's word for this kind of quantization."""
@@ -187,8 +143,8 @@ class QuantizationAwareTrainingConfig(Config):
         outcomes = [rule.outcome for rule in rules_of("name", default_rule, TRAINING)]
         reasons = {
             "device": (device not in {None, *devices}, f"the model does not lie there; use model.to({device!r})"),
-            "inputs": (bool(self.inputs), _NO_NAMES),
-            "outputs": (bool(self.outputs), _NO_NAMES),
+            "inputs": (bool(self.inputs), NO_NAMES),
+            "outputs": (bool(self.outputs), NO_NAMES),
             f"op_name_dict[{DEFAULT_RULE!r}]": (
                 any(not isinstance(outcome, FloatType) for outcome in outcomes),
                 "operations that are no modules stay in float",
@@ -203,28 +159,9 @@ class QuantizationAwareTrainingConfig(Config):
 
     def to_spec(self) -> QuantSpec:
         """Return the same as typed values, for the layer below."""
-        by_name = {pattern: rule for pattern, rule in (self.op_name_dict or {}).items() if pattern != DEFAULT_RULE}
-        rules = (*rules_of("type", self.op_type_dict or {}, TRAINING), *rules_of("name", by_name, TRAINING))
-        if "bf16" in self.excluded_precisions:
-            rules = tuple(_without_bfloat16(rule) for rule in rules)
-        if not self.reduce_range:
-            return QuantSpec(QuantScheme(), rules)
-        return QuantSpec(QuantScheme(input_bits=_REDUCED_BITS), tuple(map(_with_reduced_range, rules)))
+        return spec_of(self, QuantScheme(), TRAINING)
 
 
-_REDUCED_BITS = 7
 _DEVICE_TYPES = {"gpu": "cuda", "npu": "npu", "xpu": "xpu"}
-_NO_NAMES = "modules of PyTorch have no such names"
+NO_NAMES = "modules of PyTorch have no such names"
 _ONLY_TUNING = "it guides a tuning run, and a training loop tunes nothing"
-
-
-def _with_reduced_range(rule: QuantRule) -> QuantRule:
-    """Let a rule that chooses how inputs are quantized also choose their bits: only asymmetric ones are reduced."""
-    if isinstance(rule.outcome, FloatType) or "symmetric_input" not in rule.outcome:
-        return rule
-    bits = 8 if rule.outcome["symmetric_input"] else _REDUCED_BITS
-    return replace(rule, outcome={**rule.outcome, "input_bits": bits})
-
-
-def _without_bfloat16(rule: QuantRule) -> QuantRule:
-    return replace(rule, outcome=FloatType.FLOAT32) if rule.outcome is FloatType.BFLOAT16 else rule

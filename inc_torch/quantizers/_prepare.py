@@ -72,7 +72,7 @@ def prepare_fake_quant(model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
         >>> prepare_fake_quant(model, QuantSpec())["0"]
-        Prepared(scheme='w8a8-static', reason=None)
+        Prepared(scheme='w8a8-static', reason=None, float_type=None)
         >>> type(model[0]).__name__, isinstance(model[0], nn.Linear), list(model.state_dict())[:2]
         ('FakeQuantLinear', True, ['0.weight', '0.bias'])
     """

@@ -178,7 +178,7 @@ class TestRecipes:
         assert means[True] < 0.1 * means[False]
 
     def test_a_recipe_of_other_frameworks_is_named(self) -> None:
-        with pytest.warns(InexactWarning, match="'gemm_to_matmul' has no effect: it speaks of ONNX graphs"):
+        with pytest.warns(InexactWarning, match=r"recipes\['gemm_to_matmul'\] has no effect: it speaks of ONNX graphs"):
             quantization.fit(
                 small(), PostTrainingQuantConfig(recipes={"gemm_to_matmul": False}), calib_dataloader=batches()
             )

@@ -116,7 +116,7 @@ def test_rules_choose_and_the_last_wins():
         ),
     )
     assert prepare_fake_quant(model, spec) == {
-        "0": Prepared(None, "left in float by the configuration"),
+        "0": Prepared(None, "left in float by the configuration", FloatType.FLOAT32),
         "1": Prepared("w8a7-static-per-tensor-symmetric"),
         "2": Prepared("w8a7-static"),
     }
@@ -172,10 +172,11 @@ def test_a_rule_for_a_layer_without_a_matrix():
         prepare_fake_quant(model(), QuantSpec(rules=(QuantRule("name", "1", {"per_channel": False}),)))
 
 
-def test_bfloat16_is_left_in_float_for_now_with_the_reason():
+def test_what_is_to_compute_in_bfloat16_is_not_quantized():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     spec = QuantSpec(rules=(QuantRule("name", "1", FloatType.BFLOAT16),))
-    assert prepare_fake_quant(model, spec)["1"] == Prepared(None, "left in float; the configuration asks for bfloat16")
+    reason = "left in float; the configuration asks for bfloat16"
+    assert prepare_fake_quant(model, spec)["1"] == Prepared(None, reason, FloatType.BFLOAT16)
     assert type(model[1]) is nn.Linear
 
 
