@@ -146,5 +146,6 @@ def _join(module: str, leaf: str) -> str:
     return f"{module}.{leaf}" if module else leaf
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor, not copied where it is contiguous on the CPU."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
