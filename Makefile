@@ -62,10 +62,10 @@ demo-distributed: $(STAMP) ## The same in two processes that train one model (mi
 
 .PHONY: bench
 bench: $(STAMP) ## Run every benchmark and print its table
-	@set -e; found=; for script in benchmarks/*/run.py; do \
+	@set -e; found=; for script in benchmarks/*/run.py benchmarks/*.py; do \
 		[ -e "$$script" ] || continue; found=1; \
 		echo "== $$script"; $(BIN)/python "$$script"; \
-	done; [ -n "$$found" ] || { echo "No benchmarks/*/run.py was found." >&2; exit 1; }
+	done; [ -n "$$found" ] || { echo "No benchmark was found." >&2; exit 1; }
 
 # ------------------------------------------------------------------------------ test
 
