@@ -1,4 +1,4 @@
-"""Post-training quantization: `fit` returns an int8 copy of a trained model."""
+"""Post-training quantization: `fit` returns an int8 copy of a trained model, or one with weights of a few bits."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ from inc_torch.export import adorn, attach_report, attached_report
 from inc_torch.metric import Measure, read_metric
 from inc_torch.quantizers import (
     Calibration,
+    Prepared,
     calibrate,
     convert_calibrated,
     enable_fake_quant,
     fake_quant_modules,
     prepare_fake_quant,
+    quantize_weights,
     realise,
     trace_flow,
 )
@@ -71,6 +73,9 @@ def fit(  # noqa: PLR0913  the arguments of INC
     more than one layer's weights are held in float twice. One pass over the calibration data collects statistics,
     from which every range and correction is computed. What stays in float is in the report, with the reason.
 
+    With ``approach="weight_only"`` the weights of linear layers become packed codes of 4 bits, or as many as rules say,
+    and inputs stay in float; that takes no data.
+
     Args:
         model: Any module; what wraps it (torch.compile, DDP) is left behind.
         conf: What to do; by default static int8.
@@ -85,7 +90,7 @@ def fit(  # noqa: PLR0913  the arguments of INC
         **unknown: Refused; there to say what was meant.
 
     Returns:
-        The int8 model, with ``save`` and ``report``. None only if accuracy was evaluated, missed its goal, and
+        The quantized model, with ``save`` and ``report``. None only if accuracy was evaluated, missed its goal, and
         ``TuningCriterion(on_miss="none")`` asks for None.
 
     Raises:
@@ -139,7 +144,9 @@ class _Job:
         self._rerun: Callable[[nn.Module], object] = self._run_kept
         self.model = source if inplace else borrowing_copy(source)
         self.model.eval()
-        self._decisions = prepare_fake_quant(self.model, self.spec.quant)
+        self._weight_only = config.is_weight_only
+        prepare = quantize_weights if self._weight_only else prepare_fake_quant
+        self._decisions = prepare(self.model, self.spec.quant)
 
     def calibrate(self, dataloader: Iterable[Any] | None, function: Callable[[nn.Module], object] | None) -> None:
         """Run the data through the prepared model, once; nothing is done where no range has to be known."""
@@ -194,9 +201,7 @@ class _Job:
     def finished(self, alpha: float | None = None) -> nn.Module:
         """The int8 model, with its report; the job is over."""
         earlier = attached_report(self.model)
-        with torch.no_grad():
-            decisions = realise(self.model, self.spec, self._calibration, self._decisions, self._rerun, alpha)
-        convert_calibrated(self.model)
+        decisions = self._decisions if self._weight_only else self._converted(alpha)
         stored = attached_weights(self.model)
         if stored is not None:
             stored.materialise_(self.model)
@@ -207,6 +212,12 @@ class _Job:
         before = () if earlier is None else earlier.findings()
         attach_report(self.model, CompressionReport.measure(self.model, [*before, *findings]))
         return self.model
+
+    def _converted(self, alpha: float | None) -> dict[str, Prepared]:
+        with torch.no_grad():
+            decisions = realise(self.model, self.spec, self._calibration, self._decisions, self._rerun, alpha)
+        convert_calibrated(self.model)
+        return decisions
 
 
 def _config_of(conf: object, config: object) -> PostTrainingQuantConfig:
@@ -239,12 +250,6 @@ _DEVICES = {"gpu": "cuda", "xpu": "xpu", "npu": "npu"}
 
 def _check_feasible(model: nn.Module, config: PostTrainingQuantConfig) -> None:
     """Refuse what cannot work, and warn of what has no effect, before any work is done."""
-    if config.is_weight_only:
-        message = (
-            "PostTrainingQuantConfig.approach='weight_only' comes with a later version of inc_torch: use 'dynamic', "
-            "which needs no data either."
-        )
-        raise ConfigError(message)
     places = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
     if "meta" in places and (attached_weights(model) is None or not config.recipes["layer_wise_quant"]):
         message = (
@@ -312,19 +317,27 @@ def _judged(job: _Job, score: Score, baseline: float, config: PostTrainingQuantC
     model = job.finished(_best_alpha(job, score, baseline, criterion))
     reached = _scored(model, score)
     target = criterion.target(baseline)
-    logger.info("Accuracy: %.4f in float, %.4f in int8, at least %.4f wanted.", baseline, reached, target)
+    logger.info("Accuracy: %.4f in float, %.4f quantized, at least %.4f wanted.", baseline, reached, target)
     if tuning.performance_only or criterion.is_met(reached, baseline):
         return model
+    kind, remedy = _REMEDIES[config.is_weight_only]
     message = (
-        f"The int8 model scores {reached:.4f}, the float model {baseline:.4f}: expected "
+        f"The {kind} model scores {reached:.4f}, the float model {baseline:.4f}: expected "
         f"{'at least' if criterion.higher_is_better else 'at most'} {target:.4f} ({criterion.criterion} loss "
-        f"{criterion.tolerable_loss}). Leave sensitive layers in float by op_name_dict, try the recipe smooth_quant or "
-        "more calibration data, or allow a greater tolerable_loss."
+        f"{criterion.tolerable_loss}). Leave sensitive layers in float by op_name_dict, {remedy}, or allow a greater "
+        "tolerable_loss."
     )
     if tuning.on_miss == "raise":
         raise GoalMissedError(message)
     warn_user(message, GoalMissedWarning)
     return None if tuning.on_miss == "none" else model
+
+
+_REMEDIES = {
+    False: ("int8", "try the recipe smooth_quant or more calibration data"),
+    True: ("weight_only", "give weights more bits or smaller groups"),
+}
+"""By whether weights alone are quantized: a word for the model, and what may make it better."""
 
 
 def _best_alpha(job: _Job, score: Score, baseline: float, criterion: AccuracyCriterion) -> float | None:

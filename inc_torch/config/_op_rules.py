@@ -10,9 +10,19 @@ from typing import Any, Literal, Protocol, final
 from inc_torch.config._checks import Check, Place, integer, items_of, list_of, text
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.core.errors import did_you_mean
-from inc_torch.quantizers import OBSERVERS, FloatType, QuantRule, QuantScheme, QuantSpec
+from inc_torch.quantizers import OBSERVERS, FloatType, QuantRule, QuantSpec, Scheme, WeightOnlyScheme
 
-__all__ = ["DEFAULT_RULE", "POST_TRAINING", "TRAINING", "RuleWords", "check_rules", "rules_of", "spec_of"]
+__all__ = [
+    "DEFAULT_RULE",
+    "POST_TRAINING",
+    "TRAINING",
+    "WEIGHT_ONLY",
+    "WEIGHT_ONLY_NUMBERS",
+    "RuleWords",
+    "check_rules",
+    "rules_of",
+    "spec_of",
+]
 
 DEFAULT_RULE = "default_qconfig"
 """Key of ``op_name_dict`` that in INC speaks of operations that are no modules of their own, such as additions."""
@@ -93,25 +103,54 @@ POST_TRAINING: RuleWords = {
 }
 """Rules of post-training quantization."""
 
-_WEIGHT_NUMBERS: Mapping[str, Check[int]] = {
-    "bits": integer("an integer from 2 to 8", lambda x: 2 <= x <= 8),  # noqa: PLR2004  what the message says
+WEIGHT_ONLY: RuleWords = {
+    "weight": {
+        "dtype": _Words(
+            ("int", "int4", "int8", "fp32", "bf16"),
+            ("uint8", "nf4", "fp4", "fp4_e2m1_bnb", "fp4_e2m1", "fp16"),
+            " Weights become integers of 2 to 8 bits; float types of 4 bits come with a later version of inc_torch.",
+        ),
+        "scheme": _Words(("sym", "asym"), ("asym_float",), " Zero points are integers."),
+        "algorithm": _Words(("RTN",), _WEIGHT_ONLY, " The others come with a later version of inc_torch."),
+    },
+    "activation": {
+        "dtype": _Words(
+            ("fp32", "bf16"),
+            ("uint8", "int8", "fp16", "None"),
+            " approach='weight_only' leaves inputs in float: leave this side of the rule out. 'fp32' and 'bf16' leave "
+            "the weight in float too.",
+        ),
+    },
+}
+"""Rules of weights alone."""
+
+Numbers = Mapping[str, Check[int]]
+"""Keys of the side ``"weight"`` whose values are numbers."""
+
+_BITS_OF_CODES = integer("an integer from 2 to 8", lambda x: 2 <= x <= 8)  # noqa: PLR2004  what the message says
+_INT8_NUMBERS: Numbers = {
+    "bits": _BITS_OF_CODES,
     "group_size": integer("-1: only approach='weight_only' makes groups", lambda x: x == -1),
+}
+WEIGHT_ONLY_NUMBERS: Numbers = {
+    "bits": _BITS_OF_CODES,
+    "group_size": integer("-1, which is a whole row, or an integer above 0", lambda x: x == -1 or x >= 1),
 }
 
 
-def check_rules(words: RuleWords) -> Check[FrozenDict]:
+def check_rules(words: RuleWords, numbers: Numbers = _INT8_NUMBERS) -> Check[FrozenDict]:
     """Check ``{pattern: {"weight": {...}, "activation": {...}}}`` with these words; None is no rule."""
 
     def check(value: object, place: Place) -> FrozenDict:
         if value is None:
             return FrozenDict()
         rules = items_of(value, place, "a dict of rules or None")
-        return FrozenDict({pattern: _rule(words, pattern, rule, place) for pattern, rule in rules.items()})
+        return FrozenDict({pattern: _rule(words, numbers, pattern, rule, place) for pattern, rule in rules.items()})
 
     return check
 
 
-def _rule(words: RuleWords, pattern: str, rule: object, place: Place) -> dict[str, object]:
+def _rule(words: RuleWords, numbers: Numbers, pattern: str, rule: object, place: Place) -> dict[str, object]:
     try:
         re.compile(pattern)
     except re.error as error:
@@ -119,11 +158,13 @@ def _rule(words: RuleWords, pattern: str, rule: object, place: Place) -> dict[st
         raise place.error(pattern, "keys that are regular expressions", hint) from error
     here = place.item(pattern)
     sides = items_of(rule, here, "a dict with 'weight' and 'activation'", tuple(words))
-    return {side: _side(side, words[side], entries, here.item(side)) for side, entries in sides.items()}
+    return {
+        side: _side(words[side], numbers if side == "weight" else {}, entries, here.item(side))
+        for side, entries in sides.items()
+    }
 
 
-def _side(side: str, known: Mapping[str, _Words], entries: object, place: Place) -> dict[str, object]:
-    numbers = _WEIGHT_NUMBERS if side == "weight" else {}
+def _side(known: Mapping[str, _Words], numbers: Numbers, entries: object, place: Place) -> dict[str, object]:
     checked: dict[str, object] = {}
     for key, value in items_of(entries, place, "a dict", (*known, *numbers)).items():
         here = place.item(key)
@@ -161,7 +202,7 @@ class _Ruled(Protocol):
     def excluded_precisions(self) -> Sequence[str]: ...
 
 
-def spec_of(config: _Ruled, scheme: QuantScheme, words: RuleWords) -> QuantSpec:
+def spec_of(config: _Ruled, scheme: Scheme, words: RuleWords) -> QuantSpec:
     """What a configuration says of modules, as typed values; rules by type come before those by name.
 
     Args:
@@ -170,10 +211,12 @@ def spec_of(config: _Ruled, scheme: QuantScheme, words: RuleWords) -> QuantSpec:
         words: What its rules were checked with.
     """
     by_name = {pattern: rule for pattern, rule in (config.op_name_dict or {}).items() if pattern != DEFAULT_RULE}
-    rules = (*rules_of("type", config.op_type_dict or {}, words), *rules_of("name", by_name, words))
+    changes = _weight_only_changes if isinstance(scheme, WeightOnlyScheme) else _int8_changes
+    by_type = rules_of("type", config.op_type_dict or {}, words, changes)
+    rules = (*by_type, *rules_of("name", by_name, words, changes))
     if "bf16" in config.excluded_precisions:
         rules = tuple(map(_without_bfloat16, rules))
-    if not config.reduce_range:
+    if not config.reduce_range or isinstance(scheme, WeightOnlyScheme):
         return QuantSpec(scheme, rules)
     return QuantSpec(replace(scheme, input_bits=_REDUCED_BITS), tuple(map(_with_reduced_range, rules)))
 
@@ -193,16 +236,55 @@ def _without_bfloat16(rule: QuantRule) -> QuantRule:
     return replace(rule, outcome=FloatType.FLOAT32) if rule.outcome is FloatType.BFLOAT16 else rule
 
 
-def rules_of(subject: Literal["type", "name"], rules: Mapping[str, object], words: RuleWords) -> tuple[QuantRule, ...]:
+_Given = Mapping[tuple[str, str], str]
+"""By side and key, the word of a rule that counts."""
+_Changes = Callable[[_Given, Mapping[str, object]], dict[str, Any]]
+"""From the words of a rule, and its entries for weights, to the fields of the scheme that it sets."""
+
+
+def _int8_changes(given: _Given, weight: Mapping[str, object]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if (granularity := given.get(("weight", "granularity"))) is not None:
+        changes["per_channel"] = granularity == "per_channel"
+    if (scheme := given.get(("activation", "scheme"))) is not None:
+        changes["symmetric_input"] = scheme == "sym"
+    if (dtype := given.get(("weight", "dtype"))) is not None:
+        changes["weight_bits"] = _BITS[dtype]
+    if bits := _listed(weight, "bits"):
+        changes["weight_bits"] = bits[0]
+    if (algorithm := given.get(("activation", "algorithm"))) is not None:
+        changes["input_observer"] = OBSERVERS.get(algorithm)()
+    return changes
+
+
+def _weight_only_changes(given: _Given, weight: Mapping[str, object]) -> dict[str, Any]:
+    """As in INC a rule that leaves bits or the group size out asks for the defaults, whatever one before it said."""
+    default = WeightOnlyScheme()
+    of_dtype = _BITS.get(given.get(("weight", "dtype"), ""), default.bits)
+    changes: dict[str, Any] = {
+        "bits": next(iter(_listed(weight, "bits")), of_dtype),
+        "group_size": next(iter(_listed(weight, "group_size")), default.group_size),
+    }
+    if (scheme := given.get(("weight", "scheme"))) is not None:
+        changes["symmetric"] = scheme == "sym"
+    return changes
+
+
+def rules_of(
+    subject: Literal["type", "name"],
+    rules: Mapping[str, object],
+    words: RuleWords,
+    changes: _Changes = _int8_changes,
+) -> tuple[QuantRule, ...]:
     """The rules of one checked dict, in its order."""
     return tuple(
-        QuantRule(subject, pattern, _outcome(rule, words))
+        QuantRule(subject, pattern, _outcome(rule, words, changes))
         for pattern, rule in rules.items()
         if isinstance(rule, Mapping)
     )
 
 
-def _outcome(rule: Mapping[str, object], words: RuleWords) -> Mapping[str, Any] | FloatType:
+def _outcome(rule: Mapping[str, object], words: RuleWords, changes: _Changes) -> Mapping[str, Any] | FloatType:
     """What a checked rule asks for.
 
     Of several words for one key the first that we offer counts, as INC's lists are choices for tuning; a float type
@@ -213,22 +295,11 @@ def _outcome(rule: Mapping[str, object], words: RuleWords) -> Mapping[str, Any] 
         if word in _FLOATS:
             return _FLOATS[str(word)]
     given = {
-        (side, key): next(word for word in _listed(entries, key) if word in words[side][key].known)
+        (side, key): next(str(word) for word in _listed(entries, key) if word in words[side][key].known)
         for side, entries in (("weight", weight), ("activation", activation))
         for key in entries.keys() & words[side].keys()
     }
-    changes: dict[str, Any] = {}
-    if (granularity := given.get(("weight", "granularity"))) is not None:
-        changes["per_channel"] = granularity == "per_channel"
-    if (scheme := given.get(("activation", "scheme"))) is not None:
-        changes["symmetric_input"] = scheme == "sym"
-    if (dtype := given.get(("weight", "dtype"))) is not None:
-        changes["weight_bits"] = _BITS[str(dtype)]
-    if bits := _listed(weight, "bits"):
-        changes["weight_bits"] = bits[0]
-    if (algorithm := given.get(("activation", "algorithm"))) is not None:
-        changes["input_observer"] = OBSERVERS.get(str(algorithm))()
-    return changes
+    return changes(given, weight)
 
 
 def _side_of(rule: Mapping[str, object], side: str) -> Mapping[str, object]:

@@ -7,15 +7,15 @@ from dataclasses import KW_ONLY, InitVar
 from typing import Literal, final
 
 from inc_torch.config._base import Config, config, option
-from inc_torch.config._checks import Place, choice, flag, integer, list_of, names, optional, text
+from inc_torch.config._checks import Place, choice, flag, integer, items_of, list_of, names, optional, text
 from inc_torch.config._criteria import ACCURACY, TUNING, AccuracyCriterion, Objectives, TuningCriterion
-from inc_torch.config._op_rules import POST_TRAINING, check_rules, spec_of
+from inc_torch.config._op_rules import POST_TRAINING, WEIGHT_ONLY, WEIGHT_ONLY_NUMBERS, check_rules, spec_of
 from inc_torch.config._quantization import NO_NAMES, check_backend, check_level
 from inc_torch.config._readonly import FrozenDict
-from inc_torch.config._recipes import DEFAULT_RECIPES, WITHOUT_EFFECT, check_recipes, smoothing_of
+from inc_torch.config._recipes import DEFAULT_RECIPES, check_recipes, recipes_without_effect, rounding_of, smoothing_of
 from inc_torch.config._tuned import TunedConfig
 from inc_torch.core.errors import did_you_mean
-from inc_torch.quantizers import OBSERVERS, PostTrainingSpec, QuantScheme
+from inc_torch.quantizers import OBSERVERS, PostTrainingSpec, QuantScheme, QuantSpec
 
 __all__ = ["PostTrainingQuantConfig"]
 
@@ -42,6 +42,11 @@ def _sampling_sizes(value: object, place: Place) -> tuple[int, ...]:
     return sizes
 
 
+def _rules(value: object, place: Place) -> Mapping[str, object]:
+    """Rules as they are: with what words they are checked depends on the approach."""
+    return items_of(value, place, "a dict of rules or None")
+
+
 def _anything(value: object, place: Place) -> object:  # noqa: ARG001  a check
     return value
 
@@ -60,6 +65,12 @@ class PostTrainingQuantConfig(TunedConfig):
     choices, the first one is taken. All rules that match a module are applied, each on top of those before it, names
     after types.
 
+    With ``approach="weight_only"`` the weights of linear layers, the output layer included, become packed codes of a
+    few bits, and inputs stay in float. Rules for weights then name ``bits`` (2 to 8; 4 is the default, also through
+    the dtypes ``"int"``, ``"int4"`` and ``"int8"``), ``group_size`` (how many weights of a row share a scale; 32 is the
+    default, -1 the whole row), ``scheme`` (``"sym"``, the default, or ``"asym"``) and ``algorithm`` (only ``"RTN"``,
+    rounding to nearest, so far). As in INC a rule that leaves out bits or group size asks for their defaults.
+
     The algorithm of activations finds the range in what calibration saw: ``"kl"`` (the default) is INC's search for
     the least squared error, ``"kl_divergence"`` a real Kullback-Leibler search, and there are ``"minmax"``,
     ``"ema_minmax"``, ``"percentile"`` and ``"mse"``.
@@ -71,7 +82,9 @@ class PostTrainingQuantConfig(TunedConfig):
         recipes: ``smooth_quant`` with ``smooth_quant_args`` (``alpha``: a number, a list to choose from, or
             ``"auto"``; ``folding``), ``fast_bias_correction``, ``weight_correction``,
             ``first_conv_or_matmul_quantization`` and ``last_conv_or_matmul_quantization`` (False leaves that module in
-            float), ``layer_wise_quant`` (a model on the meta device is loaded and quantized layer by layer).
+            float), ``layer_wise_quant`` (a model on the meta device is loaded and quantized layer by layer);
+            ``rtn_args`` of ``"weight_only"`` (``enable_full_range``: symmetric codes use the least one too;
+            ``enable_mse_search``: ranges are narrowed where that makes the error of the weight less).
         quant_format: Of an ONNX export, without effect here.
         inputs: Names of inputs, without effect for PyTorch.
         outputs: Names of outputs, without effect for PyTorch.
@@ -113,8 +126,8 @@ class PostTrainingQuantConfig(TunedConfig):
     outputs: Sequence[str] = option(names, default=())
     approach: str = option(_approach, default="post_training_static_quant")
     calibration_sampling_size: Sequence[int] = option(_sampling_sizes, default=(100,))
-    op_type_dict: Mapping[str, object] | None = option(check_rules(POST_TRAINING), default=FrozenDict())
-    op_name_dict: Mapping[str, object] | None = option(check_rules(POST_TRAINING), default=FrozenDict())
+    op_type_dict: Mapping[str, object] | None = option(_rules, default=FrozenDict())
+    op_name_dict: Mapping[str, object] | None = option(_rules, default=FrozenDict())
     reduce_range: bool | None = option(optional(flag), default=None)
     example_inputs: object = option(_anything, default=None)
     excluded_precisions: Sequence[str] = option(list_of("a list of precisions", choice(("bf16", "fp16"))), default=())
@@ -144,12 +157,18 @@ class PostTrainingQuantConfig(TunedConfig):
             "outputs": (bool(self.outputs), NO_NAMES),
             "quant_format": (self.quant_format != "default", "it is of an ONNX export"),
             "diagnosis": (self.diagnosis, "the report of the result lists every module"),
+            "reduce_range": (bool(self.reduce_range) and self.is_weight_only, "inputs are not quantized"),
         }
         recipes = {
             f"recipes[{name!r}]": (self.recipes[name] != DEFAULT_RECIPES[name], reason)
-            for name, reason in WITHOUT_EFFECT.items()
+            for name, reason in recipes_without_effect(weight_only=self.is_weight_only).items()
         }
         return {name: reason for name, (is_idle, reason) in {**reasons, **recipes}.items() if is_idle}
+
+    def _check_relations(self) -> None:
+        check = check_rules(WEIGHT_ONLY, WEIGHT_ONLY_NUMBERS) if self.is_weight_only else check_rules(POST_TRAINING)
+        for name in ("op_type_dict", "op_name_dict"):
+            object.__setattr__(self, name, check(getattr(self, name), Place(type(self).__name__, name)))
 
     @property
     def is_weight_only(self) -> bool:
@@ -158,6 +177,8 @@ class PostTrainingQuantConfig(TunedConfig):
 
     def to_spec(self) -> PostTrainingSpec:
         """Return the same as typed values, for the layer below."""
+        if self.is_weight_only:
+            return PostTrainingSpec(quant=self._weight_only_spec())
         scheme = QuantScheme(dynamic="dynamic" in self.approach, input_observer=OBSERVERS.get("kl")())
         recipes = self.recipes
         return PostTrainingSpec(
@@ -170,6 +191,9 @@ class PostTrainingQuantConfig(TunedConfig):
             weight_correction=bool(recipes["weight_correction"]),
             bfloat16="bf16" not in self.excluded_precisions,
         )
+
+    def _weight_only_spec(self) -> QuantSpec:
+        return spec_of(self, rounding_of(self.recipes), WEIGHT_ONLY)
 
     def _encode(self, name: str) -> object:
         # Example inputs are tensors; nothing needs them to build the same configuration.

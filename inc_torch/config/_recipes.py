@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from inc_torch.config._checks import Check, Place, choice, flag, items_of, list_of, mapping, number, optional, text
 from inc_torch.config._readonly import FrozenDict
-from inc_torch.quantizers import SmoothQuant
+from inc_torch.quantizers import SmoothQuant, WeightOnlyScheme
 
-__all__ = ["DEFAULT_RECIPES", "WITHOUT_EFFECT", "check_recipes", "smoothing_of"]
+__all__ = ["DEFAULT_RECIPES", "check_recipes", "recipes_without_effect", "rounding_of", "smoothing_of"]
 
 _GRAPH_LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
 _share = number("a number in [0, 1]", lambda x: 0 <= x <= 1)
@@ -55,6 +55,21 @@ _SMOOTH_QUANT: Mapping[str, Check[object]] = {
     "weight_clip": flag,
 }
 
+
+def _group_dim(value: object, place: Place) -> int:
+    if value != 1:
+        raise place.error(value, "1", " Groups lie along the inputs of a layer.")
+    return 1
+
+
+_RTN: Mapping[str, Check[object]] = {
+    "enable_full_range": flag,
+    "enable_mse_search": flag,
+    "group_dim": _group_dim,
+    "return_int": flag,
+}
+"""Of these ``return_int`` changes nothing: weights are packed codes at once."""
+
 _CHECKS: Mapping[str, tuple[Check[object], object]] = {
     "smooth_quant": (flag, False),
     "smooth_quant_args": (_options(_SMOOTH_QUANT), {}),
@@ -70,7 +85,7 @@ _CHECKS: Mapping[str, tuple[Check[object], object]] = {
     "add_qdq_pair_to_weight": (flag, False),
     "optypes_to_exclude_output_quant": (list_of("a list of operator types", text), ()),
     "dedicated_qdq_pair": (flag, False),
-    "rtn_args": (mapping, {}),
+    "rtn_args": (_options(_RTN), {}),
     "awq_args": (mapping, {}),
     "gptq_args": (mapping, {}),
     "teq_args": (mapping, {}),
@@ -80,7 +95,7 @@ _CHECKS: Mapping[str, tuple[Check[object], object]] = {
 
 DEFAULT_RECIPES = FrozenDict({name: default for name, (_, default) in _CHECKS.items()})
 
-WITHOUT_EFFECT: Mapping[str, str] = {
+_WITHOUT_EFFECT: Mapping[str, str] = {
     **dict.fromkeys(
         (
             "pre_post_process_quantization",
@@ -92,12 +107,28 @@ WITHOUT_EFFECT: Mapping[str, str] = {
         ),
         "it speaks of ONNX graphs",
     ),
-    **dict.fromkeys(
-        ("rtn_args", "awq_args", "gptq_args", "teq_args", "autoround_args"), "it belongs to approach='weight_only'"
-    ),
     "layer_wise_quant_args": "smoothing is asked for by smooth_quant",
 }
-"""Recipes that change nothing here, and why."""
+_LATER_ALGORITHMS = ("awq_args", "gptq_args", "teq_args", "autoround_args")
+_OF_INT8 = (
+    "smooth_quant",
+    "fast_bias_correction",
+    "weight_correction",
+    "first_conv_or_matmul_quantization",
+    "last_conv_or_matmul_quantization",
+)
+
+
+def recipes_without_effect(*, weight_only: bool) -> dict[str, str]:
+    """Recipes that change nothing here, and why."""
+    if not weight_only:
+        others = dict.fromkeys(("rtn_args", *_LATER_ALGORITHMS), "it belongs to approach='weight_only'")
+        return {**_WITHOUT_EFFECT, **others}
+    return {
+        **_WITHOUT_EFFECT,
+        **dict.fromkeys(_LATER_ALGORITHMS, "its algorithm comes with a later version of inc_torch"),
+        **dict.fromkeys(_OF_INT8, "approach='weight_only' rounds weights alone; leave layers in float by op_name_dict"),
+    }
 
 
 def check_recipes(value: object, place: Place) -> FrozenDict:
@@ -124,3 +155,12 @@ def smoothing_of(recipes: FrozenDict) -> SmoothQuant | None:
         names = ("alpha_min", "alpha_max", "alpha_step", "shared_criterion", "do_blockwise")
         options |= {name: auto[name] for name in names if name in auto}
     return SmoothQuant(**options)  # type: ignore[arg-type]  # checked above
+
+
+def rounding_of(recipes: Mapping[str, object]) -> WeightOnlyScheme:
+    """What the recipes say of the rounding of weights alone."""
+    arguments = recipes["rtn_args"]
+    options = arguments if isinstance(arguments, Mapping) else {}
+    return WeightOnlyScheme(
+        full_range=bool(options.get("enable_full_range")), clip_search=bool(options.get("enable_mse_search"))
+    )

@@ -6,7 +6,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from torch import nn
@@ -70,8 +70,9 @@ class ModuleReport:
     Attributes:
         name: Fully qualified name.
         kind: Class name.
-        shape: Shape of the stored weight; of a recurrent layer, which has several, the number of values in all of them.
-        bits: Bits per stored weight value, measured from the dtype.
+        shape: Shape of the stored weight, before codes are packed; of a recurrent layer, which has several, the number
+            of values in all of them.
+        bits: Bits per stored weight value, measured from the dtype; of packed codes those of a code.
         zeros: Zeros in the stored weight, counted.
         pattern: Pruning pattern asked for.
         asked_sparsity: Share of zeros asked for (of the whole group with global scope).
@@ -104,6 +105,18 @@ class ModuleReport:
     def sparsity(self) -> float:
         """Measured share of zeros, in [0, 1]."""
         return self.zeros / self.numel if self.numel else 0.0
+
+
+@runtime_checkable
+class _PackedWeight(Protocol):
+    """A module that holds several codes in each word of its weight."""
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a code."""
+
+    def signed_codes(self) -> torch.Tensor:
+        """The codes one by one, shaped like the weight; 0 where the weight is 0."""
 
 
 def stored_weight(module: nn.Module) -> torch.Tensor | None:
@@ -174,6 +187,7 @@ class CompressionReport:
         tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
         rows: list[ModuleReport] = []
         owner: dict[int, str] = {}
+        packed: set[str] = set()
         for name, module in named_layers(model):
             weights = _stored_weights(module, name in asked)
             if not weights:
@@ -183,9 +197,12 @@ class CompressionReport:
                 continue
             owner[id(weights[0])] = name
             rows.append(_measure_module(name, module, weights))
+            if isinstance(module, _PackedWeight):
+                packed.add(name)
         listed = sum(row.numel for row in rows)
         parameters = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
         codes = sum(tensor.numel() for tensor in tensors.values() if tensor.dtype == torch.int8)
+        codes += sum(row.numel for row in rows if row.name in packed)
         return cls(
             modules=tuple(_merge(row, asked[row.name]) for row in rows),
             other_parameters=parameters + codes - listed,
@@ -269,12 +286,15 @@ class CompressionReport:
 
 
 def _measure_module(name: str, module: nn.Module, weights: list[torch.Tensor]) -> ModuleReport:
+    bits = weights[0].element_size() * 8
+    if isinstance(module, _PackedWeight):
+        weights, bits = [module.signed_codes()], module.code_bits
     numel = sum(weight.numel() for weight in weights)
     return ModuleReport(
         name=name,
         kind=plain_class(type(module)).__name__,
         shape=tuple(weights[0].shape) if stored_weight(module) is not None else (numel,),
-        bits=weights[0].element_size() * 8,
+        bits=bits,
         zeros=numel - sum(int(torch.count_nonzero(whole(weight.detach()))) for weight in weights),
     )
 

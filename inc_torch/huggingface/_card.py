@@ -43,12 +43,12 @@ def card(directory: str, model: nn.Module, report: CompressionReport) -> str:
         model: What was saved.
         report: Measured from the saved weights.
     """
-    int8 = [row for row in report.modules if row.bits == CODE_BITS]
+    quantized = [row for row in report.modules if row.bits <= CODE_BITS]
     bfloat16 = describe_bfloat16(model)
     pruned = [row for row in report.modules if row.asked_sparsity is not None]
     tags = [
         *("inc_torch", "compression"),
-        *(["int8"] if int8 else []),
+        *(f"int{bits}" for bits in _code_bits(report)),
         *(["bfloat16"] if bfloat16 else []),
         *(["pruning", "sparse"] if pruned else []),
     ]
@@ -73,12 +73,12 @@ def card(directory: str, model: nn.Module, report: CompressionReport) -> str:
         "## Load it",
         "",
         "```python",
-        *(["import inc_torch  # lets transformers open compressed models"] if int8 or bfloat16 else []),
+        *(["import inc_torch  # lets transformers open compressed models"] if quantized or bfloat16 else []),
         f"from transformers import {architecture}",
         "",
         f'model = {architecture}.from_pretrained("{name}")  # or AutoModelFor….from_pretrained',
         "```",
-        *(["", WITHOUT_IMPORT] if int8 else ["", BFLOAT16_WITHOUT_IMPORT] if bfloat16 else []),
+        *(["", WITHOUT_IMPORT] if quantized else ["", BFLOAT16_WITHOUT_IMPORT] if bfloat16 else []),
         "",
         "## Module by module",
         "",
@@ -91,14 +91,20 @@ def card(directory: str, model: nn.Module, report: CompressionReport) -> str:
 
 
 def _summary(report: CompressionReport, bfloat16: Collection[str]) -> dict[str, str]:
-    int8 = [row for row in report.modules if row.bits == CODE_BITS]
     asked = sorted({row.asked_sparsity for row in report.modules if row.asked_sparsity is not None})
     patterns = sorted({row.pattern for row in report.modules if row.pattern is not None})
     summary = {"size of the tensors": f"{report.size_bytes / MEGA:.1f} MB"}
     if asked:
         summary["sparsity asked"] = f"{', '.join(f'{value:.1%}' for value in asked)} ({', '.join(patterns)})"
         summary["sparsity reached"] = f"{report.sparsity:.2%} of the pruned weights"
-    summary["int8 modules"] = f"{len(int8)} of {len(report.modules)}"
+    for bits in _code_bits(report) or [CODE_BITS]:
+        count = sum(row.bits == bits for row in report.modules)
+        summary[f"int{bits} modules"] = f"{count} of {len(report.modules)}"
     if bfloat16:
         summary["bfloat16 modules"] = f"{len(bfloat16)} of {len(report.modules)}"
     return summary
+
+
+def _code_bits(report: CompressionReport) -> list[int]:
+    """The widths of the codes that weights are stored in."""
+    return sorted({row.bits for row in report.modules if row.bits <= CODE_BITS})

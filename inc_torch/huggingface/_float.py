@@ -16,6 +16,7 @@ FLOAT_CLASSES: Final = MappingProxyType(
     {
         "linear": nn.Linear,
         "dynamic_linear": nn.Linear,
+        "weight_only_linear": nn.Linear,
         "conv1d": nn.Conv1d,
         "conv2d": nn.Conv2d,
         "conv3d": nn.Conv3d,

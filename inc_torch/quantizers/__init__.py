@@ -1,7 +1,8 @@
 """Int8: what to quantize, training under int8 rounding, and int8 modules that run on oneDNN.
 
 In training: ``prepare_fake_quant -> enable_fake_quant -> (training step -> fold_ranges)* -> convert``.
-After training: ``prepare_fake_quant -> calibrate -> convert``. Files: ``describe_int8 / rebuild_int8``.
+After training: ``prepare_fake_quant -> calibrate -> convert``, or ``quantize_weights``.
+Files: ``describe_int8 / rebuild_int8``.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from inc_torch.quantizers._prepare import (
     stop_observing,
 )
 from inc_torch.quantizers._smoothing import SmoothQuant
-from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec, Treatment
+from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec, Scheme, Treatment, WeightOnlyScheme
 from inc_torch.quantizers._statistics import TensorStatistics
+from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear
+from inc_torch.quantizers._weight_only_model import quantize_weights
 
 __all__ = [
     "OBSERVERS",
@@ -56,9 +59,12 @@ __all__ = [
     "QuantRule",
     "QuantScheme",
     "QuantSpec",
+    "Scheme",
     "SmoothQuant",
     "TensorStatistics",
     "Treatment",
+    "WeightOnlyLinear",
+    "WeightOnlyScheme",
     "batch_norms",
     "calibrate",
     "convert",
@@ -76,6 +82,7 @@ __all__ = [
     "observe",
     "observer_state",
     "prepare_fake_quant",
+    "quantize_weights",
     "realise",
     "rebuild_int8",
     "rounding_share",

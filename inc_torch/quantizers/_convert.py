@@ -18,7 +18,8 @@ from inc_torch.quantizers._int8_linear import Int8DynamicLinear
 from inc_torch.quantizers._int8_module import Int8Module
 from inc_torch.quantizers._int8_modules import INT8_CLASSES, int8_class
 from inc_torch.quantizers._prepare import fake_quant_modules, fold_ranges
-from inc_torch.quantizers._scheme_names import is_scheme_name
+from inc_torch.quantizers._scheme_names import is_scheme_name, is_weight_only_name
+from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, empty_buffers
 
 __all__ = ["convert", "convert_calibrated", "describe_int8", "int8_kernels", "rebuild_int8"]
 
@@ -115,7 +116,7 @@ def describe_int8(model: nn.Module) -> dict[str, dict[str, object]]:
     """Describe the int8 modules of ``model`` in values that JSON knows, for `rebuild_int8`.
 
     Returns:
-        By module name: ``kind``, ``scheme``, ``shape`` of the codes, whether there is a ``bias``, and whether inputs
+        By module name: ``kind``, ``scheme``, ``shape`` of the weight, whether there is a ``bias``, and whether inputs
         are ``smoothed``, which means multiplied with a factor for each channel.
 
     Example:
@@ -126,7 +127,7 @@ def describe_int8(model: nn.Module) -> dict[str, dict[str, object]]:
         name: {
             "kind": module.kind,
             "scheme": module.scheme,
-            "shape": list(module.qweight.shape),
+            "shape": list(module.weight_shape),
             "bias": module._buffers.get("bias") is not None,
             "smoothed": module._buffers.get("input_factor") is not None,
         }
@@ -173,6 +174,9 @@ def _check_entry(name: str, entry: Mapping[str, object], module: nn.Module) -> N
         guess = did_you_mean(str(entry["kind"]), INT8_CLASSES)
         message = f"{where} has the unknown kind {entry['kind']!r}.{guess} Known: {', '.join(INT8_CLASSES)}."
         raise ArtifactError(message)
+    if is_weight_only_name(entry["scheme"]) != (entry["kind"] == WeightOnlyLinear.kind):
+        message = f"{where} is of kind {entry['kind']!r}, to which the scheme {entry['scheme']!r} does not belong."
+        raise ArtifactError(message)
     present = fake_quant_class(type(module))
     if present is None or present.kind != INT8_CLASSES[str(entry["kind"])].replaces:
         message = f"{where} is of kind {entry['kind']!r}, but the model has a {type(module).__name__} there."
@@ -194,6 +198,9 @@ def _rebuild_module(module: nn.Module, entry: Mapping[str, object]) -> None:
         return
     parameter = module.get_parameter("weight")
     weight, device = present.arranged(module, parameter), parameter.device
+    if kind is WeightOnlyLinear:
+        kind.adopt(module, str(entry["scheme"]), empty_buffers(weight, str(entry["scheme"]), bias=bool(entry["bias"])))
+        return
     buffers: dict[str, torch.Tensor | None] = {
         "qweight": torch.zeros(weight.shape, dtype=torch.int8, device=device),
         "weight_scale": torch.ones(len(weight), dtype=torch.float32, device=device),

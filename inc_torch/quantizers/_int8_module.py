@@ -125,6 +125,11 @@ class Int8Module(nn.Module):
         return self._float_weight().to(self.float_dtype)
 
     @property
+    def weight_shape(self) -> torch.Size:
+        """The shape of the weight; that of the codes, unless they are packed."""
+        return self.qweight.shape
+
+    @property
     def kernel(self) -> str:
         """What computes on the CPU: ``"onednn"``, or ``"float"`` and the reason."""
         return "float: rows are looked up and scaled"
@@ -154,7 +159,7 @@ class Int8Module(nn.Module):
 
     def extra_repr(self) -> str:
         """Shape and scheme."""
-        return f"{tuple(self.qweight.shape)}, scheme={self.scheme!r}"
+        return f"{tuple(self.weight_shape)}, scheme={self.scheme!r}"
 
 
 class Int8Operator(Int8Module):

@@ -10,6 +10,7 @@ from inc_torch.quantizers._int8_conv_transpose import Int8ConvTranspose1d, Int8C
 from inc_torch.quantizers._int8_embedding import Int8Embedding
 from inc_torch.quantizers._int8_linear import Int8DynamicLinear, Int8Linear
 from inc_torch.quantizers._int8_module import Int8Module
+from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear
 
 __all__ = ["INT8_CLASSES", "int8_class"]
 
@@ -25,6 +26,7 @@ INT8_CLASSES: Final[Mapping[str, type[Int8Module]]] = {
         Int8ConvTranspose2d,
         Int8ConvTranspose3d,
         Int8Embedding,
+        WeightOnlyLinear,
     )
 }
 """The class of each kind in a saved description."""

@@ -18,10 +18,13 @@ from inc_torch.quantizers._eligibility import close_fast_paths, matrix_modules, 
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, fake_quant_class
 from inc_torch.quantizers._input_range import InputRange, fold_pending, pending_extremes
 from inc_torch.quantizers._int8_module import Int8Module
-from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec
+from inc_torch.quantizers._scheme_names import weight_only_name
+from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec, WeightOnlyScheme
+from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear
 
 __all__ = [
     "Prepared",
+    "decide",
     "disable_fake_quant",
     "enable_fake_quant",
     "fake_quant_modules",
@@ -76,18 +79,24 @@ def prepare_fake_quant(model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]
         >>> type(model[0]).__name__, isinstance(model[0], nn.Linear), list(model.state_dict())[:2]
         ('FakeQuantLinear', True, ['0.weight', '0.bias'])
     """
-    _refuse_second_preparation(model)
-    decisions = {name: _decide(name, module, spec) for name, module in matrix_modules(model)}
-    _check_rules(model, spec, decisions)
-    if not any(decision.scheme for decision in decisions.values()):
-        message = f"Quantization would leave all of {type(model).__name__} in float: {_reasons(decisions)}."
-        raise ConfigError(message)
+    decisions = decide(model, spec)
     for name, module in list(matrix_modules(model)):
         own = plain_class(type(module))
         treatment, exchanged = spec.treatment_of(name, own.__name__), fake_quant_class(own)
         if decisions[name].scheme is not None and isinstance(treatment, QuantScheme) and exchanged is not None:
             exchanged.adopt(module, treatment)
     close_fast_paths(model)
+    return decisions
+
+
+def decide(model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]:
+    """Decide for every module what becomes of it, without changing any; see `prepare_fake_quant`."""
+    _refuse_second_preparation(model)
+    decisions = {name: _decide(name, module, spec) for name, module in matrix_modules(model)}
+    _check_rules(model, spec, decisions)
+    if not any(decision.scheme for decision in decisions.values()):
+        message = f"Quantization would leave all of {type(model).__name__} in float: {_reasons(decisions)}."
+        raise ConfigError(message)
     return decisions
 
 
@@ -99,6 +108,10 @@ def _decide(name: str, module: nn.Module, spec: QuantSpec) -> Prepared:
         return Prepared(None, reason)
     if isinstance(treatment, FloatType):
         return Prepared(None, _LEFT_IN_FLOAT[treatment], treatment)
+    if isinstance(treatment, WeightOnlyScheme):
+        if kind.kind != WeightOnlyLinear.replaces:
+            return Prepared(None, "weights alone are quantized in linear layers only", FloatType.FLOAT32)
+        return Prepared(weight_only_name(treatment))
     if treatment.dynamic and not kind.can_be_dynamic:
         return Prepared(None, f"{own.__name__} has no int8 version with dynamic ranges")
     return Prepared(kind.name_of(treatment))

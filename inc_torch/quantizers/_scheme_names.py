@@ -5,14 +5,23 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from inc_torch.quantizers._spec import QuantScheme
+from inc_torch.quantizers._spec import QuantScheme, WeightOnlyScheme
 
-__all__ = ["ROWS", "is_scheme_name", "named_scheme", "scheme_name"]
+__all__ = [
+    "ROWS",
+    "is_scheme_name",
+    "is_weight_only_name",
+    "named_scheme",
+    "named_weight_only",
+    "scheme_name",
+    "weight_only_name",
+]
 
 ROWS: Final = "w8-per-row"
 """Embeddings: int8 rows with a scale each, nothing else is quantized."""
 
 _OPERATOR: Final = re.compile(r"w[2-8]a(?P<bits>[2-8])-(static|dynamic)(-per-tensor)?(-symmetric)?")
+_WEIGHT_ONLY: Final = re.compile(r"w(?P<bits>[2-8])-(g(?P<group>[1-9][0-9]*)|per-row)-(?P<symmetry>a?sym)")
 
 
 def scheme_name(scheme: QuantScheme) -> str:
@@ -28,8 +37,13 @@ def scheme_name(scheme: QuantScheme) -> str:
 
 
 def is_scheme_name(name: object) -> bool:
-    """Whether ``name`` is one that `scheme_name` gives, or `ROWS`."""
-    return name == ROWS or (isinstance(name, str) and _OPERATOR.fullmatch(name) is not None)
+    """Whether ``name`` is one that `scheme_name` or `weight_only_name` gives, or `ROWS`."""
+    return name == ROWS or is_weight_only_name(name) or (isinstance(name, str) and bool(_OPERATOR.fullmatch(name)))
+
+
+def is_weight_only_name(name: object) -> bool:
+    """Whether ``name`` is one that `weight_only_name` gives."""
+    return isinstance(name, str) and _WEIGHT_ONLY.fullmatch(name) is not None
 
 
 def named_scheme(name: str) -> QuantScheme:
@@ -42,3 +56,35 @@ def named_scheme(name: str) -> QuantScheme:
     found = _OPERATOR.fullmatch(name)
     bits = 8 if found is None else int(found["bits"])
     return QuantScheme(symmetric_input=name.endswith("-symmetric"), input_bits=bits, dynamic="-dynamic" in name)
+
+
+def weight_only_name(scheme: WeightOnlyScheme) -> str:
+    """Name a scheme of weights alone: bits, group and symmetry. How the scales were found is not in the name.
+
+    Example:
+        >>> weight_only_name(WeightOnlyScheme()), weight_only_name(WeightOnlyScheme(8, -1, symmetric=False))
+        ('w4-g32-sym', 'w8-per-row-asym')
+    """
+    group = "per-row" if scheme.group_size == -1 else f"g{scheme.group_size}"
+    return f"w{scheme.bits}-{group}-{'sym' if scheme.symmetric else 'asym'}"
+
+
+def named_weight_only(name: str) -> WeightOnlyScheme:
+    """The scheme of this name, as far as it matters for what is converted already.
+
+    Args:
+        name: One for which `is_weight_only_name` holds.
+
+    Raises:
+        ValueError: It does not.
+
+    Example:
+        >>> named_weight_only("w3-g128-asym") == WeightOnlyScheme(bits=3, group_size=128, symmetric=False)
+        True
+    """
+    found = _WEIGHT_ONLY.fullmatch(name)
+    if found is None:
+        message = f"{name!r} is no scheme of weights alone: expected a name such as 'w4-g32-sym'."
+        raise ValueError(message)
+    group_size = -1 if found["group"] is None else int(found["group"])
+    return WeightOnlyScheme(int(found["bits"]), group_size, symmetric=found["symmetry"] == "sym")

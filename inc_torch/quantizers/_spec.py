@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 from inc_torch.quantizers._observers import Observer
 from inc_torch.quantizers.observers.minmax import MinMax
 
-__all__ = ["FloatType", "QuantRule", "QuantScheme", "QuantSpec", "Treatment"]
+__all__ = ["FloatType", "QuantRule", "QuantScheme", "QuantSpec", "Scheme", "Treatment", "WeightOnlyScheme"]
 
 
 @final
@@ -51,7 +51,30 @@ class QuantScheme:
         return int(2**self.input_bits) - 1
 
 
-Treatment = QuantScheme | FloatType
+@final
+@dataclass(frozen=True, slots=True)
+class WeightOnlyScheme:
+    """How the weight of one linear layer is rounded to a few bits, while its input stays in float.
+
+    Attributes:
+        bits: 2 to 8.
+        group_size: How many neighbouring weights of a row share a scale; -1 gives the whole row one.
+        symmetric: Codes are signed and lie around zero; otherwise they begin at 0, and each group has a zero point.
+        full_range: Symmetric codes use the least one too, which has no counterpart above zero.
+        clip_search: Ranges are narrowed by the ratio that makes the error of the weight least.
+    """
+
+    bits: int = 4
+    group_size: int = 32
+    symmetric: bool = True
+    full_range: bool = False
+    clip_search: bool = False
+
+
+Scheme = QuantScheme | WeightOnlyScheme
+"""How a module is quantized; all modules of a model take the same kind of scheme."""
+
+Treatment = Scheme | FloatType
 """What is done to one module."""
 
 
@@ -63,7 +86,7 @@ class QuantRule:
     Attributes:
         subject: What the pattern is matched with: the class name, or the fully qualified module name.
         pattern: Regular expression that must match the whole subject.
-        outcome: The fields of `QuantScheme` that the rule sets, over what earlier rules set; or the float type that
+        outcome: The fields of the scheme that the rule sets, over what earlier rules set; or the float type that
             the module stays in.
     """
 
@@ -87,7 +110,7 @@ class QuantSpec:
             float begins with the default again.
     """
 
-    default: QuantScheme = QuantScheme()
+    default: Scheme = QuantScheme()
     rules: tuple[QuantRule, ...] = ()
 
     def treatment_of(self, name: str, type_name: str) -> Treatment:
@@ -101,4 +124,4 @@ class QuantSpec:
     def _changed(self, before: Treatment, outcome: Mapping[str, Any] | FloatType) -> Treatment:
         if isinstance(outcome, FloatType):
             return outcome
-        return replace(before if isinstance(before, QuantScheme) else self.default, **outcome)
+        return replace(self.default if isinstance(before, FloatType) else before, **outcome)

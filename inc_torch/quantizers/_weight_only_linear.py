@@ -1,0 +1,137 @@
+"""Linear layers whose weights are codes of a few bits, packed into words."""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+import torch
+import torch.nn.functional as F
+
+from inc_torch.quantizers._fake_quant_modules import input_channels
+from inc_torch.quantizers._int8_module import Int8Module, output_dtype
+from inc_torch.quantizers._scheme_names import named_weight_only
+from inc_torch.quantizers._spec import WeightOnlyScheme
+from inc_torch.quantizers._weight_only import RoundedWeight, codes_in_word, decoded, pack, unpack
+
+__all__ = ["WeightOnlyLinear", "empty_buffers", "packed_buffers"]
+
+_PIECE: Final = 2**22
+"""Weights that a forward has in float at once: 16 MiB of float32."""
+
+
+@final
+class WeightOnlyLinear(Int8Module):
+    """``y = x @ W.T + b`` with a weight of a few bits, on inputs of any rank and floating dtype.
+
+    Its buffers, where a word holds ``32 // bits`` codes and ``groups`` is how many scales a row has:
+
+        qweight  int32    [out, words]
+        scales   float32  [out, groups]
+        qzeros   int32    [out, words of zero points], or None if the scheme is symmetric
+        bias     float32  [out], or None
+
+    In a forward the weight is unpacked, in pieces if it is large, and never kept. Gradients reach the input.
+
+    Example:
+        >>> from inc_torch.quantizers import QuantSpec, WeightOnlyScheme, quantize_weights
+        >>> layer = torch.nn.Linear(64, 8)
+        >>> quantize_weights(layer, QuantSpec(WeightOnlyScheme()))[""].scheme
+        'w4-g32-sym'
+        >>> layer.qweight.shape, layer.scales.shape, layer(torch.ones(2, 3, 64)).shape
+        (torch.Size([8, 8]), torch.Size([8, 2]), torch.Size([2, 3, 8]))
+    """
+
+    kind = "weight_only_linear"
+    replaces = "linear"
+
+    scales: torch.Tensor
+    qzeros: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's argument name
+        """Multiply with the unpacked weight, in the dtype of the input, or that of autocast."""
+        dtype = output_dtype(input) if input.is_floating_point() else self.float_dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        outputs, inputs = self.weight_shape
+        rows = max(1, _PIECE // inputs)
+        if rows >= outputs:
+            return F.linear(input, self._float_weight().to(dtype), bias)
+        pieces = [
+            F.linear(input, self._float_rows(rows_of).to(dtype), None if bias is None else bias[rows_of])
+            for rows_of in (slice(first, first + rows) for first in range(0, outputs, rows))
+        ]
+        return torch.cat(pieces, dim=-1)
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """Outputs and inputs."""
+        return torch.Size((len(self.qweight), input_channels(self)))
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a code."""
+        return self._scheme.bits
+
+    @property
+    def kernel(self) -> str:
+        return "float: inputs are not quantized"
+
+    def signed_codes(self) -> torch.Tensor:
+        """The codes less their zero points, int32 [out, in]: 0 where the weight is 0."""
+        codes, zero_points = self._codes(slice(None))
+        if zero_points is None:
+            return codes
+        return decoded(codes, torch.ones_like(self.scales), zero_points, self._scheme.group_size).to(torch.int32)
+
+    @property
+    def _scheme(self) -> WeightOnlyScheme:
+        return named_weight_only(self.scheme)
+
+    def _float_weight(self) -> torch.Tensor:
+        return self._float_rows(slice(None))
+
+    def _float_rows(self, rows: slice) -> torch.Tensor:
+        codes, zero_points = self._codes(rows)
+        return decoded(codes, self.scales[rows], zero_points, self._scheme.group_size)
+
+    def _codes(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+        scheme = self._scheme
+        codes = unpack(self.qweight[rows], scheme.bits, self.weight_shape[1], signed=scheme.symmetric)
+        if self.qzeros is None:
+            return codes, None
+        return codes, unpack(self.qzeros[rows], scheme.bits, self.scales.shape[1], signed=False)
+
+
+def packed_buffers(
+    rounded: RoundedWeight, scheme: WeightOnlyScheme, bias: torch.Tensor | None
+) -> dict[str, torch.Tensor | None]:
+    """The buffers of a `WeightOnlyLinear` for `Int8Module.adopt`."""
+    return {
+        "qweight": pack(rounded.codes, scheme.bits),
+        "scales": rounded.scales,
+        "qzeros": None if rounded.zero_points is None else pack(rounded.zero_points, scheme.bits),
+        "bias": bias,
+    }
+
+
+def empty_buffers(weight: torch.Tensor, scheme_name: str, *, bias: bool) -> dict[str, torch.Tensor | None]:
+    """Buffers of the right shapes, ready for ``load_state_dict``.
+
+    Args:
+        weight: [out, in], on the device that the buffers are made on; its values do not matter.
+        scheme_name: A scheme of weights alone.
+        bias: Whether there is one.
+    """
+    scheme, (outputs, inputs) = named_weight_only(scheme_name), weight.shape
+    groups = 1 if scheme.group_size == -1 else -(-inputs // scheme.group_size)
+    count = codes_in_word(scheme.bits)
+
+    def words(codes: int) -> torch.Tensor:
+        return torch.zeros(outputs, -(-codes // count), dtype=torch.int32, device=weight.device)
+
+    return {
+        "qweight": words(inputs),
+        "scales": torch.ones(outputs, groups, dtype=torch.float32, device=weight.device),
+        "qzeros": None if scheme.symmetric else words(groups),
+        "bias": torch.zeros(outputs, dtype=torch.float32, device=weight.device) if bias else None,
+    }
