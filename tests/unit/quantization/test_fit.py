@@ -146,10 +146,6 @@ class TestApproaches:
     def test_auto_without_data_is_dynamic(self) -> None:
         assert kinds(quantization.fit(small(), PostTrainingQuantConfig(approach="auto")))["0"] == "Int8DynamicLinear"
 
-    def test_weight_only_is_announced(self) -> None:
-        with pytest.raises(ConfigError, match="weight_only"):
-            quantization.fit(small(), PostTrainingQuantConfig(approach="weight_only"))
-
 
 class TestRecipes:
     @pytest.mark.parametrize(("recipe", "left"), [("first", "0"), ("last", "2")])

@@ -1,0 +1,156 @@
+"""`quantization.fit` with ``approach="weight_only"``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from inc_torch import AccuracyCriterion, PostTrainingQuantConfig, TuningCriterion, load, quantization
+from inc_torch.core.errors import ConfigError, GoalMissedError, InexactWarning
+from inc_torch.export import attached_report
+from inc_torch.quantizers import FloatType, QuantSpec, WeightOnlyScheme, quantize_weights
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def config(weight=None, **options):
+    rules = {} if weight is None else {"op_type_dict": {".*": {"weight": weight}}}
+    return PostTrainingQuantConfig(approach="weight_only", **rules, **options)
+
+
+def scheme_of(weight, **options):
+    return config(weight, **options).to_spec().quant.treatment_of("0", "Linear")
+
+
+def schemes(model):
+    return {row.name: row.scheme for row in model.report().modules}
+
+
+def test_it_needs_no_data_and_leaves_the_float_model_as_it_was():
+    model = small()
+    quantized = quantization.fit(model, config())
+    assert [type(module).__name__ for module in quantized] == ["WeightOnlyLinear", "ReLU", "WeightOnlyLinear"]
+    assert [type(module).__name__ for module in model] == ["Linear", "ReLU", "Linear"]
+    expected = small()
+    quantize_weights(expected, QuantSpec(WeightOnlyScheme()))
+    inputs = torch.randn(5, 8)
+    assert torch.equal(quantized(inputs), expected(inputs))
+    assert {(row.bits, row.scheme) for row in quantized.report().modules} == {(4, "w4-g32-sym")}
+
+
+def test_in_place_it_is_the_same_object():
+    model = small()
+    assert quantization.fit(model, config(), inplace=True) is model
+    assert type(model[0]).__name__ == "WeightOnlyLinear"
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [
+        ({}, WeightOnlyScheme(4, 32)),
+        ({"dtype": "int"}, WeightOnlyScheme(4, 32)),
+        ({"dtype": ["int8"]}, WeightOnlyScheme(8, 32)),
+        ({"bits": 3, "group_size": -1, "scheme": "asym", "algorithm": "RTN"}, WeightOnlyScheme(3, -1, symmetric=False)),
+        ({"dtype": ["nf4", "int4"], "algorithm": ["GPTQ", "RTN"]}, WeightOnlyScheme(4, 32)),
+    ],
+)
+def test_rules_say_bits_groups_and_symmetry(weight, expected):
+    assert scheme_of(weight) == expected
+
+
+def test_a_rule_that_leaves_bits_out_asks_for_the_default_as_in_inc():
+    rules = config({"bits": 8, "group_size": 16, "scheme": "asym"}, op_name_dict={"0": {"weight": {"group_size": 8}}})
+    quant = rules.to_spec().quant
+    assert quant.treatment_of("0", "Linear") == WeightOnlyScheme(4, 8, symmetric=False)
+    assert quant.treatment_of("1", "Linear") == WeightOnlyScheme(8, 16, symmetric=False)
+
+
+@pytest.mark.parametrize("rule", [{"weight": {"dtype": "fp32"}}, {"activation": {"dtype": "fp32"}}])
+def test_fp32_on_either_side_leaves_a_layer_in_float(rule):
+    quantized = quantization.fit(small(), config(op_name_dict={"2": rule}))
+    assert schemes(quantized) == {"0": "w4-g32-sym", "2": None}
+    assert config(op_name_dict={"2": rule}).to_spec().quant.treatment_of("2", "Linear") is FloatType.FLOAT32
+
+
+def test_the_arguments_of_rounding_count():
+    arguments = {"enable_full_range": True, "enable_mse_search": True, "return_int": True, "group_dim": 1}
+    assert scheme_of({}, recipes={"rtn_args": arguments}) == WeightOnlyScheme(full_range=True, clip_search=True)
+    plain, full, searched = (
+        quantization.fit(small(), config(recipes={"rtn_args": entries}))
+        for entries in ({}, {"enable_full_range": True}, {"enable_mse_search": True})
+    )
+    weight = small()[2].weight
+    assert torch.allclose(full[2].scales.abs(), weight.abs().amax(1, keepdim=True) / 8)
+    errors = [(model[2].weight - weight).square().mean() for model in (searched, plain)]
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": {"algorithm": "GPTQ"}}, r"'GPTQ': expected one of 'RTN'. The others come with a later version"),
+        ({"weight": {"dtype": "nf4"}}, "'nf4': expected one of 'int', 'int4', .* come with a later version"),
+        ({"weight": {"bits": 1}}, "expected an integer from 2 to 8"),
+        ({"weight": {"group_size": 0}}, "=0: expected -1, which is a whole row, or an integer above 0"),
+        ({"weight": {"scheme": "asymm"}}, "Did you mean 'asym'"),
+        ({"op_name_dict": {"0": {"activation": {"dtype": "int8"}}}}, "leaves inputs in float: leave this side"),
+        ({"recipes": {"rtn_args": {"group_dim": 0}}}, r"rtn_args'\]\['group_dim'\]=0: expected 1"),
+        ({"recipes": {"rtn_args": {"enable_full": True}}}, "Did you mean 'enable_full_range'"),
+    ],
+)
+def test_what_is_wrong_is_refused_when_the_configuration_is_built(options, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**options)
+
+
+def test_a_rule_that_matches_nothing_is_refused():
+    with pytest.raises(ConfigError, match="op_name_dict matches no module"):
+        quantization.fit(small(), config(op_name_dict={"lm_head": {"weight": {"dtype": "fp32"}}}))
+
+
+def test_changing_the_approach_reads_the_rules_again():
+    with pytest.raises(ConfigError, match="only approach='weight_only' makes groups"):
+        config({"group_size": 32}).replace(approach="static")
+    assert PostTrainingQuantConfig.from_dict(config({"group_size": 8}).to_dict()) == config({"group_size": 8})
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"recipes": {"smooth_quant": True}},
+            "smooth_quant.* has no effect: approach='weight_only' rounds weights alone",
+        ),
+        (
+            {"recipes": {"gptq_args": {"act_order": True}}},
+            "gptq_args.* has no effect: its algorithm comes with a later",
+        ),
+        ({"reduce_range": True}, "reduce_range has no effect: inputs are not quantized"),
+    ],
+)
+def test_options_of_other_ways_to_quantize_are_warned_about(options, text):
+    with pytest.warns(InexactWarning, match=text):
+        quantization.fit(small(), config(**options))
+
+
+@pytest.mark.parametrize("weight", [{}, {"bits": 3, "group_size": 5, "scheme": "asym"}])
+def test_outputs_are_bit_equal_after_saving_and_loading(weight, tmp_path):
+    quantized = quantization.fit(small(), config(weight))
+    quantized.save(tmp_path)
+    loaded = load(tmp_path, model=small())
+    inputs = torch.randn(3, 8)
+    assert torch.equal(loaded(inputs), quantized(inputs))
+    assert attached_report(loaded) == quantized.report()
+
+
+def test_a_missed_goal_names_what_helps():
+    conf = config(
+        accuracy_criterion=AccuracyCriterion(tolerable_loss=0.01), tuning_criterion=TuningCriterion(on_miss="raise")
+    )
+    scores = iter([1.0, 0.5])
+    with pytest.raises(GoalMissedError, match=r"weight_only model scores 0.5000.*more bits or smaller groups"):
+        quantization.fit(small(), conf, eval_func=lambda _: next(scores))
