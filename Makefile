@@ -56,6 +56,10 @@ demo: $(STAMP) ## Prune, quantize and distil a real model, save it, load it agai
 demo-trainer: $(STAMP) ## The same through transformers' Trainer and INCCallback (minutes)
 	@$(BIN)/python examples/huggingface_trainer/run.py
 
+.PHONY: demo-ptq
+demo-ptq: $(STAMP) ## Quantize a trained model by several recipes, without training it again (minutes)
+	@$(BIN)/python examples/post_training_quantization/run.py
+
 .PHONY: demo-distributed
 demo-distributed: $(STAMP) ## The same in two processes that train one model (minutes)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc_per_node 2 examples/distributed/run.py

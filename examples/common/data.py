@@ -42,6 +42,10 @@ class Reviews:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def first(self, count: int) -> Reviews:
+        """The first ``count`` of them, or all where there are fewer."""
+        return Reviews(self.texts[:count], self.labels[:count])
+
 
 @dataclass(frozen=True)
 class Splits:

@@ -15,7 +15,7 @@ WARM_UP = 5
 
 
 @torch.inference_mode()
-def medians(models: Mapping[str, PreTrainedModel], batch_size: int) -> dict[str, float]:
+def medians(models: Mapping[str, PreTrainedModel], batch_size: int, *, rounds: int = ROUNDS) -> dict[str, float]:
     """Median milliseconds of one forward on ``batch_size`` rows of 128 tokens, for each model.
 
     The models take turns and the order changes every round, so that a machine that slows down slows all of them.
@@ -28,7 +28,7 @@ def medians(models: Mapping[str, PreTrainedModel], batch_size: int) -> dict[str,
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for turn in range(WARM_UP + ROUNDS):
+        for turn in range(WARM_UP + rounds):
             for name in sorted(models, reverse=turn % 2 == 1):
                 start = time.perf_counter()
                 models[name](**inputs)

@@ -20,9 +20,10 @@ SAME_LOGITS = "a fresh process loaded BertForSequenceClassification and gave the
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
 
 
-def run(*command: object) -> str:
-    """Run an example and return what it printed."""
-    environment = {**os.environ, "COLUMNS": "200"}  # or tables and sentences are broken
+def run(*command: object, **variables: object) -> str:
+    """Run an example, with these environment variables, and return what it printed."""
+    columns = {"COLUMNS": "200"}  # or tables and sentences are broken
+    environment = {**os.environ, **columns, **{name: str(value) for name, value in variables.items()}}
     arguments = [sys.executable, *map(str, command)]
     result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -116,3 +117,38 @@ def test_two_processes(layout, tmp_path):
     first, second = cells(output, "0"), cells(output, "1")
     assert first == second
     assert len(first[0]) == 16
+
+
+# ------------------------------------------------------------------ after training
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    """What a run printed that quantized by all recipes; it leaves nothing behind."""
+    folder = tmp_path_factory.mktemp("temporary")
+    output = run(EXAMPLES / "post_training_quantization/run.py", "--quick", TMPDIR=folder)
+    assert not list(folder.rglob("*.safetensors"))
+    return output
+
+
+def test_every_recipe_is_small_and_near_float(quantized):
+    names = re.findall(r"^│ (\S.*?) +│", quantized, re.MULTILINE)
+    assert names[0] == "float32"
+    assert len(names) == 9
+    rows = {name: [float(cell or 0) for cell in cells(quantized, f"{name} ")] for name in names}
+    accuracy, _, _, size, _ = rows.pop("float32")
+    for name, (reached, lost, changed, megabytes, _) in rows.items():
+        assert lost == pytest.approx((accuracy - reached) * 100, abs=0.02), name
+        assert abs(accuracy - reached) <= changed / 128 + 1e-4, name
+        assert changed <= 6, name
+        assert megabytes < size / 2, name
+
+
+def test_a_goal_is_checked_reasons_are_named_and_the_model_is_reopened(quantized):
+    before, after, goal = map(float, re.findall(r"float (\S+), int8 (\S+), goal (\S+) met", quantized)[0])
+    assert goal == pytest.approx(before - 0.02, abs=1e-4)
+    assert after >= goal
+    lines = quantized.splitlines()
+    head = lines.index("  head")
+    assert lines[head + 1].strip() == "left in float by the recipe last_conv_or_matmul_quantization=False"
+    assert lines[-1].endswith("and reopened: the same logits, bit for bit.")
