@@ -14,7 +14,8 @@ from torch import nn
 from inc_torch.callbacks import left_to_bfloat16
 from inc_torch.config import AccuracyCriterion, PostTrainingQuantConfig, read_configs
 from inc_torch.core.batches import Inputs, count_samples, evaluate, evaluating, run, shown, split
-from inc_torch.core.borrowing import borrowing_copy, own_parameters_
+from inc_torch.core.borrowing import Snapshot, borrowing_copy, own_parameters_
+from inc_torch.core.eager import without_compiling
 from inc_torch.core.errors import (
     CalibrationError,
     ConfigError,
@@ -81,12 +82,14 @@ def fit(  # noqa: PLR0913  the arguments of INC
         conf: What to do; by default static int8.
         calib_dataloader: Batches for ranges of inputs: tensors, dicts, tuples of inputs, or ``(input, label)``.
             Static quantization needs it, or ``calib_func``.
-        calib_func: Runs the model that it is given on data of its own; preferred to ``calib_dataloader``.
+        calib_func: Runs the model that it is given on data of its own; preferred to ``calib_dataloader``. It is called
+            once, and once more by the recipe smooth_quant with ``folding`` or a search by blocks.
         eval_func: Returns the accuracy of the model that it is given.
         eval_dataloader: Labelled batches to evaluate on, together with ``eval_metric``.
         eval_metric: A `Metric`, a dict such as ``{"topk": 1}``, or an object with ``reset``, ``update``, ``result``.
         config: The same as ``conf``.
-        inplace: Change the model itself instead of a copy.
+        inplace: Change the model itself instead of a copy; what stays in float keeps its Parameters. If an error is
+            raised before weights become int8, the model is as it was.
         **unknown: Refused; there to say what was meant.
 
     Returns:
@@ -113,18 +116,24 @@ def fit(  # noqa: PLR0913  the arguments of INC
         message = f"quantization.fit has no argument {name!r}.{did_you_mean(name, fit.__annotations__)}"
         raise ConfigTypeError(message)
     source = _model_of(model)
+    _check_data(calib_dataloader, calib_func)
     _check_feasible(source, given)
-    score = _score_of(source, eval_func, eval_dataloader, eval_metric)
+    score = _score_of(source, eval_func, eval_dataloader, eval_metric, inplace=inplace)
     if score is not None and eval_func is None and not read_metric(eval_metric).higher_is_better:
         given = given.replace(accuracy_criterion=given.accuracy_criterion.replace(higher_is_better=False))
     stored = attached_weights(source)
     with nullcontext() if stored is None else stored.streaming():
-        baseline = None if score is None else _scored(source, score)
         job = _Job(source, given, inplace)
-        job.calibrate(calib_dataloader, calib_func)
-        if score is None or baseline is None:
-            return job.finished()
-        return _judged(job, score, baseline, given)
+        try:
+            job.require_data(calib_dataloader, calib_func)
+            baseline = None if score is None else _scored(source, score)
+            job.calibrate(calib_dataloader, calib_func)
+            if score is None or baseline is None:
+                return job.finished()
+            return _judged(job, score, baseline, given)
+        except BaseException:
+            job.undo()
+            raise
 
 
 @final
@@ -137,42 +146,55 @@ class _Job:
 
     def __init__(self, source: nn.Module, config: PostTrainingQuantConfig, inplace: bool) -> None:
         self.spec = config.to_spec()
-        self._source = source
+        self._source, self._inplace = source, inplace
+        self._weight_only = config.is_weight_only
+        self._before = Snapshot(source) if inplace and not self._weight_only else None
         self._samples = config.calibration_sampling_size[0]
         self._calibration = Calibration()
         self._kept: list[Inputs] = []
         self._rerun: Callable[[nn.Module], object] = self._run_kept
         self.model = source if inplace else borrowing_copy(source)
-        self.model.eval()
-        self._weight_only = config.is_weight_only
         prepare = quantize_weights if self._weight_only else prepare_fake_quant
         self._decisions = prepare(self.model, self.spec.quant)
+        self.model.eval()
+        self._observing = [name for name, module in fake_quant_modules(self.model) if module.observes]
+
+    def undo(self) -> None:
+        """Make a model that was to change in place what it was, unless its weights are int8 already."""
+        if self._before is not None:
+            self._before.restore_()
+
+    def require_data(self, dataloader: Iterable[Any] | None, function: Callable[[nn.Module], object] | None) -> None:
+        """Refuse to begin where ranges have to be known and there is nothing to know them from."""
+        if self._observing and dataloader is None and function is None and not self.spec.dynamic_where_unseen:
+            message = (
+                f"Static quantization of {len(self._observing)} modules, such as {self._observing[0]!r}, needs the "
+                "ranges of their inputs: expected a calib_dataloader or a calib_func, got neither. Without data: "
+                "approach='dynamic'."
+            )
+            raise CalibrationError(message)
 
     def calibrate(self, dataloader: Iterable[Any] | None, function: Callable[[nn.Module], object] | None) -> None:
         """Run the data through the prepared model, once; nothing is done where no range has to be known."""
-        observing = [name for name, module in fake_quant_modules(self.model) if module.observes]
-        if not observing or (dataloader is None and function is None and self.spec.dynamic_where_unseen):
-            return
         feed: Callable[[], object]
         if function is not None:
             self._rerun, feed = function, partial(function, self.model)
         elif dataloader is not None:
             feed = partial(self._feed, dataloader)
         else:
-            message = (
-                f"Static quantization of {len(observing)} modules, such as {observing[0]!r}, needs the ranges of their "
-                "inputs: expected a calib_dataloader or a calib_func, got neither. Without data: approach='dynamic'."
-            )
-            raise CalibrationError(message)
-        with torch.no_grad():
+            return
+        if not self._observing:
+            return
+        with torch.no_grad(), without_compiling():
             self._calibration = calibrate(self.model, feed, keep=self.spec.kept_samples)
             if self.spec.smoothing is not None and self.spec.smoothing.folding and self._calibration.inputs:
                 self._calibration.flow = trace_flow(self.model, self._rerun)
 
     def _feed(self, dataloader: Iterable[Any]) -> None:
         """Run batches until enough samples went through."""
-        seen = 0
+        count = seen = 0
         for batch in shown(dataloader, "Calibrating"):
+            count += 1
             inputs, _ = split(batch, self.model)
             if seen < _RERUN_SAMPLES and self.spec.smoothing is not None:
                 self._kept.append(inputs)
@@ -181,9 +203,10 @@ class _Job:
             if seen >= self._samples:
                 return
         if not seen:
+            given = f"{count} batches without a sample" if count else "no batch"
             message = (
-                "calib_dataloader yielded no batch: expected at least one. A generator can be used only once; give a "
-                "list or a DataLoader."
+                f"calib_dataloader yielded {given}: expected at least one sample. A generator can be used only once; "
+                "give a list or a DataLoader."
             )
             raise CalibrationError(message)
 
@@ -191,10 +214,14 @@ class _Job:
         for inputs in self._kept:
             run(model, inputs)
 
+    def _realise(self, model: nn.Module, alpha: float | None) -> dict[str, Prepared]:
+        with torch.no_grad(), without_compiling():
+            return realise(model, self.spec, self._calibration, self._decisions, self._rerun, alpha)
+
     def simulated(self, alpha: float) -> nn.Module:
         """A copy that computes what the finished model with this ``alpha`` of smoothing would."""
         model = borrowing_copy(self.model)
-        realise(model, self.spec, self._calibration, self._decisions, self._rerun, alpha)
+        self._realise(model, alpha)
         enable_fake_quant(model, observe=False)
         return model
 
@@ -205,8 +232,9 @@ class _Job:
         stored = attached_weights(self.model)
         if stored is not None:
             stored.materialise_(self.model)
+        if not self._inplace:
+            own_parameters_(self.model, self._source)
         decisions = left_to_bfloat16(self.model, decisions, unasked=self.spec.bfloat16)
-        own_parameters_(self.model, self._source)
         adorn(self.model)
         findings = [Finding(name, scheme=made.scheme, note=made.reason) for name, made in decisions.items()]
         before = () if earlier is None else earlier.findings()
@@ -214,8 +242,8 @@ class _Job:
         return self.model
 
     def _converted(self, alpha: float | None) -> dict[str, Prepared]:
-        with torch.no_grad():
-            decisions = realise(self.model, self.spec, self._calibration, self._decisions, self._rerun, alpha)
+        decisions = self._realise(self.model, alpha)
+        self._before = None  # it holds every float weight
         convert_calibrated(self.model)
         return decisions
 
@@ -245,6 +273,18 @@ def _model_of(model: object) -> nn.Module:
     return unwrapped(model)
 
 
+def _check_data(dataloader: object, function: object) -> None:
+    if dataloader is not None and not (hasattr(dataloader, "__iter__") or hasattr(dataloader, "__getitem__")):
+        message = (
+            f"quantization.fit got calib_dataloader of type {type(dataloader).__name__}: expected an iterable of "
+            "batches, such as a DataLoader or a list."
+        )
+        raise ConfigTypeError(message)
+    if function is not None and not callable(function):
+        message = f"quantization.fit got calib_func of type {type(function).__name__}: expected a function of a model."
+        raise ConfigTypeError(message)
+
+
 _DEVICES = {"gpu": "cuda", "xpu": "xpu", "npu": "npu"}
 
 
@@ -269,7 +309,9 @@ def _check_feasible(model: nn.Module, config: PostTrainingQuantConfig) -> None:
         warn_user(f"PostTrainingQuantConfig.{name} has no effect: {reason}.", InexactWarning)
 
 
-def _score_of(model: nn.Module, function: object, dataloader: Iterable[Any] | None, metric: object) -> Score | None:
+def _score_of(
+    model: nn.Module, function: object, dataloader: Iterable[Any] | None, metric: object, *, inplace: bool
+) -> Score | None:
     if function is not None:
         if not callable(function):
             message = (
@@ -286,13 +328,24 @@ def _score_of(model: nn.Module, function: object, dataloader: Iterable[Any] | No
     if dataloader is None:
         return None
     measure = read_metric(metric)
-    return partial(_measured, dataloader=dataloader, measure=measure, reference=partial(run, model))
+    if inplace and not all(getattr(part, "compare_label", True) for part in getattr(measure, "parts", (measure,))):
+        message = (
+            "quantization.fit got inplace=True and an eval_metric with compare_label=False, which compares with the "
+            "outputs of the float model: there is none any more once its weights are int8. Pass inplace=False."
+        )
+        raise ConfigError(message)
+    return partial(_measured, dataloader=dataloader, measure=measure, reference=partial(_float_output, model))
 
 
 def _measured(
     model: nn.Module, dataloader: Iterable[Any], measure: Measure, reference: Callable[[Inputs], object]
 ) -> float:
     return evaluate(model, dataloader, measure, reference=reference)
+
+
+def _float_output(model: nn.Module, inputs: Inputs) -> object:
+    with evaluating(model):
+        return run(model, inputs)
 
 
 def _function_score(function: Callable[[nn.Module], object]) -> Score:

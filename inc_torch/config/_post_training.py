@@ -12,7 +12,14 @@ from inc_torch.config._criteria import ACCURACY, TUNING, AccuracyCriterion, Obje
 from inc_torch.config._op_rules import POST_TRAINING, WEIGHT_ONLY, WEIGHT_ONLY_NUMBERS, check_rules, spec_of
 from inc_torch.config._quantization import NO_NAMES, check_backend, check_level
 from inc_torch.config._readonly import FrozenDict
-from inc_torch.config._recipes import DEFAULT_RECIPES, check_recipes, recipes_without_effect, rounding_of, smoothing_of
+from inc_torch.config._recipes import (
+    DEFAULT_RECIPES,
+    check_recipes,
+    idle_recipes,
+    recipes_without_effect,
+    rounding_of,
+    smoothing_of,
+)
 from inc_torch.config._tuned import TunedConfig
 from inc_torch.core.errors import did_you_mean
 from inc_torch.quantizers import OBSERVERS, PostTrainingSpec, QuantScheme, QuantSpec
@@ -160,10 +167,14 @@ class PostTrainingQuantConfig(TunedConfig):
             "reduce_range": (bool(self.reduce_range) and self.is_weight_only, "inputs are not quantized"),
         }
         recipes = {
-            f"recipes[{name!r}]": (self.recipes[name] != DEFAULT_RECIPES[name], reason)
-            for name, reason in recipes_without_effect(weight_only=self.is_weight_only).items()
+            f"recipes[{name!r}]": reason
+            for name, reason in {
+                **recipes_without_effect(weight_only=self.is_weight_only),
+                **idle_recipes(self.recipes, self.approach),
+            }.items()
+            if self.recipes[name] != DEFAULT_RECIPES[name]
         }
-        return {name: reason for name, (is_idle, reason) in {**reasons, **recipes}.items() if is_idle}
+        return {name: reason for name, (is_idle, reason) in reasons.items() if is_idle} | recipes
 
     def _check_relations(self) -> None:
         check = check_rules(WEIGHT_ONLY, WEIGHT_ONLY_NUMBERS) if self.is_weight_only else check_rules(POST_TRAINING)

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from inc_torch.config._checks import Check, Place, choice, flag, items_of, list_of, mapping, number, optional, text
+from inc_torch.config._checks import (
+    Check,
+    Place,
+    choice,
+    flag,
+    integer,
+    items_of,
+    list_of,
+    mapping,
+    number,
+    optional,
+    text,
+)
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.quantizers import SmoothQuant, WeightOnlyScheme
 
-__all__ = ["DEFAULT_RECIPES", "check_recipes", "recipes_without_effect", "rounding_of", "smoothing_of"]
+__all__ = [
+    "DEFAULT_RECIPES",
+    "check_recipes",
+    "idle_recipes",
+    "recipes_without_effect",
+    "rounding_of",
+    "smoothing_of",
+]
 
 _GRAPH_LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
 _share = number("a number in [0, 1]", lambda x: 0 <= x <= 1)
@@ -35,7 +54,7 @@ _AUTO_ALPHA: Mapping[str, Check[object]] = {
     "do_blockwise": flag,
     "init_alpha": _share,
     "enable_blockwise_loss": flag,
-    "n_samples": number("a number of samples above 0", lambda x: x >= 1),
+    "n_samples": integer("a number of samples above 0", lambda x: x >= 1),
 }
 
 
@@ -131,6 +150,34 @@ def recipes_without_effect(*, weight_only: bool) -> dict[str, str]:
     }
 
 
+_SEARCH_FIELDS: Mapping[str, str] = {
+    "init_alpha": "default_alpha",
+    "alpha_min": "alpha_min",
+    "alpha_max": "alpha_max",
+    "alpha_step": "alpha_step",
+    "shared_criterion": "shared_criterion",
+    "enable_blockwise_loss": "do_blockwise",
+    "do_blockwise": "do_blockwise",
+    "n_samples": "search_samples",
+}
+"""By the name in ``auto_alpha_args``, two of which INC spelled in two ways: the field of `SmoothQuant`."""
+
+_NO_DATA = "approach='dynamic' looks at no calibration data"
+
+
+def idle_recipes(recipes: Mapping[str, object], approach: str) -> dict[str, str]:
+    """Name the recipes that change nothing beside the other options, and why.
+
+    Example:
+        >>> idle_recipes({"smooth_quant": False}, "post_training_static_quant")
+        {'smooth_quant_args': "recipes['smooth_quant'] is not True"}
+    """
+    idle = {} if recipes["smooth_quant"] else {"smooth_quant_args": "recipes['smooth_quant'] is not True"}
+    if "dynamic" in approach:
+        idle |= dict.fromkeys(("smooth_quant", "fast_bias_correction"), _NO_DATA)
+    return idle
+
+
 def check_recipes(value: object, place: Place) -> FrozenDict:
     """Check recipes and complete them: every recipe has a value afterwards."""
     given = {} if value is None else items_of(value, place, "a dict of recipes", tuple(_CHECKS))
@@ -152,8 +199,7 @@ def smoothing_of(recipes: FrozenDict) -> SmoothQuant | None:
         name: arguments[name] for name in ("alpha", "folding", "default_alpha") if arguments.get(name) is not None
     }
     if isinstance(auto, Mapping):
-        names = ("alpha_min", "alpha_max", "alpha_step", "shared_criterion", "do_blockwise")
-        options |= {name: auto[name] for name in names if name in auto}
+        options |= {field: auto[name] for name, field in _SEARCH_FIELDS.items() if name in auto}
     return SmoothQuant(**options)  # type: ignore[arg-type]  # checked above
 
 

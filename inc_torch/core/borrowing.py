@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, final
 
 import torch
 from torch import nn
 
 from inc_torch.core.errors import ModelError
 
-__all__ = ["borrowing_copy", "own_parameters_"]
+__all__ = ["Snapshot", "borrowing_copy", "own_parameters_"]
 
 
 def borrowing_copy(model: nn.Module) -> nn.Module:
     """Copy a model, but for its Parameters, which both have afterwards: the copy takes almost no memory.
 
-    Whoever changes a Parameter of the copy has to give it a new one, see `own_parameters_`.
+    Whoever changes a Parameter of the copy has to give it a new one, see `own_parameters_`. Tables of embeddings with
+    ``max_norm`` are copied, because each forward shortens rows of them.
 
     Raises:
         ModelError: The model holds something that cannot be copied.
@@ -26,7 +28,8 @@ def borrowing_copy(model: nn.Module) -> nn.Module:
         >>> other is layer, other.weight is layer.weight
         (False, True)
     """
-    shared = {id(parameter): parameter for parameter in model.parameters()}
+    written = {id(module._parameters.get("weight")) for module in model.modules() if _writes_weight(module)}
+    shared = {id(parameter): parameter for parameter in model.parameters() if id(parameter) not in written}
     try:
         return copy.deepcopy(model, memo=dict(shared))
     except Exception as error:
@@ -35,6 +38,46 @@ def borrowing_copy(model: nn.Module) -> nn.Module:
             "the model itself, or take out of it what cannot be copied, such as open files, locks and generators."
         )
         raise ModelError(message) from error
+
+
+def _writes_weight(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
+
+
+@final
+class Snapshot:
+    """What every module of a model is now: its class, its attributes, which tensors it has; no tensor is copied.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> before, weight = Snapshot(layer), layer.weight
+        >>> layer.weight = nn.Parameter(torch.zeros(3, 2))
+        >>> before.restore_()
+        >>> layer.weight is weight
+        True
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [(module, type(module), _attributes(module)) for module in model.modules()]
+
+    def restore_(self) -> None:
+        """Make every module again what it was; values that were written into its tensors stay."""
+        for module, kind, attributes in self._modules:
+            module.__class__ = kind
+            for name in module.__dict__.keys() - attributes.keys():
+                del module.__dict__[name]
+            for name, value in attributes.items():
+                if name in _TENSORS:
+                    module.__dict__[name].update(value)
+                else:
+                    module.__dict__[name] = value
+
+
+_TENSORS = ("_parameters", "_buffers")
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: dict(value) if name in _TENSORS else value for name, value in module.__dict__.items()}
 
 
 def own_parameters_(model: nn.Module, lender: nn.Module) -> None:

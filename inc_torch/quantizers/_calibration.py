@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from inc_torch.core.errors import CalibrationError
+from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._flow import Flow
 from inc_torch.quantizers._prepare import fake_quant_modules
 from inc_torch.quantizers._statistics import TensorStatistics
@@ -137,8 +138,9 @@ class _Watch:
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
         def watcher(name: str) -> Callable[..., None]:
-            def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                self._note(name, module, next(iter((*args, *kwargs.values()))))
+            def note(module: FakeQuantModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                given = (*args, *kwargs.values())
+                self._note(name, module, next(value for value in given if isinstance(value, torch.Tensor)))
 
             return note
 
@@ -153,7 +155,7 @@ class _Watch:
             for handle in handles:
                 handle.remove()
 
-    def _note(self, name: str, module: nn.Module, values: torch.Tensor) -> None:
+    def _note(self, name: str, module: FakeQuantModule, values: torch.Tensor) -> None:
         if values.numel() == 0:
             return
         geometry = _geometry(module)
@@ -171,7 +173,7 @@ class _Watch:
         if wanted > 0:
             record.sample.append(values[:wanted].clone())
 
-    def _summary(self, name: str, module: nn.Module, values: torch.Tensor, geometry: _Geometry) -> InputRecord:
+    def _summary(self, name: str, module: FakeQuantModule, values: torch.Tensor, geometry: _Geometry) -> InputRecord:
         version = -1 if values.is_inference() else values._version
         serial = None
         for reference, seen_version, seen_geometry, summary in self._known:
@@ -212,10 +214,10 @@ def _summarised(name: str, module: nn.Module, values: torch.Tensor, serial: int)
     return InputRecord(TensorStatistics.of(values), low, high, window_sum, windows, (serial,))
 
 
-def _geometry(module: nn.Module) -> _Geometry:
+def _geometry(module: FakeQuantModule) -> _Geometry:
     """How a module reads its input: equal for modules that see the same channels and windows in one tensor."""
     names = ("kernel_size", "stride", "padding", "dilation", "padding_mode", "groups")
-    return (_channel_axis(module), *(getattr(module, name, None) for name in names))
+    return (module.kind, _channel_axis(module), *(getattr(module, name, None) for name in names))
 
 
 def _channel_axis(module: nn.Module) -> int:

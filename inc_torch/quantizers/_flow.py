@@ -200,7 +200,8 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             if self._paused:
                 return
             if name in self._layers:
-                self._read_by(name, module, next(iter([*args, *kwargs.values()])))
+                given = (*args, *kwargs.values())
+                self._read_by(name, module, next(value for value in given if isinstance(value, torch.Tensor)))
             self._running.append(name)
 
         return enter

@@ -9,12 +9,12 @@ from typing import final
 import torch
 from torch import nn
 
-from inc_torch.core.errors import CalibrationError, InexactWarning
+from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning
 from inc_torch.core.user_warning import warn_user
 from inc_torch.quantizers._calibration import Calibration, InputRecord
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._observers import Levels
-from inc_torch.quantizers._prepare import Prepared, fake_quant_modules
+from inc_torch.quantizers._prepare import Prepared, fake_quant_modules, reasons_of
 from inc_torch.quantizers._smoothing import SmoothQuant, apply_smoothing
 from inc_torch.quantizers._smoothing_alpha import search_alphas
 from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec
@@ -22,8 +22,6 @@ from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec
 __all__ = ["PostTrainingSpec", "realise"]
 
 SHOWN_NAMES = 5
-_SEARCH_SAMPLES = 32
-"""What a search for alpha looks at, as in INC."""
 
 
 @final
@@ -55,7 +53,7 @@ class PostTrainingSpec:
     @property
     def kept_samples(self) -> int:
         """How many samples of each input calibration has to keep."""
-        return _SEARCH_SAMPLES if self.smoothing is not None and self.smoothing.alpha == "auto" else 0
+        return self.smoothing.search_samples if self.smoothing is not None and self.smoothing.alpha == "auto" else 0
 
 
 def realise(
@@ -81,10 +79,17 @@ def realise(
 
     Raises:
         CalibrationError: No module with a static range was reached by the data.
+        ConfigError: Nothing is left to quantize.
     """
     decided = dict(decisions)
     _treat_unseen(model, spec, calibration, decided)
     _leave_ends_in_float(model, spec, calibration, decided)
+    if not any(made.scheme for made in decided.values()):
+        message = (
+            f"Quantization would leave all of {type(model).__name__} in float: {reasons_of(decided)}. Drop the recipe "
+            "or the rule that says so, or give calibration data."
+        )
+        raise ConfigError(message)
     smoothed = _smooth(model, spec, calibration, decided, alpha, run)
     ranges: dict[tuple[int, QuantScheme], tuple[float, float]] = {}
     for name, module in fake_quant_modules(model):
@@ -94,9 +99,13 @@ def realise(
             if key not in ranges:
                 ranges[key] = _observed_range(record, module.scheme)
             module.set_range(*ranges[key])
-        module.correct_weight(spec.weight_correction and module.has_input_grid)
-        if spec.bias_correction and record is not None:
-            _correct_bias(module, record, smoothed.get(name))
+        if not module.has_input_grid:
+            continue
+        module.correct_weight(False)
+        unrounded = module.effective_weight() if spec.bias_correction and record is not None else None
+        module.correct_weight(spec.weight_correction)
+        if unrounded is not None and record is not None:
+            _correct_bias(module, unrounded, record, smoothed.get(name))
     return decided
 
 
@@ -175,8 +184,16 @@ def _observed_range(record: InputRecord, scheme: QuantScheme) -> tuple[float, fl
     return low.item(), high.item()
 
 
-def _correct_bias(module: FakeQuantModule, record: InputRecord, divisor: torch.Tensor | None) -> None:
+def _correct_bias(
+    module: FakeQuantModule, weight: torch.Tensor, record: InputRecord, divisor: torch.Tensor | None
+) -> None:
     """Take the mean of ``(W' - W) x`` off each output, from the mean of ``x``.
+
+    Args:
+        module: Its rounded weight is ``W'``.
+        weight: ``W``, arranged and smoothed, neither rounded nor corrected.
+        record: What it was fed.
+        divisor: What its input channels are divided by; None if they are not.
 
     Reference: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv:1906.04721,
     section 4.2, with measured means instead of those of BatchNorm.
@@ -184,11 +201,10 @@ def _correct_bias(module: FakeQuantModule, record: InputRecord, divisor: torch.T
     mean = record.window_mean
     if mean is None:
         return
-    weight = module.effective_weight()
     codes, scale = module.int8_weight()
     rounded = codes.float() * scale.view(-1, *[1] * (codes.dim() - 1))
     if divisor is not None:
-        mean = mean / divisor.double().view(-1, *[1] * (mean.dim() - 1))
+        mean = mean / divisor.to(mean).view(-1, *[1] * (mean.dim() - 1))
     outputs, inputs = weight.shape[:2]
     groups = len(mean) // inputs
     shift = (weight.double() - rounded.double()).view(groups, outputs // groups, -1)

@@ -32,6 +32,7 @@ __all__ = [
     "load_observer_state",
     "observer_state",
     "prepare_fake_quant",
+    "reasons_of",
     "rounding_share",
     "stop_observing",
 ]
@@ -210,7 +211,8 @@ _TYPES_OF_INC = (
 SHOWN_NAMES = 5
 
 
-def _reasons(decisions: Mapping[str, Prepared]) -> str:
+def reasons_of(decisions: Mapping[str, Prepared]) -> str:
+    """Why modules stay in float, as a part of a sentence."""
     shown = [f"{name or '(root)'}: {decision.reason}" for name, decision in list(decisions.items())[:5]]
     more = len(decisions) - len(shown)
     listed = "; ".join(shown) or "it has no module with a matrix weight"

@@ -59,6 +59,7 @@ class SmoothQuant:
         shared_criterion: How layers of one scale agree: on the least sum of their losses, or on the least or the
             greatest of the alphas that are best for each of them.
         do_blockwise: Search one alpha for all layers of a block, by the error of the block's output.
+        search_samples: How many samples of each input the search looks at, layer by layer.
     """
 
     alpha: float | tuple[float, ...] | Literal["auto"] = 0.5
@@ -69,6 +70,7 @@ class SmoothQuant:
     alpha_step: float = 0.1
     shared_criterion: Literal["mean", "min", "max"] = "mean"
     do_blockwise: bool = False
+    search_samples: int = 32
 
 
 class SeenInput(Protocol):
