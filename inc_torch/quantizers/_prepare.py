@@ -96,7 +96,7 @@ def decide(model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]:
     decisions = {name: _decide(name, module, spec) for name, module in matrix_modules(model)}
     _check_rules(model, spec, decisions)
     if not any(decision.scheme for decision in decisions.values()):
-        message = f"Quantization would leave all of {type(model).__name__} in float: {_reasons(decisions)}."
+        message = f"Quantization would leave all of {type(model).__name__} in float: {reasons_of(decisions)}."
         raise ConfigError(message)
     return decisions
 

@@ -245,7 +245,7 @@ class TestRefusals:
     def test_a_name_that_matches_nothing(self) -> None:
         model = nn.Sequential()
         model.add_module("classifier", nn.Linear(8, 2))
-        config = PostTrainingQuantConfig(op_name_dict={"classifer": FP32})
+        config = PostTrainingQuantConfig(op_name_dict={"clasifier": FP32})
         with pytest.raises(ConfigError, match="Did you mean 'classifier'"):
             quantization.fit(model, config, calib_dataloader=batches())
 
