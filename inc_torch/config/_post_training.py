@@ -61,7 +61,7 @@ def _anything(value: object, place: Place) -> object:  # noqa: ARG001  a check
 @final
 @config
 class PostTrainingQuantConfig(TunedConfig):
-    """Quantize a trained model to int8, with a little data or none.
+    """Quantize a trained model to int8, or its weights alone to a few bits, with a little data or none.
 
     Linear, convolution and embedding modules are quantized unless a rule leaves them in float. Rules are
     ``{pattern: {"weight": {...}, "activation": {...}}}``, where the pattern is a regular expression that must match

@@ -127,7 +127,8 @@ _LEFT_IN_FLOAT = {
 def _refuse_second_preparation(model: nn.Module) -> None:
     for name, module in named_layers(model):
         if isinstance(module, (FakeQuantModule, Int8Module)):
-            done = "prepared for quantization" if isinstance(module, FakeQuantModule) else "converted to int8"
+            bits = module.code_bits if isinstance(module, WeightOnlyLinear) else 8
+            done = "prepared for quantization" if isinstance(module, FakeQuantModule) else f"converted to int{bits}"
             message = f"Module {name!r} is already {done}. Give one quantization config, and the float model."
             raise ModelError(message)
 

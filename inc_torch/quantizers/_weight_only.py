@@ -111,8 +111,8 @@ def decoded(
     columns = codes.shape[1]
     values = _grouped(codes.to(torch.float32), _group_length(group_size, columns))
     if zero_points is not None:
-        values = values - zero_points.to(torch.float32).unsqueeze(-1)
-    return (values * scales.unsqueeze(-1)).flatten(1)[:, :columns]
+        values.sub_(zero_points.unsqueeze(-1))
+    return values.mul_(scales.unsqueeze(-1)).flatten(1)[:, :columns]
 
 
 def codes_in_word(bits: int) -> int:

@@ -15,8 +15,10 @@ from inc_torch.quantizers._weight_only import RoundedWeight, codes_in_word, deco
 
 __all__ = ["WeightOnlyLinear", "empty_buffers", "packed_buffers"]
 
-_PIECE: Final = 2**22
-"""Weights that a forward has in float at once: 16 MiB of float32."""
+_PIECE: Final = 2**18
+"""Weights that a forward on the CPU has in float at once: 1 MiB of float32, which the cache of a core holds."""
+_ACCELERATOR_PIECE: Final = 2**24
+"""The same elsewhere, where each operation takes time to be launched."""
 
 
 @final
@@ -53,8 +55,8 @@ class WeightOnlyLinear(Int8Module):
         dtype = output_dtype(input) if input.is_floating_point() else self.float_dtype
         bias = None if self.bias is None else self.bias.to(dtype)
         outputs, inputs = self.weight_shape
-        rows = max(1, _PIECE // inputs)
-        if rows >= outputs:
+        rows = max(1, (_PIECE if self.qweight.device.type == "cpu" else _ACCELERATOR_PIECE) // inputs)
+        if rows >= outputs or torch.compiler.is_compiling():  # which fuses unpacking by itself
             return F.linear(input, self._float_weight().to(dtype), bias)
         pieces = [
             F.linear(input, self._float_rows(rows_of).to(dtype), None if bias is None else bias[rows_of])

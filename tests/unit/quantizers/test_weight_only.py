@@ -209,6 +209,16 @@ def test_a_large_weight_is_unpacked_in_pieces(monkeypatch):
     assert taken == [slice(0, 4), slice(4, 8)]
 
 
+@pytest.mark.filterwarnings("default")  # torch.compile trips over deprecations of torch's own
+def test_it_is_compiled_as_one_graph(monkeypatch):
+    layer = quantized(linear(), 3, 5, symmetric=False)
+    inputs = torch.randn(4, 19)
+    expected = layer(inputs)
+    monkeypatch.setattr(linear_module, "_PIECE", 1)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(inputs), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_what_comes_out_has_the_dtype_of_the_input(dtype):
     layer = quantized(linear())
@@ -299,7 +309,7 @@ def test_a_model_without_linear_layers_is_refused():
 @pytest.mark.parametrize("again", [quantize_weights, prepare_fake_quant])
 def test_a_second_quantization_is_refused(again):
     model = quantized(mixed())
-    with pytest.raises(ModelError, match="Module '0' is already"):
+    with pytest.raises(ModelError, match="Module '0' is already converted to int4"):
         again(model, QuantSpec(WeightOnlyScheme()))
 
 
