@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_markdown", "as_rich", "as_text"]
 
-HEADER = ("module", "shape", "asked", "zeros", "bits")
+HEADER = ("module", "shape", "asked", "zeros", "bits", "scheme")
 
 
 def as_text(report: CompressionReport) -> str:
@@ -47,7 +47,7 @@ def as_markdown(report: CompressionReport) -> str:
 
 def _cells(row: ModuleReport) -> tuple[str, ...]:
     asked = "" if row.asked_sparsity is None else f"{100 * row.asked_sparsity:.4g}% {row.pattern}"
-    return row.name or "(root)", "x".join(map(str, row.shape)), asked, f"{row.sparsity:.1%}", str(row.bits)
+    return row.name or "(root)", "x".join(map(str, row.shape)), asked, f"{row.sparsity:.1%}", str(row.bits), row.scheme or ""
 
 
 def _remarks(report: CompressionReport) -> list[str]:
