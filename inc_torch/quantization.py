@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, final
@@ -28,6 +29,7 @@ from inc_torch.core.errors import (
 )
 from inc_torch.core.names import unwrapped
 from inc_torch.core.report import CompressionReport, Finding
+from inc_torch.core.sharding import held
 from inc_torch.core.streaming import attached_weights
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export import adorn, attach_report, attached_report
@@ -126,7 +128,8 @@ def fit(  # noqa: PLR0913  the arguments of INC
         job = _Job(source, given, inplace)
         try:
             job.require_data(calib_dataloader, calib_func)
-            baseline = None if score is None else _scored(source, score)
+            job.require_finite_weights()
+            baseline = None if score is None else _baseline(source, score)
             job.calibrate(calib_dataloader, calib_func)
             if score is None or baseline is None:
                 return job.finished()
@@ -173,6 +176,18 @@ class _Job:
                 "approach='dynamic'."
             )
             raise CalibrationError(message)
+
+    def require_finite_weights(self) -> None:
+        """Refuse to begin where a weight has no codes."""
+        for name, module in fake_quant_modules(self.model):
+            weight = held(module.get_parameter("weight")).detach()
+            if weight.numel() and not torch.stack(torch.aminmax(weight)).isfinite().all():
+                rule = {name: {"weight": {"dtype": "fp32"}}}
+                message = (
+                    f"The weight of module {name!r} holds NaN or infinity: expected finite values. Load a model that "
+                    f"is sound, or leave the module in float: op_name_dict={rule}."
+                )
+                raise ModelError(message)
 
     def calibrate(self, dataloader: Iterable[Any] | None, function: Callable[[nn.Module], object] | None) -> None:
         """Run the data through the prepared model, once; nothing is done where no range has to be known."""
@@ -327,6 +342,12 @@ def _score_of(
         raise ConfigError(message)
     if dataloader is None:
         return None
+    if isinstance(dataloader, Iterator):
+        message = (
+            f"quantization.fit got eval_dataloader of type {type(dataloader).__name__}, which can be read only once: "
+            "it is read for the float model and again for the int8 model. Pass a list or a DataLoader."
+        )
+        raise ConfigTypeError(message)
     measure = read_metric(metric)
     if inplace and not all(getattr(part, "compare_label", True) for part in getattr(measure, "parts", (measure,))):
         message = (
@@ -363,6 +384,14 @@ def _function_score(function: Callable[[nn.Module], object]) -> Score:
 def _scored(model: nn.Module, score: Score) -> float:
     with evaluating(model):
         return score(model)
+
+
+def _baseline(model: nn.Module, score: Score) -> float:
+    reached = _scored(model, score)
+    if not math.isfinite(reached):
+        message = f"{type(model).__name__} scores {reached} in float: expected a finite number to measure int8 against."
+        raise ModelError(message)
+    return reached
 
 
 def _judged(job: _Job, score: Score, baseline: float, config: PostTrainingQuantConfig) -> nn.Module | None:
@@ -404,4 +433,6 @@ def _best_alpha(job: _Job, score: Score, baseline: float, criterion: AccuracyCri
         logger.info("smooth_quant with alpha %s: %.4f", alpha, reached[alpha])
         if criterion.is_met(reached[alpha], baseline):
             return alpha
-    return (max if criterion.higher_is_better else min)(reached, key=reached.__getitem__)
+    worst = -math.inf if criterion.higher_is_better else math.inf
+    comparable = {alpha: worst if math.isnan(found) else found for alpha, found in reached.items()}
+    return (max if criterion.higher_is_better else min)(comparable, key=comparable.__getitem__)

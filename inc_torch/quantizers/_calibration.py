@@ -139,8 +139,9 @@ class _Watch:
     def on(self, model: nn.Module) -> Iterator[None]:
         def watcher(name: str) -> Callable[..., None]:
             def note(module: FakeQuantModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                given = (*args, *kwargs.values())
-                self._note(name, module, next(value for value in given if isinstance(value, torch.Tensor)))
+                tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+                if (values := next(tensors, None)) is not None:  # else the forward will say what is wrong
+                    self._note(name, module, values)
 
             return note
 

@@ -50,7 +50,7 @@ def reason_for_float(module: nn.Module) -> str | None:
     }
     if reason := next((reason for reason, holds in reasons.items() if holds), None):
         return reason
-    if weight is not None and not weight.is_floating_point():
+    if weight is not None and (not weight.is_floating_point() or weight.dtype.itemsize == 1):
         return f"its weight is {weight.dtype}"
     return "its weight is empty" if weight is not None and weight.numel() == 0 else None
 

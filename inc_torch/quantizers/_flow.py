@@ -200,8 +200,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             if self._paused:
                 return
             if name in self._layers:
-                given = (*args, *kwargs.values())
-                self._read_by(name, module, next(value for value in given if isinstance(value, torch.Tensor)))
+                self._read_by(name, module, next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)))
             self._running.append(name)
 
         return enter

@@ -22,6 +22,7 @@ from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec
 __all__ = ["PostTrainingSpec", "realise"]
 
 SHOWN_NAMES = 5
+_NOT_CORRECTED = "bias not corrected: which inputs a weight of a transposed convolution meets is not counted"
 
 
 @final
@@ -105,7 +106,10 @@ def realise(
         unrounded = module.effective_weight() if spec.bias_correction and record is not None else None
         module.correct_weight(spec.weight_correction)
         if unrounded is not None and record is not None:
-            _correct_bias(module, unrounded, record, smoothed.get(name))
+            if record.window_mean is None:
+                decided[name] = _with_note(decided[name], _NOT_CORRECTED)
+            else:
+                _correct_bias(module, unrounded, record.window_mean, smoothed.get(name))
     return decided
 
 
@@ -178,6 +182,10 @@ def _smooth(
     return {name: result.scale for name, result in results.items() if result.scale is not None}
 
 
+def _with_note(made: Prepared, note: str) -> Prepared:
+    return made._replace(reason=note if made.reason is None else f"{made.reason}; {note}")
+
+
 def _observed_range(record: InputRecord, scheme: QuantScheme) -> tuple[float, float]:
     levels = Levels(0, scheme.top, scheme.symmetric_input)
     low, high = scheme.input_observer.range(record.tensor, levels)
@@ -185,22 +193,19 @@ def _observed_range(record: InputRecord, scheme: QuantScheme) -> tuple[float, fl
 
 
 def _correct_bias(
-    module: FakeQuantModule, weight: torch.Tensor, record: InputRecord, divisor: torch.Tensor | None
+    module: FakeQuantModule, weight: torch.Tensor, mean: torch.Tensor, divisor: torch.Tensor | None
 ) -> None:
     """Take the mean of ``(W' - W) x`` off each output, from the mean of ``x``.
 
     Args:
         module: Its rounded weight is ``W'``.
         weight: ``W``, arranged and smoothed, neither rounded nor corrected.
-        record: What it was fed.
+        mean: Of the values that each weight of one output was multiplied with, [in, *kernel].
         divisor: What its input channels are divided by; None if they are not.
 
     Reference: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv:1906.04721,
     section 4.2, with measured means instead of those of BatchNorm.
     """
-    mean = record.window_mean
-    if mean is None:
-        return
     codes, scale = module.int8_weight()
     rounded = codes.float() * scale.view(-1, *[1] * (codes.dim() - 1))
     if divisor is not None:

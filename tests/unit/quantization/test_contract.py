@@ -217,9 +217,37 @@ class TestErrorsBeforeWork:
             quantization.fit(model, PostTrainingQuantConfig(), batches())
         assert quantization.fit(model, PostTrainingQuantConfig(), batches(), inplace=True) is model
 
-    def test_weights_that_are_not_real_numbers(self) -> None:
-        with pytest.raises(ConfigError, match=r"its weight is torch\.complex64"):
-            quantization.fit(nn.Linear(4, 4, dtype=torch.complex64), PostTrainingQuantConfig(approach="dynamic"))
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("approach", ["static", "dynamic"])
+    def test_a_weight_that_has_no_codes(self, approach: str, value: float) -> None:
+        model = small()
+        model[2].weight.data[1, 3] = value
+        with pytest.raises(ModelError, match=r"The weight of module '2' holds NaN or infinity.*op_name_dict=\{'2'"):
+            quantization.fit(model, PostTrainingQuantConfig(approach=approach), batches())
+
+    def test_an_evaluation_that_can_be_read_once(self) -> None:
+        labelled = ((batch, torch.zeros(8)) for batch in batches())
+        with pytest.raises(ConfigTypeError, match="eval_dataloader of type generator, which can be read only once"):
+            quantization.fit(
+                small(), PostTrainingQuantConfig(), batches(), eval_dataloader=labelled, eval_metric={"topk": 1}
+            )
+
+    def test_a_batch_that_is_no_tensor_fails_where_the_model_does(self) -> None:
+        with pytest.raises(TypeError, match="linear") as caught:
+            quantization.fit(small(), PostTrainingQuantConfig(), [["a", "b"]])
+        assert caught.value.__notes__ == ["While running Sequential with (list (str, str))."]
+
+    @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+    def test_weights_that_are_no_common_real_numbers(self, dtype: torch.dtype) -> None:
+        model = nn.Linear(4, 4)
+        model.weight = nn.Parameter(model.weight.detach().to(dtype), requires_grad=False)
+        with pytest.raises(ConfigError, match=f"its weight is {dtype}"):
+            quantization.fit(model, PostTrainingQuantConfig(approach="dynamic"))
+
+    def test_a_baseline_that_is_no_number(self) -> None:
+        model = small()
+        with pytest.raises(ModelError, match="Sequential scores nan in float: expected a finite number"):
+            quantization.fit(model, PostTrainingQuantConfig(), batches(), eval_func=lambda _: float("nan"))
 
 
 class TestIdleOptions:
@@ -293,6 +321,25 @@ class TestData:
         expected = quantization.fit(small(), PostTrainingQuantConfig(recipes=FOLDED), batches(2))
         data = [nothing, batches()[0], nothing, batches()[1], nothing]
         assert_same(quantization.fit(small(), PostTrainingQuantConfig(recipes=FOLDED), data), expected)
+
+    def test_the_same_metric_object_serves_twice(self) -> None:
+        class Share:
+            def reset(self) -> None:
+                self.right = self.count = 0
+
+            def update(self, preds: torch.Tensor, labels: torch.Tensor) -> None:
+                self.right += int((preds.argmax(1) == labels).sum())
+                self.count += len(labels)
+
+            def result(self) -> float:
+                return self.right / self.count
+
+        model, metric = small(), Share()
+        labelled = [(batch, model(batch).argmax(1)) for batch in batches()]
+        config = PostTrainingQuantConfig(accuracy_criterion=AccuracyCriterion(tolerable_loss=0.2))
+        for _ in range(2):
+            assert quantization.fit(model, config, batches(), eval_dataloader=labelled, eval_metric=metric) is not None
+        assert metric.count == 32
 
     def test_a_hugging_face_model_with_labels(self) -> None:
         transformers = pytest.importorskip("transformers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,10 +111,12 @@ class TestSharedInputs:
         seen = calibrate(model, lambda: model(torch.randn(2, 3, 9))).inputs
         assert seen["conv"].window_mean is not None
         assert seen["back"].window_mean is None
-        quantized = quantization.fit(
-            Both(), PostTrainingQuantConfig(recipes={"fast_bias_correction": True}), [torch.randn(2, 3, 9)]
-        )
-        assert quantized is not None
+        config = PostTrainingQuantConfig(recipes={"fast_bias_correction": True})
+        rows = quantization.fit(Both(), config, [torch.randn(2, 3, 9)]).report().modules
+        assert {row.name: [note.partition(":")[0] for note in row.notes] for row in rows} == {
+            "conv": [],
+            "back": ["bias not corrected"],
+        }
 
 
 CONVOLUTIONS: list[tuple[nn.Module, tuple[int, ...]]] = [
@@ -235,6 +238,11 @@ class TestSeveralAlphas:
     def test_else_the_best(self, folding: bool) -> None:
         with pytest.warns(GoalMissedWarning, match=r"scores 0\.8000"):
             assert alphas_in(self.fitted([1.0, 0.7, 0.6, 0.8, 0.8], folding)) == {"smoothed, alpha 0.8"}
+
+    def test_a_score_that_is_no_number_is_the_worst(self) -> None:
+        with pytest.warns(GoalMissedWarning):
+            fitted = self.fitted([1.0, math.nan, 0.6, 0.5, 0.6], False)
+        assert alphas_in(fitted) == {"smoothed, alpha 0.5"}
 
     def test_the_best_where_less_is_better(self) -> None:
         criterion = AccuracyCriterion(higher_is_better=False)
