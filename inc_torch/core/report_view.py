@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,12 +13,15 @@ if TYPE_CHECKING:
 __all__ = ["as_markdown", "as_rich", "as_text"]
 
 HEADER = ("module", "shape", "asked", "zeros", "bits", "scheme")
+_ALWAYS = ("module", "shape", "zeros", "bits")
+_NOTABLE = 0.01
+"""Share of zeros below which a model that nobody pruned is not spoken of as sparse."""
 
 
 def as_text(report: CompressionReport) -> str:
     """Return an aligned table, then a line for each note, then the totals."""
-    cells = [HEADER, *map(_cells, report.modules)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
+    cells = _table(report)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join([*lines, *_remarks(report)])
@@ -31,26 +35,37 @@ def as_rich(report: CompressionReport) -> Group:
     from rich.text import Text
 
     table = Table(title="Compression report", box=None, pad_edge=False)
-    for name in HEADER:
+    header, *rows = _table(report)
+    for name in header:
         table.add_column(name, overflow="fold")
-    for row in report.modules:
-        table.add_row(*map(Text, _cells(row)))
+    for row in rows:
+        table.add_row(*map(Text, row))
     return Group(table, *map(Text, _remarks(report)))
 
 
 def as_markdown(report: CompressionReport) -> str:
     """Return a Markdown table, then notes and totals as a list."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in report.modules]
+    header, *rows = _table(report)
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, "", *(f"- {remark}" for remark in _remarks(report))])
+
+
+def _table(report: CompressionReport) -> list[tuple[str, ...]]:
+    """The header and a row for each module, without columns that would be empty."""
+    rows = list(map(_cells, report.modules))
+    kept = [not rows or name in _ALWAYS or any(row[place] for row in rows) for place, name in enumerate(HEADER)]
+    return [tuple(compress(row, kept)) for row in (HEADER, *rows)]
 
 
 def _cells(row: ModuleReport) -> tuple[str, ...]:
     asked = "" if row.asked_sparsity is None else f"{100 * row.asked_sparsity:.4g}% {row.pattern}"
-    return row.name or "(root)", "x".join(map(str, row.shape)), asked, f"{row.sparsity:.1%}", str(row.bits), row.scheme or ""
+    shape = "x".join(map(str, row.shape))
+    return row.name or "(root)", shape, asked, f"{row.sparsity:.1%}", str(row.bits), row.scheme or ""
 
 
 def _remarks(report: CompressionReport) -> list[str]:
     notes = [f"{row.name or '(root)'}: {note}" for row in report.modules for note in row.notes]
-    ratios = [f"{name}: {value:.4f}" for name, value in report.ratios.items()]
+    is_pruned = any(row.pattern or row.sparsity >= _NOTABLE for row in report.modules)
+    ratios = [f"{name}: {value:.4f}" for name, value in report.ratios.items()] if is_pruned else []
     return [*notes, *ratios, f"size of all tensors: {report.size_bytes / 1e6:.2f} MB"]

@@ -30,7 +30,7 @@ from inc_torch.export._tensors import (
 )
 from inc_torch.huggingface._float import to_float
 from inc_torch.huggingface._layout import REPORT, SAVE_AGAIN, VERSION, alarms, ignore_alarms, untie
-from inc_torch.huggingface.registration import QUANT_METHOD
+from inc_torch.huggingface.registration import QUANT_METHOD, install
 from inc_torch.precision import compute_in_float, describe_bfloat16, reasons_against_bfloat16, rebuild_bfloat16
 from inc_torch.quantizers import describe_int8, rebuild_int8
 
@@ -326,3 +326,6 @@ class _Source:
         """The report that was saved beside the weights, if there is one; of a Hub model, if it was downloaded too."""
         path = None if self._directory is None else self._directory / REPORT
         return path if path is not None and path.is_file() else None
+
+
+install()

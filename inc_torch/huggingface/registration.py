@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -26,9 +27,8 @@ def install() -> None:
     """
     if HOST in sys.modules:
         # Importing it again waits for another thread that may be at it.
-        import transformers.quantizers.auto
-
-        register(transformers.quantizers.auto)
+        # Importing it again waits for another thread that may be at it.
+        register(importlib.import_module(HOST))
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())
 
@@ -48,6 +48,8 @@ def register(host: ModuleType) -> None:
     # Imported here, as it imports transformers, which `import inc_torch` must not.
     from inc_torch.huggingface import _quantizer
 
+    if not hasattr(_quantizer, "IncTorchQuantizer"):  # it is being imported, and installs itself at its end
+        return
     if QUANT_METHOD not in host.AUTO_QUANTIZATION_CONFIG_MAPPING:
         host.register_quantization_config(QUANT_METHOD)(_quantizer.IncTorchConfig)
     if QUANT_METHOD not in host.AUTO_QUANTIZER_MAPPING:

@@ -269,10 +269,10 @@ class TestWritten:
 
     def test_as_text(self):
         assert str(self.report()).splitlines() == [
-            "module  shape  asked    zeros  bits",
-            "------  -----  -------  -----  ----",
+            "module  shape  asked    zeros  bits  scheme",
+            "------  -----  -------  -----  ----  -----------",
             "a       8x8    50% 1x1  50.0%  32",
-            "b       8x8             0.0%   32",
+            "b       8x8             0.0%   32    w8a8-static",
             "head    2x8             0.0%   32",
             "b: why",
             "elementwise_over_matmul_gemm_conv: 0.2222",
@@ -281,12 +281,24 @@ class TestWritten:
             "size of all tensors: 0.00 MB",
         ]
 
+    def test_columns_and_ratios_that_nobody_asked_about_are_left_out(self):
+        model = nn.Sequential(nn.Linear(2, 2))
+        nn.init.ones_(model[0].weight)
+        lines = str(CompressionReport.measure(model)).splitlines()
+        assert lines == [
+            "module  shape  zeros  bits",
+            "------  -----  -----  ----",
+            "0       2x2    0.0%   32",
+            lines[3],
+        ]
+        assert lines[3].startswith("size of all tensors")
+
     def test_as_markdown(self):
         lines = self.report().markdown().splitlines()
         assert lines[:3] == [
-            "| module | shape | asked | zeros | bits |",
-            "| --- | --- | --- | --- | --- |",
-            "| a | 8x8 | 50% 1x1 | 50.0% | 32 |",
+            "| module | shape | asked | zeros | bits | scheme |",
+            "| --- | --- | --- | --- | --- | --- |",
+            "| a | 8x8 | 50% 1x1 | 50.0% | 32 |  |",
         ]
         assert lines[6] == "- b: why"
 
