@@ -66,11 +66,19 @@ def _options(checks: Mapping[str, Check[object]]) -> Check[FrozenDict]:
     return check
 
 
+def _search(value: object, place: Place) -> FrozenDict:
+    options = _options(_AUTO_ALPHA)(value, place)
+    low, high = _share(options.get("alpha_min", 0.0), place), _share(options.get("alpha_max", 1.0), place)
+    if low > high:
+        raise place.error(value, "an alpha_min that is not above alpha_max (by default 0 and 1)")
+    return options
+
+
 _SMOOTH_QUANT: Mapping[str, Check[object]] = {
     "alpha": _alpha,
     "folding": optional(flag),
     "default_alpha": _share,
-    "auto_alpha_args": _options(_AUTO_ALPHA),
+    "auto_alpha_args": _search,
     "weight_clip": flag,
 }
 

@@ -40,7 +40,7 @@ class InputRecord:
         windows: How many outputs of one channel ``window_sum`` went into.
         sources: Serial numbers of the tensors that were fed, in order. Modules with the same ones read the same
             tensors, as the three projections of an attention do.
-        sample: The first inputs, as they came, if they were to be kept.
+        sample: The first inputs, each with a dimension of samples, if they were to be kept.
     """
 
     tensor: TensorStatistics
@@ -165,7 +165,7 @@ class _Watch:
             self.records[name] = geometry, summary.copy()
         else:
             self.records[name][1].add(summary)
-        self._keep_sample(self.records[name][1], values.detach())
+        self._keep_sample(self.records[name][1], _batched(module, values.detach()))
 
     def _keep_sample(self, record: InputRecord, values: torch.Tensor) -> None:
         kept = sum(len(sample) for sample in record.sample)
@@ -201,9 +201,9 @@ def _is_same(first: torch.Tensor | None, second: torch.Tensor) -> bool:
 
 
 def _summarised(name: str, module: nn.Module, values: torch.Tensor, serial: int) -> InputRecord:
-    axis = _channel_axis(module)
-    others = [dimension for dimension in range(values.dim()) if dimension != values.dim() + axis]
-    low, high = (extreme.cpu().double() for extreme in (values.amin(others), values.amax(others)))
+    batch = _batched(module, values)
+    others = [dimension for dimension in range(batch.dim()) if dimension != batch.dim() + _channel_axis(module)]
+    low, high = (extreme.cpu().double() for extreme in (batch.amin(others), batch.amax(others)))
     if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
         message = (
             f"The input of module {name!r} ({type(module).__name__.removeprefix('FakeQuant')}) held NaN or infinity in "
@@ -227,6 +227,11 @@ def _channel_axis(module: nn.Module) -> int:
     return -1 - len(kernel)
 
 
+def _batched(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """``values`` with a dimension of samples before that of channels."""
+    return values if values.dim() > -_channel_axis(module) else values.unsqueeze(0)
+
+
 def _windows(module: nn.Module, values: torch.Tensor) -> tuple[torch.Tensor | None, int]:
     """The sum of what each weight of one output is multiplied with, and the number of outputs."""
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
@@ -236,8 +241,7 @@ def _windows(module: nn.Module, values: torch.Tensor) -> tuple[torch.Tensor | No
         return rows.sum(0, dtype=torch.float64).cpu(), len(rows)
     rank = len(module.kernel_size)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    batch = values if values.dim() == rank + 2 else values.unsqueeze(0)
-    padded = F.pad(batch, list(module._reversed_padding_repeated_twice), mode=mode)
+    padded = F.pad(_batched(module, values), list(module._reversed_padding_repeated_twice), mode=mode)
     space = [
         (size - dilation * (kernel - 1) - 1) // stride + 1
         for size, kernel, stride, dilation in zip(

@@ -273,6 +273,12 @@ class TestIdleOptions:
         assert spec.smoothing is not None
         assert (spec.smoothing.default_alpha, spec.smoothing.do_blockwise, spec.kept_samples) == (0.3, True, 7)
 
+    @pytest.mark.parametrize("arguments", [{"alpha_min": 0.9, "alpha_max": 0.1}, {"alpha_max": -0.1}])
+    def test_a_search_without_candidates_is_refused(self, arguments: dict[str, float]) -> None:
+        recipes = {"smooth_quant": True, "smooth_quant_args": {"alpha": "auto", "auto_alpha_args": arguments}}
+        with pytest.raises(ConfigError, match=r"recipes.*alpha_m"):
+            PostTrainingQuantConfig(recipes=recipes)
+
 
 class Samples(Dataset[Any]):
     def __len__(self) -> int:

@@ -119,6 +119,29 @@ class TestSharedInputs:
         }
 
 
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.LayerNorm(40), nn.Linear(40, 4)), (40,)),
+        (nn.Sequential(nn.Conv2d(3, 40, 1), nn.ReLU(), nn.Conv2d(40, 4, 3)), (3, 5, 5)),
+    ],
+    ids=["vectors", "images"],
+)
+@pytest.mark.parametrize("folding", [False, True])
+@pytest.mark.parametrize("alpha", [0.5, "auto"])
+def test_samples_one_by_one_are_seen_as_in_batches(
+    model: nn.Module, shape: tuple[int, ...], folding: bool, alpha: float | str
+) -> None:
+    data = torch.cat(skewed(2, 4, *shape))
+    arguments = {"alpha": alpha, "folding": folding}
+    recipes = {"smooth_quant": True, "smooth_quant_args": arguments, "fast_bias_correction": True}
+    config = PostTrainingQuantConfig(recipes=recipes, calibration_sampling_size=10_000)
+    alone, together = (quantization.fit(model, config, samples) for samples in (list(data), [data]))
+    assert alphas_in(alone) == alphas_in(together)
+    state = together.state_dict()
+    assert all(torch.allclose(tensor, state[name], atol=1e-5) for name, tensor in alone.state_dict().items())
+
+
 CONVOLUTIONS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv2d(4, 6, 3), (4, 9, 8)),
     (nn.Conv2d(4, 6, (3, 2), stride=(2, 3), padding=(1, 2), dilation=(2, 1)), (4, 9, 8)),
