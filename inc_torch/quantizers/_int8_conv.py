@@ -19,7 +19,7 @@ from inc_torch.quantizers._int8_module import (
     output_dtype,
 )
 
-__all__ = ["Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "convolve"]
+__all__ = ["Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "convolve", "is_misread"]
 
 _VOLUME: Final = 3
 """Axes of space of a volume."""
@@ -79,6 +79,17 @@ def convolve(
     ).to(dtype)
 
 
+def is_misread(values: torch.Tensor) -> bool:
+    """Whether the kernel takes the layout of an input for another one: it computes noise on [samples, 1, 1, h, w].
+
+    Seen in torch 2.13: volumes of one channel and one plane, whatever their strides; two of either are read right.
+    """
+    return values.dim() == _VOLUME_RANK and values.shape[1] == values.shape[2] == 1
+
+
+_VOLUME_RANK: Final = 5
+
+
 class _Int8Conv(Int8Operator):
     """Convolution on int8 codes of input and weight, with every padding that torch has."""
 
@@ -121,8 +132,11 @@ class _Int8Conv(Int8Operator):
         return F.pad(input, list(around), mode=mode), [0] * self.rank
 
     def _is_valid(self, values: torch.Tensor, padding: Sequence[int]) -> bool:
-        """Whether torch would take ``values``; the kernel computes something even where the window does not fit."""
-        if values.dim() != self.rank + 2 or values.shape[1] != self.in_channels:
+        """Whether torch would take ``values``; the kernel computes something even where the window does not fit.
+
+        Nor may the kernel misread them.
+        """
+        if values.dim() != self.rank + 2 or values.shape[1] != self.in_channels or is_misread(values):
             return False
         windows = (dilation * (size - 1) for size, dilation in zip(self.kernel_size, self.dilation, strict=True))
         spaces = zip(values.shape[2:], padding, windows, strict=True)

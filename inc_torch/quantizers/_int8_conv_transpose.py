@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from inc_torch.quantizers._codes import encode
-from inc_torch.quantizers._int8_conv import convolve
+from inc_torch.quantizers._int8_conv import convolve, is_misread
 from inc_torch.quantizers._int8_module import Int8Operator, Plan, fits_kernel, output_dtype
 
 __all__ = ["Int8ConvTranspose1d", "Int8ConvTranspose2d", "Int8ConvTranspose3d"]
@@ -59,8 +59,8 @@ class _Int8ConvTranspose(Int8Operator):
         return self._interleaved(values, output_padding, plan, dtype)
 
     def _is_valid(self, values: torch.Tensor, output_padding: Sequence[int]) -> bool:
-        """Whether torch would take ``values``; what it refuses gets its own error in float."""
-        if values.dim() != self.rank + 2 or values.shape[1] != self.in_channels:
+        """Whether torch takes ``values`` and the kernel reads them right; in float the others get a result or an error."""
+        if values.dim() != self.rank + 2 or values.shape[1] != self.in_channels or is_misread(values):
             return False
         fits = all(extra < stride for extra, stride in zip(output_padding, self.stride, strict=True))
         return fits and all(size > 0 for size in self._output_space(values, output_padding))

@@ -147,6 +147,18 @@ def test_a_recipe_computes_what_its_simulation_does_and_stays_near_float(
     assert F.cosine_similarity(given.flatten(), expected.flatten(), dim=0) > 0.995
 
 
+@pytest.mark.parametrize("space", [(1, 5, 5), (2, 5, 5), (5, 1, 5), (5, 5, 1), (1, 1, 5)])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("build", [nn.Conv3d, nn.ConvTranspose3d])
+def test_volumes_of_one_channel_or_one_plane(build: Any, channels: int, space: tuple[int, ...]) -> None:
+    model, data = build(channels, 4, 2, padding=1), torch.randn(2, channels, *space)
+    if build is nn.ConvTranspose3d:
+        model.padding = (0, 0, 0)
+    quantized, expected = quantization.fit(model, PostTrainingQuantConfig(), [data]), model(data)
+    for _ in range(3):
+        assert (quantized(data) - expected).abs().max() < 0.03 * expected.abs().max()
+
+
 class TestRoundingInTraining:
     """Grids of simulated rounding, as recorded in INC: ``qat.fake_quant`` of the vectors."""
 
