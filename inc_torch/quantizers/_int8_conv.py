@@ -21,8 +21,6 @@ from inc_torch.quantizers._int8_module import (
 
 __all__ = ["Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "convolve", "is_misread"]
 
-_VOLUME: Final = 3
-"""Axes of space of a volume."""
 _CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -41,10 +39,6 @@ def convolve(
     gives the right result for every shape and is fastest for its own; making one costs more than a forward, so
     shapes that alternate must not cause it.
     """
-    if codes.shape[1:3] == (1, 1) and len(padding) == _VOLUME and padding[0]:
-        # The kernel of torch 2.13 pads the depth of one flat channel with whatever lies in memory.
-        codes = F.pad(codes, [0, 0, 0, 0, padding[0], padding[0]], value=plan.grid.zero_point)
-        padding = [0, *padding[1:]]
     space = tuple(codes.shape[2:])
     came_twice, plan.last_seen = space == plan.last_seen, space
     if plan.packed is None or (came_twice and space != plan.packed_for):
