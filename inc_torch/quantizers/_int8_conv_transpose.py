@@ -59,7 +59,7 @@ class _Int8ConvTranspose(Int8Operator):
         return self._interleaved(values, output_padding, plan, dtype)
 
     def _is_valid(self, values: torch.Tensor, output_padding: Sequence[int]) -> bool:
-        """Whether torch takes ``values`` and the kernel reads them right; in float the others get a result or an error."""
+        """Whether torch takes ``values`` and the kernel reads them right; in float others get a result or an error."""
         if values.dim() != self.rank + 2 or values.shape[1] != self.in_channels or is_misread(values):
             return False
         fits = all(extra < stride for extra, stride in zip(output_padding, self.stride, strict=True))
