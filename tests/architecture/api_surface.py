@@ -92,6 +92,8 @@ def _member(name: str, value: object) -> str:
         return f"property {name}"
     if inspect.isclass(value):
         return f"class {name}"
+    if isinstance(value, frozenset):  # whose order follows the hash seed
+        return f"{name} = frozenset({sorted(value, key=repr)!r})"
     return f"{name} = {_steady(repr(value))}"
 
 
