@@ -9,8 +9,8 @@ process, which on one thread is the latency on an idle machine.
 Float is PyTorch's eager mode in float32. On AMD processors its matrix product (MKL) reaches about 40 % of what oneDNN
 reaches in float32: there a ratio over a better float32 would be half as large.
 
-The process keeps memory that was freed, as the allocators of servers (jemalloc, tcmalloc) do; glibc gives it back, and a
-big batch then spends a tenth of its time or more on getting it again, in float as in int8: ``--allocator glibc``.
+The process keeps memory that was freed, as the allocators of servers (jemalloc, tcmalloc) do; glibc gives it back, and
+a big batch then spends a tenth of its time or more on getting it again, in float as in int8: ``--allocator glibc``.
 
 Loading is ``from_pretrained`` of a hub directory, and `inc_torch.load` of a plain one, in fresh processes by turns: CPU
 time, that until every weight was read once (a float hub directory is only mapped into memory, an int8 one is checked
