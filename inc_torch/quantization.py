@@ -295,6 +295,12 @@ def _check_data(dataloader: object, function: object) -> None:
             "batches, such as a DataLoader or a list."
         )
         raise ConfigTypeError(message)
+    if isinstance(dataloader, Mapping | torch.Tensor):
+        message = (
+            f"quantization.fit got calib_dataloader of type {type(dataloader).__name__}, which is one batch: expected an "
+            "iterable of batches. Put it into a list."
+        )
+        raise ConfigTypeError(message)
     if function is not None and not callable(function):
         message = f"quantization.fit got calib_func of type {type(function).__name__}: expected a function of a model."
         raise ConfigTypeError(message)

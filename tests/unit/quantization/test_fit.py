@@ -230,6 +230,11 @@ class TestRefusals:
         with pytest.raises(CalibrationError, match="calib_dataloader yielded no batch"):
             quantization.fit(small(), PostTrainingQuantConfig(), calib_dataloader=[])
 
+    @pytest.mark.parametrize("batch", [{"input": torch.ones(4, 8)}, torch.ones(4, 8)])
+    def test_a_batch_for_a_loader(self, batch: Any) -> None:
+        with pytest.raises(ConfigTypeError, match=r"which is one batch: .* Put it into a list"):
+            quantization.fit(small(), PostTrainingQuantConfig(), calib_dataloader=batch)
+
     def test_a_function_that_runs_nothing(self) -> None:
         with pytest.raises(CalibrationError, match="No calibration data reached any of the 2 modules"):
             quantization.fit(small(), PostTrainingQuantConfig(), calib_func=lambda _: None)
