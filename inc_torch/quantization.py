@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, final
@@ -297,8 +297,8 @@ def _check_data(dataloader: object, function: object) -> None:
         raise ConfigTypeError(message)
     if isinstance(dataloader, Mapping | torch.Tensor):
         message = (
-            f"quantization.fit got calib_dataloader of type {type(dataloader).__name__}, which is one batch: expected an "
-            "iterable of batches. Put it into a list."
+            f"quantization.fit got calib_dataloader of type {type(dataloader).__name__}, which is one batch: expected "
+            "an iterable of batches. Put it into a list."
         )
         raise ConfigTypeError(message)
     if function is not None and not callable(function):
