@@ -401,3 +401,23 @@ def test_options_reach_the_modules():
 def test_a_rule_of_a_config_that_names_nothing_is_an_error():
     with pytest.raises(ConfigError, match=r"'haed' of op_name_dict matches no module.* Did you mean 'head'\?"):
         managed(op_name_dict={"haed": {"weight": {"dtype": "fp32"}}})
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_what_a_rule_leaves_to_bfloat16_computes_in_it_after_training(has_bfloat16, monkeypatch):
+    monkeypatch.setattr("inc_torch.callbacks._bfloat16.has_bfloat16", lambda _: has_bfloat16)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 2))
+    callback = QuantizationAwareTrainingCallbacks(QuantSpec(rules=(QuantRule("name", "2", FloatType.BFLOAT16),)))
+    callback.prepare(model, Progress())
+    callback.on_train_begin()
+    train(callback, 2)
+    assert model[2].weight.dtype == torch.float32
+    if has_bfloat16:
+        callback.on_train_end()
+        assert model[2].weight.dtype == torch.bfloat16
+        assert list(callback.findings())[1] == Finding("2", scheme="bfloat16", note="as the configuration asks")
+        assert model(torch.randn(3, 4)).dtype == torch.float32
+    else:
+        with pytest.warns(InexactWarning, match="'2' was to compute in bfloat16, which this processor lacks"):
+            callback.on_train_end()
+        assert model[2].weight.dtype == torch.float32
