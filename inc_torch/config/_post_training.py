@@ -30,6 +30,9 @@ _APPROACHES = ("static", "dynamic", "auto", "weight_only")
 _sizes = list_of("a number of samples or a list of them", integer("a number of samples, 1 or more", lambda x: x >= 1))
 
 
+_NO_SEARCH = "one model is made and judged; the search among many comes with a later version of inc_torch"
+
+
 def _approach(value: object, place: Place) -> str:
     """One of the approaches by INC's long name; short names and whatever contains "static" or "dynamic" do as well."""
     word = text(value, place)
@@ -104,9 +107,10 @@ class PostTrainingQuantConfig(TunedConfig):
         reduce_range: Asymmetric inputs take 7 bits instead of 8, for CPUs whose int8 products saturate.
         example_inputs: Stored; nothing here has to trace the model.
         excluded_precisions: Float types that modules left in float must not be given.
-        quant_level: How a tuning run searches.
+        quant_level: How a tuning run searches; there is none yet.
         accuracy_criterion: The goal of a tuning run.
-        tuning_criterion: The bounds of a tuning run.
+        tuning_criterion: What becomes of a model that misses the goal (``on_miss``), and the bounds of a tuning run, of
+            which there is none yet.
         diagnosis: INC's switch for a profile of the quantized model; the report of the result has what it shows.
         ni_workload_name: A label of INC, without effect.
         strategy: Old spelling, goes into a copy of ``tuning_criterion``; so do ``timeout``, ``max_trials``,
@@ -159,7 +163,10 @@ class PostTrainingQuantConfig(TunedConfig):
             >>> PostTrainingQuantConfig(outputs="logits").options_without_effect()
             {'outputs': 'modules of PyTorch have no such names'}
         """
+        searched = self.tuning_criterion.replace(on_miss="best", performance_only=False)
         reasons = {
+            "quant_level": (self.quant_level != "auto", _NO_SEARCH),
+            "tuning_criterion": (searched != TuningCriterion(), _NO_SEARCH),
             "inputs": (bool(self.inputs), NO_NAMES),
             "outputs": (bool(self.outputs), NO_NAMES),
             "quant_format": (self.quant_format != "default", "it is of an ONNX export"),
