@@ -34,7 +34,7 @@ def as_rich(report: CompressionReport) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Compression report", box=None, pad_edge=False)
+    table = Table(title="Compression report", box=None, pad_edge=False, collapse_padding=True)
     header, *rows = _table(report)
     for name in header:
         table.add_column(name, overflow="fold")
