@@ -14,9 +14,8 @@ from torch import nn
 
 from inc_torch.callbacks import left_to_bfloat16
 from inc_torch.config import AccuracyCriterion, PostTrainingQuantConfig, read_configs
-from inc_torch.core.batches import Inputs, count_samples, evaluate, evaluating, run, shown, split
+from inc_torch.core.batches import Inputs, count_samples, run, split
 from inc_torch.core.borrowing import Snapshot, borrowing_copy, own_parameters_
-from inc_torch.core.eager import without_compiling
 from inc_torch.core.errors import (
     CalibrationError,
     ConfigError,
@@ -27,7 +26,10 @@ from inc_torch.core.errors import (
     ModelError,
     did_you_mean,
 )
+from inc_torch.core.evaluation import evaluate
+from inc_torch.core.modes import evaluating, without_compiling
 from inc_torch.core.names import unwrapped
+from inc_torch.core.progress import with_progress
 from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.core.sharding import held
 from inc_torch.core.streaming import attached_weights
@@ -120,9 +122,10 @@ def fit(  # noqa: PLR0913  the arguments of INC
     source = _model_of(model)
     _check_data(calib_dataloader, calib_func)
     _check_feasible(source, given)
-    score = _score_of(source, eval_func, eval_dataloader, eval_metric, inplace=inplace)
-    if score is not None and eval_func is None and not read_metric(eval_metric).higher_is_better:
+    measure = _measure_of(eval_func, eval_dataloader, eval_metric, inplace=inplace)
+    if measure is not None and not measure.higher_is_better:
         given = given.replace(accuracy_criterion=given.accuracy_criterion.replace(higher_is_better=False))
+    score = _score_of(source, eval_func, eval_dataloader, measure)
     stored = attached_weights(source)
     with nullcontext() if stored is None else stored.streaming():
         job = _Job(source, given, inplace)
@@ -132,6 +135,7 @@ def fit(  # noqa: PLR0913  the arguments of INC
             baseline = None if score is None else _baseline(source, score)
             job.calibrate(calib_dataloader, calib_func)
             if score is None or baseline is None:
+                _warn_of_untried_alphas(given)
                 return job.finished()
             return _judged(job, score, baseline, given)
         except BaseException:
@@ -208,7 +212,7 @@ class _Job:
     def _feed(self, dataloader: Iterable[Any]) -> None:
         """Run batches until enough samples went through."""
         count = seen = 0
-        for batch in shown(dataloader, "Calibrating"):
+        for batch in with_progress(dataloader, "Calibrating"):
             count += 1
             inputs, _ = split(batch, self.model)
             if seen < _RERUN_SAMPLES and self.spec.smoothing is not None:
@@ -306,6 +310,16 @@ def _check_data(dataloader: object, function: object) -> None:
         raise ConfigTypeError(message)
 
 
+def _warn_of_untried_alphas(config: PostTrainingQuantConfig) -> None:
+    smoothing = config.to_spec().smoothing
+    if smoothing is not None and isinstance(smoothing.alpha, tuple) and len(smoothing.alpha) > 1:
+        message = (
+            f"Of the alphas {smoothing.alpha} only {smoothing.alpha[0]} is used, as nothing says which is best: give "
+            "an eval_func, or alpha='auto'."
+        )
+        warn_user(message, InexactWarning)
+
+
 _DEVICES = {"gpu": "cuda", "xpu": "xpu", "npu": "npu"}
 
 
@@ -330,9 +344,8 @@ def _check_feasible(model: nn.Module, config: PostTrainingQuantConfig) -> None:
         warn_user(f"PostTrainingQuantConfig.{name} has no effect: {reason}.", InexactWarning)
 
 
-def _score_of(
-    model: nn.Module, function: object, dataloader: Iterable[Any] | None, metric: object, *, inplace: bool
-) -> Score | None:
+def _measure_of(function: object, dataloader: Iterable[Any] | None, metric: object, *, inplace: bool) -> Measure | None:
+    """What a loader is evaluated with; None if a function evaluates, or nobody."""
     if function is not None:
         if not callable(function):
             message = (
@@ -341,7 +354,7 @@ def _score_of(
             raise ConfigTypeError(message)
         if dataloader is not None or metric is not None:
             warn_user("eval_func is given: eval_dataloader and eval_metric are not used.", InexactWarning)
-        return _function_score(function)
+        return None
     if (dataloader is None) != (metric is None):
         given, missing = ("eval_dataloader", "eval_metric") if metric is None else ("eval_metric", "eval_dataloader")
         message = f"quantization.fit got {given} without {missing}: expected both, or an eval_func."
@@ -355,12 +368,25 @@ def _score_of(
         )
         raise ConfigTypeError(message)
     measure = read_metric(metric)
-    if inplace and not all(getattr(part, "compare_label", True) for part in getattr(measure, "parts", (measure,))):
+    if inplace and measure.needs_reference:
         message = (
             "quantization.fit got inplace=True and an eval_metric with compare_label=False, which compares with the "
             "outputs of the float model: there is none any more once its weights are int8. Pass inplace=False."
         )
         raise ConfigError(message)
+    return measure
+
+
+def _score_of(
+    model: nn.Module,
+    function: Callable[[nn.Module], object] | None,
+    dataloader: Iterable[Any] | None,
+    measure: Measure | None,
+) -> Score | None:
+    if function is not None:
+        return _function_score(function)
+    if dataloader is None or measure is None:
+        return None
     return partial(_measured, dataloader=dataloader, measure=measure, reference=partial(_float_output, model))
 
 
@@ -405,7 +431,7 @@ def _judged(job: _Job, score: Score, baseline: float, config: PostTrainingQuantC
     model = job.finished(_best_alpha(job, score, baseline, criterion))
     reached = _scored(model, score)
     target = criterion.target(baseline)
-    logger.info("Accuracy: %.4f in float, %.4f quantized, at least %.4f wanted.", baseline, reached, target)
+    logger.info("Accuracy: %.4f in float, %.4f quantized; the goal is %.4f.", baseline, reached, target)
     if tuning.performance_only or criterion.is_met(reached, baseline):
         return model
     kind, remedy = _REMEDIES[config.is_weight_only]

@@ -15,7 +15,6 @@ from inc_torch.config._readonly import FrozenDict
 from inc_torch.config._recipes import (
     DEFAULT_RECIPES,
     check_recipes,
-    idle_recipes,
     recipes_without_effect,
     rounding_of,
     smoothing_of,
@@ -173,15 +172,9 @@ class PostTrainingQuantConfig(TunedConfig):
             "diagnosis": (self.diagnosis, "the report of the result lists every module"),
             "reduce_range": (bool(self.reduce_range) and self.is_weight_only, "inputs are not quantized"),
         }
-        recipes = {
-            f"recipes[{name!r}]": reason
-            for name, reason in {
-                **recipes_without_effect(weight_only=self.is_weight_only),
-                **idle_recipes(self.recipes, self.approach),
-            }.items()
-            if self.recipes[name] != DEFAULT_RECIPES[name]
-        }
-        return {name: reason for name, (is_idle, reason) in reasons.items() if is_idle} | recipes
+        idle = {name: reason for name, (is_idle, reason) in reasons.items() if is_idle}
+        recipes = recipes_without_effect(self.recipes, self.approach)
+        return idle | {f"recipes[{name!r}]": reason for name, reason in recipes.items()}
 
     def _check_relations(self) -> None:
         check = check_rules(WEIGHT_ONLY, WEIGHT_ONLY_NUMBERS) if self.is_weight_only else check_rules(POST_TRAINING)

@@ -23,7 +23,6 @@ from inc_torch.quantizers import SmoothQuant, WeightOnlyScheme
 __all__ = [
     "DEFAULT_RECIPES",
     "check_recipes",
-    "idle_recipes",
     "recipes_without_effect",
     "rounding_of",
     "smoothing_of",
@@ -44,6 +43,13 @@ def _alpha(value: object, place: Place) -> float | tuple[float, ...] | str:
     if not value:
         raise place.error(value, "at least one number in [0, 1]")
     return tuple(_share(entry, place.item(index)) for index, entry in enumerate(value))
+
+
+def _always_clipped(value: object, place: Place) -> bool:
+    """INC can leave weights near 0 as they are, and then divides by them."""
+    if not flag(value, place):
+        raise place.error(value, "True", " Weights below 1e-5 count as 1e-5, or scales would have no end.")
+    return True
 
 
 _AUTO_ALPHA: Mapping[str, Check[object]] = {
@@ -79,7 +85,7 @@ _SMOOTH_QUANT: Mapping[str, Check[object]] = {
     "folding": optional(flag),
     "default_alpha": _share,
     "auto_alpha_args": _search,
-    "weight_clip": flag,
+    "weight_clip": _always_clipped,
 }
 
 
@@ -122,7 +128,7 @@ _CHECKS: Mapping[str, tuple[Check[object], object]] = {
 
 DEFAULT_RECIPES = FrozenDict({name: default for name, (_, default) in _CHECKS.items()})
 
-_WITHOUT_EFFECT: Mapping[str, str] = {
+_NEVER: Mapping[str, str] = {
     **dict.fromkeys(
         (
             "pre_post_process_quantization",
@@ -136,26 +142,38 @@ _WITHOUT_EFFECT: Mapping[str, str] = {
     ),
     "layer_wise_quant_args": "smoothing is asked for by smooth_quant",
 }
-_LATER_ALGORITHMS = ("awq_args", "gptq_args", "teq_args", "autoround_args")
+_OF_WEIGHT_ONLY = ("rtn_args", "awq_args", "gptq_args", "teq_args", "autoround_args")
+_OF_DATA = ("smooth_quant", "fast_bias_correction")
 _OF_INT8 = (
-    "smooth_quant",
-    "fast_bias_correction",
+    *_OF_DATA,
     "weight_correction",
     "first_conv_or_matmul_quantization",
     "last_conv_or_matmul_quantization",
 )
 
 
-def recipes_without_effect(*, weight_only: bool) -> dict[str, str]:
-    """Recipes that change nothing here, and why."""
-    if not weight_only:
-        others = dict.fromkeys(("rtn_args", *_LATER_ALGORITHMS), "it belongs to approach='weight_only'")
-        return {**_WITHOUT_EFFECT, **others}
-    return {
-        **_WITHOUT_EFFECT,
-        **dict.fromkeys(_LATER_ALGORITHMS, "its algorithm comes with a later version of inc_torch"),
-        **dict.fromkeys(_OF_INT8, "approach='weight_only' rounds weights alone; leave layers in float by op_name_dict"),
-    }
+def recipes_without_effect(recipes: Mapping[str, object], approach: str) -> dict[str, str]:
+    """Name the recipes that were given and change nothing under this approach, and why.
+
+    Example:
+        >>> recipes = {**DEFAULT_RECIPES, "gemm_to_matmul": False}
+        >>> recipes_without_effect(recipes, "post_training_static_quant")
+        {'gemm_to_matmul': 'it speaks of ONNX graphs'}
+    """
+    idle = dict(_NEVER)
+    if "weight_only" in approach:
+        later = _OF_WEIGHT_ONLY[1:]
+        idle |= dict.fromkeys(later, "its algorithm comes with a later version of inc_torch")
+        idle |= dict.fromkeys(
+            _OF_INT8, "approach='weight_only' rounds weights alone; leave layers in float by op_name_dict"
+        )
+    else:
+        idle |= dict.fromkeys(_OF_WEIGHT_ONLY, "it belongs to approach='weight_only'")
+    if "dynamic" in approach:
+        idle |= dict.fromkeys(_OF_DATA, "approach='dynamic' looks at no calibration data")
+    if not recipes["smooth_quant"]:
+        idle["smooth_quant_args"] = "recipes['smooth_quant'] is not True"
+    return {name: reason for name, reason in idle.items() if recipes[name] != DEFAULT_RECIPES[name]}
 
 
 _SEARCH_FIELDS: Mapping[str, str] = {
@@ -169,21 +187,6 @@ _SEARCH_FIELDS: Mapping[str, str] = {
     "n_samples": "search_samples",
 }
 """By the name in ``auto_alpha_args``, two of which INC spelled in two ways: the field of `SmoothQuant`."""
-
-_NO_DATA = "approach='dynamic' looks at no calibration data"
-
-
-def idle_recipes(recipes: Mapping[str, object], approach: str) -> dict[str, str]:
-    """Name the recipes that change nothing beside the other options, and why.
-
-    Example:
-        >>> idle_recipes({"smooth_quant": False}, "post_training_static_quant")
-        {'smooth_quant_args': "recipes['smooth_quant'] is not True"}
-    """
-    idle = {} if recipes["smooth_quant"] else {"smooth_quant_args": "recipes['smooth_quant'] is not True"}
-    if "dynamic" in approach:
-        idle |= dict.fromkeys(("smooth_quant", "fast_bias_correction"), _NO_DATA)
-    return idle
 
 
 def check_recipes(value: object, place: Place) -> FrozenDict:

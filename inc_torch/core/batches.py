@@ -1,6 +1,6 @@
 """How a batch of a loader reaches a model: decided by its type and the signature of ``forward``, never by trying.
 
-    batch --split--> Inputs, label --run--> output --evaluate--> metric
+    batch --split--> Inputs, label --run--> output
 
 | batch | inputs | label |
 |---|---|---|
@@ -19,35 +19,19 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from numbers import Real
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import nn
 
-from inc_torch.core.errors import ConfigError, ConfigTypeError, ModelError
+from inc_torch.core.errors import ModelError
 from inc_torch.core.names import unwrapped
 
-__all__ = [
-    "Inputs",
-    "Score",
-    "batch_size_of",
-    "count_samples",
-    "described",
-    "evaluate",
-    "evaluating",
-    "run",
-    "shown",
-    "single_number",
-    "split",
-]
+__all__ = ["Inputs", "count_samples", "described", "on_device", "run", "split"]
 
 LABEL_NAMES = ("labels", "label")
 """Where a mapping keeps its labels; the first one found counts."""
@@ -68,26 +52,6 @@ class Inputs:
 
     args: tuple[object, ...] = ()
     kwargs: Mapping[str, object] = dataclasses.field(default_factory=dict)
-
-
-class Score(Protocol):
-    """What `evaluate` feeds: a metric.
-
-    Two attributes count where they exist: ``compare_label``, False where predictions are to be compared with those of
-    a reference instead of labels, and ``parts``, the metrics that this one consists of.
-    """
-
-    def reset(self) -> None:
-        """Forget everything."""
-        ...
-
-    def update(self, preds: Any, labels: Any) -> object:  # noqa: ANN401  whatever the model and the loader give
-        """Take in one batch."""
-        ...
-
-    def result(self) -> object:
-        """Return one number for all batches since `reset`."""
-        ...
 
 
 def split(batch: object, model: nn.Module) -> tuple[Inputs, object]:
@@ -115,7 +79,7 @@ def split(batch: object, model: nn.Module) -> tuple[Inputs, object]:
     args, kwargs = forward.arrange(items[0]) if len(items) == 1 else (items, {})
     forward.check(args, kwargs, batch)
     device = _device_of(model)
-    return Inputs(_ready(tuple(args), device), _ready(dict(kwargs), device)), _ready(label, device)
+    return Inputs(on_device(tuple(args), device), on_device(dict(kwargs), device)), on_device(label, device)
 
 
 def run(model: nn.Module, inputs: Inputs) -> object:
@@ -133,132 +97,6 @@ def run(model: nn.Module, inputs: Inputs) -> object:
         )
         error.add_note(f"While running {type(model).__name__} with ({given}).")
         raise
-
-
-def evaluate(
-    model: nn.Module,
-    dataloader: Iterable[object],
-    metric: Score,
-    prepare: Callable[[Any, Any], tuple[object, object]] | None = None,
-    reference: Callable[[Inputs], object] | None = None,
-) -> float:
-    """Return the ``metric`` of ``model`` over all batches of ``dataloader``.
-
-    The model runs in evaluation mode and without gradients; afterwards every submodule has its mode back. The metric
-    is reset first. It is given the logits of Hugging Face outputs, the first item of tuples (the second where the
-    first is a loss, a single number), anything else as it is, always on the CPU.
-
-    Args:
-        model: The model.
-        dataloader: Its batches, in any form that `split` knows.
-        metric: What is measured.
-        prepare: Makes of ``(prediction, label)`` what the metric is given; INC's ``postprocess``.
-        reference: Returns the output that predictions are compared with where the metric's ``compare_label`` is
-            False: the float model's, ``lambda inputs: run(float_model, inputs)``. Without such a metric pass None.
-
-    Raises:
-        ConfigError: There is no batch, a batch has no label, or ``reference`` is needed and missing.
-        ConfigTypeError: The result is no single number.
-        ModelError: ``forward`` cannot take a batch.
-
-    Example:
-        >>> from inc_torch.metric import METRICS
-        >>> loader = [(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))]
-        >>> evaluate(nn.Identity(), loader, METRICS("pytorch")["Accuracy"]())
-        0.5
-    """
-    parts: Sequence[Score] = getattr(metric, "parts", (metric,))
-    if reference is None:
-        _refuse_without_reference(parts)
-    metric.reset()
-    is_empty = True
-    with evaluating(model), torch.no_grad():
-        for batch in shown(dataloader, "Evaluating"):
-            is_empty = False
-            inputs, label = split(batch, model)
-            prediction, truth = _pair(run(model, inputs), label, prepare)
-            if any(map(_compares_label, parts)) and truth is None:
-                raise _no_label(batch)
-            expected = None if reference is None else _pair(reference(inputs), label, prepare)[0]
-            for part in parts:
-                _update(part, prediction, truth if _compares_label(part) else expected)
-    if is_empty:
-        message = (
-            f"The dataloader of type {type(dataloader).__name__} gave no batch: expected at least one. A generator can "
-            "be read only once; pass a DataLoader or a list."
-        )
-        raise ConfigError(message)
-    return single_number(metric.result(), type(metric).__name__)
-
-
-def single_number(value: object, owner: str) -> float:
-    """Return the result of a metric as a float.
-
-    Args:
-        value: A number, or a tensor or array with one element.
-        owner: The metric's name, for the message.
-
-    Raises:
-        ConfigTypeError: It is anything else.
-
-    Example:
-        >>> single_number(torch.tensor([0.5]), "topk")
-        0.5
-    """
-    if isinstance(value, torch.Tensor | np.ndarray) and math.prod(value.shape) == 1:
-        return float(value.item())
-    if isinstance(value, Real):
-        return float(value)
-    message = (
-        f"The metric {owner} has the result {described(value)}: expected a single number. Let its result() return one, "
-        "or give several metrics as a dict."
-    )
-    raise ConfigTypeError(message)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into evaluation mode, and every submodule back into the mode that it had.
-
-    Example:
-        >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-        >>> with evaluating(model):
-        ...     [module.training for module in model]
-        [False, False]
-        >>> [module.training for module in model]
-        [True, False]
-    """
-    modes = [(submodule, submodule.training) for submodule in model.modules()]
-    if not any(training for _, training in modes):
-        yield
-        return
-    is_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        if is_training:
-            model.train()  # for modules that do more there than to set a flag
-        for submodule, training in modes:
-            submodule.training = training
-
-
-def batch_size_of(dataloader: object) -> int | None:
-    """Return how many samples a batch has; None where the loader does not say, as a list or a generator.
-
-    It is ``batch_size``, else ``total_batch_size`` (accelerate), else ``batch_sampler.batch_size``.
-
-    Example:
-        >>> batch_size_of(torch.utils.data.DataLoader([1, 2, 3], batch_size=2))
-        2
-    """
-    sampler = getattr(dataloader, "batch_sampler", None)
-    named = (
-        getattr(dataloader, "batch_size", None),
-        getattr(dataloader, "total_batch_size", None),
-        getattr(sampler, "batch_size", None),
-    )
-    return next((size for size in named if isinstance(size, int) and size > 0), None)
 
 
 def count_samples(inputs: object) -> int:
@@ -472,17 +310,17 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-def _ready(value: Any, device: torch.device | None) -> Any:  # noqa: ANN401  any batch, kept in its form
+def on_device(value: Any, device: torch.device | None) -> Any:  # noqa: ANN401  any batch, kept in its form
     """Return ``value`` with tensors for arrays, all on ``device`` (None: anywhere); itself if nothing changes."""
     if isinstance(value, torch.Tensor):
         return value if device is None else value.to(device)
     if isinstance(value, np.ndarray | np.generic):
         return _as_tensor(value).to(device) if value.dtype.kind in _NUMERIC_KINDS else value
     if isinstance(value, Mapping):
-        entries = {name: _ready(item, device) for name, item in value.items()}
+        entries = {name: on_device(item, device) for name, item in value.items()}
         return entries if any(entries[name] is not item for name, item in value.items()) else value
     if isinstance(value, tuple | list):
-        items = [_ready(item, device) for item in value]
+        items = [on_device(item, device) for item in value]
         return _like(value, items) if any(new is not old for new, old in zip(items, value, strict=True)) else value
     return value
 
@@ -497,62 +335,3 @@ def _like(value: tuple[Any, ...] | list[Any], items: list[Any]) -> object:
     if isinstance(value, list):
         return items
     return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-
-
-def _prediction(output: object) -> object:
-    """What a metric is given of the output of a model."""
-    if isinstance(output, Mapping):
-        return output.get("logits", output)
-    if isinstance(output, tuple) and output:
-        starts_with_loss = isinstance(output[0], torch.Tensor) and output[0].dim() == 0 and len(output) > 1
-        return output[1] if starts_with_loss else output[0]
-    return getattr(output, "logits", output)
-
-
-def _pair(
-    output: object, label: object, prepare: Callable[[Any, Any], tuple[object, object]] | None
-) -> tuple[object, object]:
-    """Prediction and label for the metric, on the CPU."""
-    cpu = torch.device("cpu")
-    pair = _ready(_prediction(output), cpu), _ready(label, cpu)
-    return pair if prepare is None else prepare(*pair)
-
-
-def _compares_label(metric: Score) -> bool:
-    return bool(getattr(metric, "compare_label", True))
-
-
-def _refuse_without_reference(metrics: Sequence[Score]) -> None:
-    needing = next((metric for metric in metrics if not _compares_label(metric)), None)
-    if needing is not None:
-        message = (
-            f"The metric {needing!r} has compare_label=False, so it compares with the predictions of the "
-            "float model: expected a reference that gives them. Pass reference, or compare_label=True."
-        )
-        raise ConfigError(message)
-
-
-def _no_label(batch: object) -> ConfigError:
-    return ConfigError(
-        f"A batch of type {described(batch)} has no label: expected (input, label), or a mapping with 'labels' or "
-        "'label'. Let the loader give one, or pass an eval_func."
-    )
-
-
-def _update(metric: Score, prediction: object, label: object) -> None:
-    try:
-        metric.update(prediction, label)
-    except Exception as error:
-        given = f"predictions of type {described(prediction)} and labels of type {described(label)}"
-        error.add_note(f"While updating the metric {metric!r} with {given}.")
-        raise
-
-
-def shown(dataloader: Iterable[object], title: str) -> Iterable[object]:
-    """Iterate with a bar of progress where somebody looks at a terminal."""
-    if not sys.stderr.isatty():
-        return dataloader
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(dataloader, description=title, console=Console(stderr=True), transient=True)

@@ -7,13 +7,15 @@ Each error derives from `IncTorchError` and from the builtin that a caller would
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "ArtifactError",
     "CalibrationError",
     "ConfigError",
     "ConfigTypeError",
+    "GoalMissedError",
+    "GoalMissedWarning",
     "HookOrderError",
     "IncTorchError",
     "IncTorchWarning",
@@ -23,6 +25,7 @@ __all__ = [
     "ModelError",
     "StateError",
     "did_you_mean",
+    "listed",
 ]
 
 
@@ -90,6 +93,17 @@ class GoalMissedError(IncTorchError, RuntimeError):
 
 class GoalMissedWarning(InexactWarning):
     """A compressed model lost more accuracy than was allowed; it was returned all the same."""
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return names for a message, the first few of many.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        "'a', 'b' and 1 more"
+    """
+    shown = ", ".join(map(repr, names[:most]))
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

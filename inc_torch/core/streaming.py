@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from inc_torch.core.errors import ArtifactError, ModelError, did_you_mean
+from inc_torch.core.errors import ArtifactError, ModelError, did_you_mean, listed
 
 __all__ = ["StreamedWeights", "attach_weights", "attached_weights"]
 
@@ -83,11 +83,9 @@ class StreamedWeights:
         known = {id(parameters[name]): (name, load) for name, load in loaders.items()}
         missing = [name for name, entry in parameters.items() if entry.is_meta and id(entry) not in known]
         if missing:
-            shown = ", ".join(map(repr, missing[:_SHOWN_NAMES]))
-            more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
             message = (
-                f"{type(model).__name__} has {shown}{more} on the meta device, which holds no values, and there are no "
-                "weights to stream for them: expected a loader for each."
+                f"{type(model).__name__} has {listed(missing)} on the meta device, which holds no values, and there "
+                "are no weights to stream for them: expected a loader for each."
             )
             raise ModelError(message)
         by_id = {id(parameter): parameter for parameter in parameters.values() if parameter.is_meta}

@@ -13,8 +13,8 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from inc_torch.core.batches import evaluating
 from inc_torch.core.errors import ConfigTypeError, InexactWarning
+from inc_torch.core.modes import evaluating
 from inc_torch.core.user_warning import warn_user
 
 __all__ = ["Teacher"]

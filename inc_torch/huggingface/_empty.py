@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from inc_torch.core.errors import ArtifactError, ConfigError, InexactWarning, ModelError, did_you_mean
+from inc_torch.core.errors import ArtifactError, ConfigError, InexactWarning, ModelError, did_you_mean, listed
 from inc_torch.core.optional import require
 from inc_torch.core.streaming import StreamedWeights, attach_weights
 from inc_torch.core.user_warning import warn_user
@@ -31,7 +31,6 @@ _WAY_OUT = (
     "Write safetensors once, where the model fits into memory: "
     "AutoModelForCausalLM.from_pretrained(name).save_pretrained(directory)."
 )
-_SHOWN_NAMES = 5
 
 
 def load_empty_model(
@@ -197,10 +196,8 @@ def _check_stored(model: nn.Module, tensors: Mapping[str, StoredTensor]) -> None
 
 def _missing_message(model: nn.Module, missing: list[str], stored: Iterable[StoredTensor]) -> str:
     files = sorted({os.fspath(tensor.path) for tensor in stored})
-    shown = ", ".join(map(repr, missing[:_SHOWN_NAMES]))
-    more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
     return (
-        f"No tensor for {shown}{more} of {type(model).__name__} in {', '.join(map(repr, files)) or 'the files'}: "
+        f"No tensor for {listed(missing)} of {type(model).__name__} in {', '.join(map(repr, files)) or 'the files'}: "
         "expected a trained weight for each. Give the class that was saved as cls, or complete the model with "
         "from_pretrained, train it and save it."
     )

@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from inc_torch.core.batches import single_number
 from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
+from inc_torch.core.evaluation import single_number
 from inc_torch.metric._base import REGISTRY, check_methods
 
 __all__ = ["Measure", "Metric", "read_metric"]
@@ -69,7 +69,7 @@ class Measure:
 
     Attributes:
         names: Names of the metrics.
-        parts: The metrics, each to be updated with every batch, see `inc_torch.core.batches.evaluate`.
+        parts: The metrics, each to be updated with every batch, see `inc_torch.core.evaluation.evaluate`.
         weights: As given.
         directions: Whether higher is better, for each.
 

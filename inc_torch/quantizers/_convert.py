@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from inc_torch.core.errors import ArtifactError, CalibrationError, ModelError, did_you_mean
+from inc_torch.core.errors import ArtifactError, CalibrationError, ModelError, did_you_mean, listed
 from inc_torch.core.ranks import Ranks
 from inc_torch.core.sharding import gather_parameters_, release_shards_, require_unshardable, whole
 from inc_torch.quantizers._eligibility import close_fast_paths
@@ -23,7 +23,6 @@ from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, empty_buf
 
 __all__ = ["convert", "convert_calibrated", "describe_int8", "int8_kernels", "rebuild_int8"]
 
-SHOWN_NAMES: Final = 5
 REQUIRED_KEYS: Final = frozenset({"kind", "scheme", "shape", "bias"})
 DESCRIPTION_KEYS: Final = REQUIRED_KEYS | {"smoothed"}
 """Descriptions of version 0.1 know nothing of smoothing."""
@@ -89,10 +88,8 @@ def convert_calibrated(model: nn.Module) -> None:
 
 
 def _unseen_message(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:SHOWN_NAMES])
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     return (
-        f"Cannot convert to int8: no input of {shown}{more} was observed. Ranges are taken in training mode, between "
+        f"Cannot convert to int8: no input of {listed(names)} was observed. Ranges are taken in training mode, between "
         "on_train_begin and on_train_end: run batches through these modules there, or leave them in float by name."
     )
 

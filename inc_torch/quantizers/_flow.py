@@ -20,11 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from inc_torch.core.modes import evaluating
 from inc_torch.core.names import named_layers
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, input_channels
 from inc_torch.quantizers._producers import absorbing_axis, can_produce, own_tensors
 
-__all__ = ["Flow", "in_eval", "trace_flow"]
+__all__ = ["Flow", "trace_flow"]
 
 _aten = torch.ops.aten
 _LOOKED_THROUGH: Final = frozenset(
@@ -86,23 +87,11 @@ def trace_flow(model: nn.Module, run: Callable[[nn.Module], object]) -> Flow:
         {'0': ('1',), '1': ('3',)}
     """
     watcher = _Watcher(model)
-    with in_eval(model), watcher.hooked(model), torch.no_grad(), watcher:
+    with evaluating(model), watcher.hooked(model), torch.no_grad(), watcher:
         result = run(model)
         watcher.note_escapes()
     del result
     return watcher.flow(model)
-
-
-@contextmanager
-def in_eval(model: nn.Module) -> Iterator[None]:
-    """Put every module of ``model`` in eval mode, and back into its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @final

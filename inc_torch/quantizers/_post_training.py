@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import nn
 
-from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning
+from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning, listed
 from inc_torch.core.user_warning import warn_user
 from inc_torch.quantizers._calibration import Calibration, InputRecord
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
@@ -21,7 +21,6 @@ from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec
 
 __all__ = ["PostTrainingSpec", "realise"]
 
-SHOWN_NAMES = 5
 _NOT_CORRECTED = "bias not corrected: which inputs a weight of a transposed convolution meets is not counted"
 
 
@@ -135,9 +134,7 @@ def _treat_unseen(
             decided[name] = Prepared(None, "no calibration data reached it", FloatType.FLOAT32)
             in_float.append(name)
     if in_float:
-        shown = ", ".join(map(repr, in_float[:SHOWN_NAMES]))
-        more = f" and {len(in_float) - SHOWN_NAMES} more" if len(in_float) > SHOWN_NAMES else ""
-        message = f"No calibration data reached {shown}{more}: left in float, as no range of its inputs is known."
+        message = f"No calibration data reached {listed(in_float)}: left in float, as no range of its inputs is known."
         warn_user(message, InexactWarning)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, StateError, did_you_mean
+from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, StateError, did_you_mean, listed
 from inc_torch.core.names import named_layers
 from inc_torch.core.ranks import Ranks
 from inc_torch.core.sharding import plain_class
@@ -164,13 +164,11 @@ def _refuse_unmatched(rule: QuantRule, types: Mapping[str, str], decided: Collec
     if rule.subject == "type" and any(rule.catches("", known) for known in _known_types()):
         return
     present = sorted({types[name] for name in decided}) if rule.subject == "type" else [*decided]
-    nearest = did_you_mean(rule.pattern, present) or f" There are {', '.join(map(repr, present[:SHOWN_NAMES]))}"
-    if len(present) > SHOWN_NAMES and not nearest.endswith("?"):
-        nearest += f" and {len(present) - SHOWN_NAMES} more"
+    nearest = did_you_mean(rule.pattern, present) or f" There are {listed(present)}."
     whole = "class name" if rule.subject == "type" else "module name"
     message = (
         f"The quantization rule {rule.pattern!r} of op_{rule.subject}_dict matches no module: a pattern must match the "
-        f"whole {whole}.{nearest if nearest.endswith('?') else nearest + '.'}"
+        f"whole {whole}.{nearest}"
     )
     raise ConfigError(message)
 
@@ -209,15 +207,14 @@ _TYPES_OF_INC = (
     "LinearReLU",
 )
 """Operation types that INC knows besides the modules of torch.nn, and the linear layer of GPT-2 in transformers."""
-SHOWN_NAMES = 5
 
 
 def reasons_of(decisions: Mapping[str, Prepared]) -> str:
     """Why modules stay in float, as a part of a sentence."""
     shown = [f"{name or '(root)'}: {decision.reason}" for name, decision in list(decisions.items())[:5]]
     more = len(decisions) - len(shown)
-    listed = "; ".join(shown) or "it has no module with a matrix weight"
-    return f"{listed}; and {more} more" if more else listed
+    told = "; ".join(shown) or "it has no module with a matrix weight"
+    return f"{told}; and {more} more" if more else told
 
 
 def fake_quant_modules(model: nn.Module) -> Iterator[tuple[str, FakeQuantModule]]:

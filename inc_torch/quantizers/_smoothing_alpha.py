@@ -22,9 +22,10 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from inc_torch.core.errors import CalibrationError, ModelError
+from inc_torch.core.modes import evaluating
 from inc_torch.core.names import named_layers
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
-from inc_torch.quantizers._flow import Flow, in_eval
+from inc_torch.quantizers._flow import Flow
 from inc_torch.quantizers._prepare import fake_quant_modules
 from inc_torch.quantizers._smoothing import (
     SeenInput,
@@ -100,7 +101,7 @@ def layer_losses(
     """
     layers = dict(fake_quant_modules(model))
     losses: Losses = {}
-    with in_eval(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for group in groups:
             scales = {alpha: _scale(group, layers, inputs, alpha) for alpha in alpha_candidates(spec)}
             for name in group.layers:
@@ -136,7 +137,7 @@ def block_losses(
         ModelError: There is no list of blocks.
     """
     layers, losses = dict(fake_quant_modules(model)), Losses()
-    with in_eval(model), torch.no_grad(), ExitStack() as hooks:
+    with evaluating(model), torch.no_grad(), ExitStack() as hooks:
         for prefix, block in _blocks(model):
             inside = [(group, name) for group in groups for name in group.layers if _is_inside(name, prefix)]
             shared = dict.fromkeys(alpha_candidates(spec), 0.0)

@@ -385,7 +385,8 @@ def test_an_option_that_can_have_no_effect_is_warned_about_once(options, message
     ids=str,
 )
 def test_options_that_have_their_effect_are_not(options):
-    managed(**options)
+    assert QuantizationAwareTrainingConfig(**options).options_without_effect({"cpu"}) == {}
+    managed(**options)  # a warning would be an error
 
 
 def test_options_reach_the_modules():

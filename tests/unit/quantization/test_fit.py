@@ -173,6 +173,10 @@ class TestRecipes:
         assert means[False] > 0.01
         assert means[True] < 0.1 * means[False]
 
+    def test_weights_near_zero_are_always_clipped(self) -> None:
+        with pytest.raises(ConfigError, match="Weights below 1e-5 count as 1e-5"):
+            PostTrainingQuantConfig(recipes={"smooth_quant_args": {"weight_clip": False}})
+
     def test_a_recipe_of_other_frameworks_is_named(self) -> None:
         with pytest.warns(InexactWarning, match=r"recipes\['gemm_to_matmul'\] has no effect: it speaks of ONNX graphs"):
             quantization.fit(

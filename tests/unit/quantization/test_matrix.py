@@ -132,6 +132,7 @@ def simulation(model: nn.Module, config: PostTrainingQuantConfig, data: Data) ->
     return model
 
 
+@pytest.mark.filterwarnings("ignore:Of the alphas")
 @pytest.mark.parametrize(("name", "smoothing", "folding", "corrections"), combinations())
 def test_a_recipe_computes_what_its_simulation_does_and_stays_near_float(
     name: str, smoothing: str, folding: bool, corrections: str

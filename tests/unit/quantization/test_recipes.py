@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from inc_torch import AccuracyCriterion, PostTrainingQuantConfig, quantization
-from inc_torch.core.errors import GoalMissedWarning
+from inc_torch.core.errors import GoalMissedWarning, InexactWarning
 from inc_torch.quantizers import OBSERVERS, Levels, QuantSpec, calibrate, fit_grid, prepare_fake_quant
 from inc_torch.quantizers._statistics import TensorStatistics
 
@@ -287,5 +287,8 @@ class TestSeveralAlphas:
         assert not torch.allclose(outputs[1], outputs[2], rtol=1e-5, atol=1e-5)
 
     def test_without_an_evaluation_the_first(self) -> None:
-        quantized = quantization.fit(self.model, PostTrainingQuantConfig(recipes=several(0.3, 0.6)), skewed(2, 6, 8))
+        with pytest.warns(InexactWarning, match="only 0.3 is used"):
+            quantized = quantization.fit(
+                self.model, PostTrainingQuantConfig(recipes=several(0.3, 0.6)), skewed(2, 6, 8)
+            )
         assert alphas_in(quantized) == {"smoothed, alpha 0.3"}
