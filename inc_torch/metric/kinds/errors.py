@@ -19,7 +19,7 @@ class _MeanDifference(BaseMetric):
 
     Args:
         compare_label: False compares with the predictions of the float model instead of the labels; who evaluates gives
-            them to `update` as ``labels`` (``reference`` of `inc_torch.core.batches.evaluate`). The float model
+            them to `update` as ``labels`` (``reference`` of `inc_torch.core.evaluation.evaluate`). The float model
             itself then has the error 0, so a goal has to be absolute.
 
     Raises:
@@ -61,7 +61,7 @@ class MSE(_MeanDifference):
 
     Args:
         compare_label: False compares with the float model's predictions instead of labels, see ``reference`` of
-            `inc_torch.core.batches.evaluate`.
+            `inc_torch.core.evaluation.evaluate`.
 
     Raises:
         ConfigError: ``compare_label`` is no bool; or, by `result`, nothing was counted.
