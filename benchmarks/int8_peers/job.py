@@ -1,0 +1,67 @@
+"""What a candidate is given: a model with its weights and data, and the number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.int8_peers.models import MODELS, Model
+
+Inputs = tuple[Tensor, ...]
+# Takes the tensors of `Job.example`, returns a tensor or, of a decoder, three.
+Runner = Callable[..., Any]
+
+
+class NotRunError(Exception):
+    """The candidate has no way to run the model; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One model at one batch size and number of threads, for one candidate.
+
+    Attributes:
+        model: What is measured.
+        core: Its module with the weights, in float32.
+        data: What `material` made.
+        threads: How many threads the candidate may use.
+        scratch: A folder for files that other jobs of the same candidate, model and batch size may read again.
+    """
+
+    model: Model
+    core: nn.Module
+    data: dict[str, Any]
+    threads: int
+    scratch: Path
+
+    @classmethod
+    def load(cls, material: Path, name: str, batch: int, threads: int, scratch: Path) -> Job:
+        model = MODELS[name]
+        core = model.build()
+        core.load_state_dict(torch.load(material / f"{name}.weights.pt", weights_only=True, mmap=True))
+        data = torch.load(material / f"{name}-{batch}.data.pt", weights_only=True)
+        return cls(model, core.eval(), data, threads, scratch)
+
+    @property
+    def served(self) -> nn.Module:
+        """The module that takes tensors by position."""
+        return self.model.served(self.core)
+
+    @property
+    def example(self) -> Inputs:
+        return tuple(self.data["example"])
+
+    @property
+    def calibration(self) -> list[Inputs]:
+        return [tuple(inputs) for inputs in self.data["calibration"]]
+
+
+def in_channels_last(job: Job) -> nn.Module:
+    """The served module, with the weights of convolutions in the memory format that PyTorch advises for CPUs."""
+    module = job.served
+    return module.to(memory_format=torch.channels_last) if job.model.kind == "vision" else module

@@ -1,0 +1,141 @@
+"""One candidate on one workload, in a process of its own: ``python -m benchmarks.int8_peers.worker ...``.
+
+Prepares the model, says so on standard output by one line of JSON, and then answers each line ``{"repeats": k}`` by
+the seconds of one run. Nothing else is ever written to standard output: what libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from torch import Tensor
+
+from benchmarks.int8_peers.candidates import CANDIDATES
+from benchmarks.int8_peers.job import Job, NotRunError, Runner
+from benchmarks.int8_peers.models import PROMPT
+
+WARM_UP = 3
+
+
+def private_output() -> TextIO:
+    """Return what was standard output, and let everything else that is printed go to standard error."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return channel
+
+
+def workload(job: Job, runner: Runner) -> tuple[Callable[[], Tensor], int]:
+    """Return what is timed, with its answer in float32, and the number of results in one call of it."""
+    if job.model.kind != "decoder":
+        example = job.example
+        return lambda: runner(*example), 1
+    keys, values, tokens = job.data["keys"].clone(), job.data["values"].clone(), job.data["tokens"]
+
+    def decode() -> Tensor:
+        logits = []
+        for number in range(tokens.shape[1]):
+            slot = slice(PROMPT + number, PROMPT + number + 1)
+            out = runner(tokens[:, number : number + 1], torch.tensor([[PROMPT + number]]), keys, values)
+            logits.append(torch.as_tensor(out[0]))
+            keys[:, :, :, slot], values[:, :, :, slot] = torch.as_tensor(out[1]), torch.as_tensor(out[2])
+        return torch.cat(logits)
+
+    return decode, tokens.shape[1]
+
+
+def distance(got: Any, expected: Tensor) -> dict[str, float]:
+    """Cosine and relative error of an answer against that of float32."""
+    got, expected = torch.as_tensor(got).double().flatten(), expected.double().flatten()
+    cosine = torch.nn.functional.cosine_similarity(got, expected, dim=0)
+    return {"cosine": float(cosine), "error": float((got - expected).norm() / expected.norm())}
+
+
+def timed(run: Callable[[], Tensor], repeats: int, results: int) -> dict[str, float]:
+    """Seconds for one result: of the process and by the clock."""
+    clock, process = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        run()
+    count = repeats * results
+    return {"cpu": (time.process_time() - process) / count, "wall": (time.perf_counter() - clock) / count}
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[Callable[[], Tensor], int, dict[str, Any]]:
+    candidate = CANDIDATES[arguments.candidate]
+    build = getattr(importlib.import_module(f"benchmarks.int8_peers.candidates.{candidate.module}"), candidate.function)
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    job = Job.load(arguments.material, arguments.model, arguments.batch, arguments.threads, arguments.scratch)
+    expected = job.data["expected"]
+    start = time.perf_counter()
+    with torch.no_grad():
+        runner = build(job)
+        run, results = workload(job, runner)
+        far = distance(run(), expected)
+        built = time.perf_counter() - start
+        for _ in range(WARM_UP - 1):
+            run()
+        # A graph that writes into its input gives another answer the second time.
+        again = distance(run(), expected)
+    if again["error"] > 2 * far["error"] + 1e-6:
+        message = f"its answer drifts from call to call: relative error {far['error']:.3g}, later {again['error']:.3g}"
+        raise RuntimeError(message)
+    gc.collect()
+    once = timed(run, 1, results)
+    facts = {
+        "build": built,
+        "memory": resident_bytes(),
+        "versions": candidate.versions(),
+        "once": once["wall"] * results,
+    }
+    return run, results, far | facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("candidate", "model"):
+        parser.add_argument(name)
+    for name in ("batch", "threads"):
+        parser.add_argument(name, type=int)
+    for name in ("material", "scratch"):
+        parser.add_argument(name, type=Path)
+    arguments = parser.parse_args()
+    channel = private_output()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(arguments.threads)
+    try:
+        run, results, facts = prepare(arguments)
+    except NotRunError as reason:
+        print(json.dumps({"not_run": str(reason)}), file=channel)
+        return
+    except Exception as error:  # noqa: BLE001  a peer may raise anything; the table shows it
+        traceback.print_exc()
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+        print(json.dumps({"fails": f"{type(error).__name__}: {lines[0]}"}), file=channel)
+        return
+    print(json.dumps(facts), file=channel)
+    with torch.no_grad():
+        for line in sys.stdin:
+            print(json.dumps(timed(run, json.loads(line)["repeats"], results)), file=channel)
+
+
+if __name__ == "__main__":
+    main()
