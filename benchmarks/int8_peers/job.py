@@ -41,6 +41,7 @@ class Job:
 
     @classmethod
     def load(cls, material: Path, name: str, batch: int, threads: int, scratch: Path) -> Job:
+        """Read a job from the folder of material."""
         model = MODELS[name]
         core = model.build()
         core.load_state_dict(torch.load(material / f"{name}.weights.pt", weights_only=True, mmap=True))
@@ -54,10 +55,12 @@ class Job:
 
     @property
     def example(self) -> Inputs:
+        """The inputs that are timed; of a decoder, those of one step."""
         return tuple(self.data["example"])
 
     @property
     def calibration(self) -> list[Inputs]:
+        """Other inputs, to observe ranges on."""
         return [tuple(inputs) for inputs in self.data["calibration"]]
 
 

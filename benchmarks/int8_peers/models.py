@@ -42,6 +42,7 @@ class Encoder(nn.Module):
         self.core = core
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Encode."""
         return self.core(input_ids=ids, attention_mask=mask)[0]
 
 
@@ -58,7 +59,8 @@ class DecodingStep(nn.Module):
         self.core = core
 
     def forward(self, token: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        from transformers import DynamicCache  # noqa: PLC0415  not needed by the vision models
+        """Compute the logits after one token."""
+        from transformers import DynamicCache
 
         cache = DynamicCache()
         for layer in range(keys.shape[0]):
@@ -84,13 +86,13 @@ def cached(cache: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def bert_base() -> nn.Module:
-    from transformers import BertConfig, BertModel  # noqa: PLC0415
+    from transformers import BertConfig, BertModel
 
     return BertModel(BertConfig(), add_pooling_layer=False)
 
 
 def minilm() -> nn.Module:
-    from transformers import BertConfig, BertModel  # noqa: PLC0415
+    from transformers import BertConfig, BertModel
 
     return BertModel(BertConfig(**MINILM), add_pooling_layer=False)
 
@@ -100,13 +102,13 @@ def resnet50() -> nn.Module:
 
 
 def efficientnet_lite0() -> nn.Module:
-    from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
+    from efficientnet_lite_pytorch import EfficientNet
 
     return EfficientNet.from_name("efficientnet-lite0")
 
 
 def smollm2() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(**SMOLLM2))
 

@@ -75,13 +75,16 @@ def heading(row: dict[str, Any]) -> str:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Print one workload's table."""
+    """Print one workload's table, and below it what was not measured, and why."""
     table = Table(title=heading(rows[0]), title_justify="left")
     table.add_column("")
     for column in COLUMNS:
         table.add_column(column, justify="right")
+    console = Console(soft_wrap=True)
     for row in rows:
-        problem = failure(row)
-        title = CANDIDATES[row["candidate"]].title
-        table.add_row(title, *([problem] if problem else cells(row)))
-    Console(width=max(Console().width, 120)).print(table)
+        if failure(row) is None:
+            table.add_row(CANDIDATES[row["candidate"]].title, *cells(row))
+    console.print(table)
+    for row in rows:
+        if failure(row) is not None:
+            console.print(f"{CANDIDATES[row['candidate']].title} {failure(row)}", markup=False)

@@ -14,7 +14,6 @@ Run it with the interpreter of the peers' environment, or name that by ``--peers
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import subprocess
 import sys
@@ -23,18 +22,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from benchmarks.int8_peers.candidates import BASE, CANDIDATES
-from benchmarks.int8_peers.measure import ROOT, Place, Workload, measure
-from benchmarks.int8_peers.models import MODELS
-from benchmarks.int8_peers.report import result, show
-
-
-def state_of_the_code() -> str:
-    """Name the state of all that makes material and scratch files."""
-    digest = hashlib.sha256()
-    for path in (HERE / "models.py", HERE / "material.py", *sorted((HERE / "candidates").glob("*.py"))):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+from benchmarks.int8_peers.candidates import BASE, CANDIDATES  # noqa: E402
+from benchmarks.int8_peers.measure import ROOT, Place, Workload, measure  # noqa: E402
+from benchmarks.int8_peers.models import MODELS  # noqa: E402
+from benchmarks.int8_peers.report import result, show  # noqa: E402
 
 
 def make_material(place: Place, loads: list[Workload]) -> None:
@@ -76,7 +67,7 @@ def arguments_of() -> argparse.Namespace:
 def main() -> None:
     arguments = arguments_of()
     pythons = {"peers": arguments.peers} | ({"ipex": arguments.ipex} if arguments.ipex else {})
-    place = Place(pythons, arguments.output.resolve(), state_of_the_code(), arguments.core)
+    place = Place(pythons, arguments.output.resolve(), arguments.core)
     loads = [
         Workload(name, batch, threads)
         for threads in arguments.threads

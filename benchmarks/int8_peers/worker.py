@@ -106,7 +106,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Callable[[], Tensor], int, d
         "versions": candidate.versions(),
         "once": once["wall"] * results,
     }
-    return run, results, far | facts
+    return run, results, far | facts | {"once": once["wall"] * results}
 
 
 def main() -> None:

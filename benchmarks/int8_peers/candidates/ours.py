@@ -14,14 +14,14 @@ def converted(job: Job) -> Runner:
 
 
 def optimized(job: Job) -> Runner:
-    from inc_torch import optimize_for_inference  # noqa: PLC0415
+    from inc_torch import optimize_for_inference
 
     return job.model.served(optimize_for_inference(_quantized(job), example_inputs=_batch(job, job.example)))
 
 
 def _quantized(job: Job) -> nn.Module:
     """Static ranges, except that decoders get dynamic ones: their inputs have outliers that differ by token."""
-    from inc_torch import PostTrainingQuantConfig, quantization  # noqa: PLC0415
+    from inc_torch import PostTrainingQuantConfig, quantization
 
     if job.model.kind == "decoder":
         return _present(quantization.fit(job.core, PostTrainingQuantConfig(approach="dynamic")))

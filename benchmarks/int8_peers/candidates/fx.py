@@ -1,0 +1,44 @@
+"""torch.ao's graph mode, static int8 with the engine onednn and its default configuration.
+
+Encoders are written in plain PyTorch for it, with the same weights; embeddings stay in float.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+from benchmarks.int8_peers.job import Inputs, Job, NotRunError, Runner
+from benchmarks.int8_peers.plain_bert import PlainBert
+
+
+def static(job: Job) -> Runner:
+    torch.backends.quantized.engine = "onednn"
+    if job.model.kind == "decoder":
+        message = "torch.fx does not trace transformers' decoders"
+        raise NotRunError(message)
+    if job.model.kind == "vision":
+        return _quantized(job.served, job.calibration)
+    return _encoder(PlainBert(job.core), job.calibration)
+
+
+def _encoder(bert: PlainBert, calibration: list[Inputs]) -> Runner:
+    class Layers(nn.Sequential):
+        """The part that is traced: hidden state to hidden state."""
+
+    layers = Layers(*bert.encoder["layer"])
+    quantized = _quantized(layers, [(bert.embedded(inputs[0]),) for inputs in calibration])
+
+    def call(ids: Tensor, _: Tensor) -> Tensor:
+        return quantized(bert.embedded(ids))
+
+    return call
+
+
+def _quantized(module: nn.Module, calibration: list[Inputs]) -> nn.Module:
+    prepared = prepare_fx(module.eval(), get_default_qconfig_mapping("onednn"), calibration[0])
+    for inputs in calibration:
+        prepared(*inputs)
+    return convert_fx(prepared)
