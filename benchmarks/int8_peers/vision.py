@@ -1,4 +1,4 @@
-"""Import torchvision beside a torch without CUDA.
+"""Import torchvision, and transformers, which imports it, beside a torch without CUDA.
 
 torchvision's wheel is built for CUDA, so its operators do not load beside a CPU build of torch, and importing it fails
 because it then describes operators that were never defined. Defining the two by name is enough for its models: none
@@ -34,3 +34,9 @@ def torchvision_models() -> ModuleType:
         library.define(schema)
     _alive.append(library)  # definitions end with their Library
     return importlib.import_module("torchvision.models")
+
+
+def transformers() -> ModuleType:
+    """Return ``transformers``, whose models import torchvision where it is installed."""
+    torchvision_models()
+    return importlib.import_module("transformers")

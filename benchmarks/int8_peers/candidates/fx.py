@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import get_default_qconfig_mapping
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torch.ao.quantization import get_default_qconfig_mapping  # noqa: TID251  what is compared
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx  # noqa: TID251
 
 from benchmarks.int8_peers.job import Inputs, Job, NotRunError, Runner
 from benchmarks.int8_peers.plain_bert import PlainBert
