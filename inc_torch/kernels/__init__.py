@@ -1,0 +1,55 @@
+"""Compiled kernels for int8 inference on x86-64 CPUs with AVX512-VNNI.
+
+They are plain C++ with a C interface, compiled at first use by the machine's compiler, and know nothing of torch. A
+*step* is one kernel with its operands; a `Program` runs many steps by one call. Codes are uint8 with the meaning of a
+`Grid`, weights are int8 with one scale for each output channel, images are in channels-last memory.
+
+Where they cannot be used, `available` is False and `reason` says why; ``INC_TORCH_KERNELS=0`` switches them off.
+"""
+
+from __future__ import annotations
+
+from inc_torch.kernels._attention import attention
+from inc_torch.kernels._build import KernelsUnavailableError
+from inc_torch.kernels._checks import OperandError
+from inc_torch.kernels._conv import conv2d
+from inc_torch.kernels._elementwise import activation, add, affine, gated, requantize
+from inc_torch.kernels._library import available, reason, require
+from inc_torch.kernels._linear import linear
+from inc_torch.kernels._normalization import layer_norm
+from inc_torch.kernels._packing import PackedWeight, pack_conv, pack_linear
+from inc_torch.kernels._pooling import avg_pool2d, global_avg_pool, max_pool2d
+from inc_torch.kernels._program import Program, Step
+from inc_torch.kernels._rounding import dequantize, dynamic_range, quantize
+from inc_torch.kernels._types import Activation, Clamp, Grid
+
+__all__ = [
+    "Activation",
+    "Clamp",
+    "Grid",
+    "KernelsUnavailableError",
+    "OperandError",
+    "PackedWeight",
+    "Program",
+    "Step",
+    "activation",
+    "add",
+    "affine",
+    "attention",
+    "available",
+    "avg_pool2d",
+    "conv2d",
+    "dequantize",
+    "dynamic_range",
+    "gated",
+    "global_avg_pool",
+    "layer_norm",
+    "linear",
+    "max_pool2d",
+    "pack_conv",
+    "pack_linear",
+    "quantize",
+    "reason",
+    "requantize",
+    "require",
+]

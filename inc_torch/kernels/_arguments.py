@@ -1,0 +1,183 @@
+"""The arguments of the steps, field by field as in ``source/arguments.h``."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import ClassVar
+
+__all__ = [
+    "STRUCTURES",
+    "AttentionArguments",
+    "DynamicRangeArguments",
+    "ElementwiseArguments",
+    "EpilogueArguments",
+    "LayerNormArguments",
+    "MatrixArguments",
+    "Operation",
+    "PoolArguments",
+    "QuantizeArguments",
+]
+
+_Field = tuple[str, type]
+
+
+class Operation(IntEnum):
+    """Which kernel a step runs."""
+
+    MATRIX = 0
+    DEPTHWISE = 1
+    QUANTIZE = 2
+    DYNAMIC_RANGE = 3
+    LAYER_NORM = 4
+    ATTENTION = 5
+    ADD = 6
+    REQUANTIZE = 7
+    GATED = 8
+    ACTIVATE = 9
+    AFFINE = 10
+    MAX_POOL = 11
+    AVERAGE_POOL = 12
+    GLOBAL_AVERAGE_POOL = 13
+
+
+def _pointers(names: str) -> list[_Field]:
+    return [(name, ctypes.c_void_p) for name in names.split()]
+
+
+def _integers(names: str) -> list[_Field]:
+    return [(name, ctypes.c_int64) for name in names.split()]
+
+
+def _floats(names: str) -> list[_Field]:
+    return [(name, ctypes.c_float) for name in names.split()]
+
+
+def _short(names: str) -> list[_Field]:
+    return [(name, ctypes.c_int32) for name in names.split()]
+
+
+def _arrays(names: str, length: int) -> list[_Field]:
+    return [(name, ctypes.c_int64 * length) for name in names.split()]
+
+
+_OPERATION: list[_Field] = [("operation", ctypes.c_int64)]
+_WINDOW = _integers(
+    "kernel_height kernel_width stride_height stride_width padding_height padding_width dilation_height dilation_width"
+)
+
+
+class EpilogueArguments(ctypes.Structure):
+    """What happens to sums before they are written."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_pointers("residual output scale bias offset"),
+        *_integers("residual_stride output_stride"),
+        *_floats("residual_scale residual_zero inverse shift code_low code_high low high"),
+        *_short("output_type residual_type activation activate_last"),
+    )
+
+
+class MatrixArguments(ctypes.Structure):
+    """Linear layers and convolutions."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("input weight dynamic weight_scale column_sums dynamic_scale dynamic_offset padding scratch"),
+        *_integers("rows columns padded_columns groups taps depth pixel_stride line_stride image_stride"),
+        *_integers("height width channels output_height output_width"),
+        *_WINDOW,
+        *_integers("spatial zero_point"),
+        ("epilogue", EpilogueArguments),
+    )
+
+
+class QuantizeArguments(ctypes.Structure):
+    """Floats to codes, and back."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("input output dynamic"),
+        *_arrays("sizes input_strides output_strides", 4),
+        *_floats("scale zero"),
+        *_short("input_type output_type"),
+    )
+
+
+class DynamicRangeArguments(ctypes.Structure):
+    """The grid of a whole tensor."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("input result"),
+        *_integers("rows columns stride symmetric"),
+    )
+
+
+class LayerNormArguments(ctypes.Structure):
+    """Layer norm and root mean square norm."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("input residual weight bias output codes"),
+        *_integers("rows columns input_stride residual_stride output_stride codes_stride"),
+        *_floats("epsilon inverse shift"),
+        *_short("root_mean_square"),
+    )
+
+
+class AttentionArguments(ctypes.Structure):
+    """Scaled dot product attention."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("query key value output mask"),
+        *_integers("batch heads key_heads queries keys size value_size"),
+        *_arrays("query_strides key_strides value_strides output_strides", 3),
+        *_arrays("mask_strides", 4),
+        *_floats("scale inverse shift"),
+        *_short("query_type key_type value_type output_type mask_type causal"),
+    )
+
+
+class ElementwiseArguments(ctypes.Structure):
+    """One or two operands of one shape."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("first second output channel_scale channel_shift"),
+        *_integers("rows columns first_stride second_stride output_stride"),
+        *_floats("first_scale first_zero second_scale second_zero inverse shift low high"),
+        *_short("first_type second_type output_type activation"),
+    )
+
+
+class PoolArguments(ctypes.Structure):
+    """Pooling of channels-last codes."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("input output"),
+        *_integers("batch channels height width output_height output_width"),
+        *_integers("pixel_stride line_stride image_stride output_stride"),
+        *_WINDOW,
+        *_integers("count_padding"),
+        *_floats("scale zero inverse shift"),
+        *_short("output_type padding"),
+    )
+
+
+_ELEMENTWISE = (Operation.ADD, Operation.REQUANTIZE, Operation.GATED, Operation.ACTIVATE, Operation.AFFINE)
+_POOLS = (Operation.MAX_POOL, Operation.AVERAGE_POOL, Operation.GLOBAL_AVERAGE_POOL)
+STRUCTURES: dict[Operation, type[ctypes.Structure]] = {
+    Operation.MATRIX: MatrixArguments,
+    Operation.DEPTHWISE: MatrixArguments,
+    Operation.QUANTIZE: QuantizeArguments,
+    Operation.DYNAMIC_RANGE: DynamicRangeArguments,
+    Operation.LAYER_NORM: LayerNormArguments,
+    Operation.ATTENTION: AttentionArguments,
+    **dict.fromkeys(_ELEMENTWISE, ElementwiseArguments),
+    **dict.fromkeys(_POOLS, PoolArguments),
+}
+"""The structure of every operation's arguments."""

@@ -1,0 +1,114 @@
+"""Steps, and running many of them by one call."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from inc_torch.core.errors import did_you_mean
+from inc_torch.kernels._checks import OperandError
+from inc_torch.kernels._library import library
+
+__all__ = ["Program", "Step"]
+
+MANTISSA = 2.0**23
+"""What the kernels add to a number to round it: `inc_torch.quantizers._codes`."""
+
+
+class Step:
+    """One kernel with its operands, ready to run.
+
+    A step keeps its operands alive. It reads and writes their memory as it is when it runs, so values may change
+    between runs; shapes and strides are those at the time when it was built.
+
+    Attributes:
+        arguments: What the compiled code reads.
+    """
+
+    __slots__ = ("_places", "_tensors", "arguments", "kind")
+
+    def __init__(
+        self,
+        kind: str,
+        arguments: ctypes.Structure,
+        roles: Mapping[str, torch.Tensor | None],
+        constants: Sequence[torch.Tensor | None] = (),
+        places: Mapping[str, tuple[ctypes.Structure, str]] | None = None,
+    ) -> None:
+        """Bind operands.
+
+        Args:
+            kind: Name of the function that builds such steps.
+            arguments: Everything but the addresses of operands.
+            roles: Operands by role; None for those that are not there.
+            constants: Other tensors to keep alive.
+            places: The structure and field of a role, if it is not the field of ``arguments`` with its name.
+        """
+        self.kind = kind
+        self.arguments = arguments
+        named = {name: (arguments, name) for name in roles} | dict(places or {})
+        self._places = {name: named[name] for name, tensor in roles.items() if tensor is not None}
+        self._tensors = (tuple(roles.values()), tuple(constants))
+        for name, tensor in roles.items():
+            if tensor is not None:
+                self.rebind(name, tensor.data_ptr())
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Names of the operands that can be bound to other memory."""
+        return tuple(self._places)
+
+    def rebind(self, role: str, address: int) -> None:
+        """Let an operand be other memory of the same dtype, shape and strides, which the caller keeps alive.
+
+        Args:
+            role: One of `roles`.
+            address: ``tensor.data_ptr()``.
+
+        Raises:
+            OperandError: The step has no such operand.
+        """
+        try:
+            structure, field = self._places[role]
+        except KeyError:
+            known = ", ".join(self._places)
+            message = (
+                f"inc_torch.kernels.{self.kind}: this step has no operand {role!r}, expected one of {known}."
+                f"{did_you_mean(role, self._places)}"
+            )
+            raise OperandError(message) from None
+        setattr(structure, field, address)
+
+    def __repr__(self) -> str:
+        return f"Step({self.kind}: {', '.join(self._places)})"
+
+
+class Program:
+    """Steps that run in order by one call into compiled code, which releases Python's global lock.
+
+    Args:
+        steps: In the order in which they run.
+
+    Example:
+        >>> import torch
+        >>> from inc_torch import kernels
+        >>> values, codes = torch.tensor([[0.0, 1.0]]), torch.empty(1, 2, dtype=torch.uint8)
+        >>> program = kernels.Program([kernels.quantize(values, codes, kernels.Grid(0.5, 10))])
+        >>> program.run()
+        >>> codes
+        tensor([[10, 12]], dtype=torch.uint8)
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = tuple(steps)
+        self._addresses = (ctypes.c_void_p * len(self.steps))(
+            *(ctypes.addressof(step.arguments) for step in self.steps)
+        )
+        self._arguments = (ctypes.addressof(self._addresses), len(self.steps))
+        self._call = library().inc_run
+
+    def run(self) -> None:
+        """Run all steps."""
+        self._call(*self._arguments)

@@ -1,0 +1,71 @@
+"""Kernels that slide over images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from inc_torch.kernels._arguments import MatrixArguments, PoolArguments
+from inc_torch.kernels._checks import check, pixels
+
+__all__ = ["Pair", "Window", "fill_image"]
+
+Pair = int | tuple[int, int]
+
+
+def _pair(value: Pair, least: int, step: str, name: str) -> tuple[int, int]:
+    both = (value, value) if isinstance(value, int) else (*value,)
+    check(min(both) >= least, step, name, repr(value), f"one integer of at least {least}, or two")
+    return both
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Height and width of a kernel, of its steps, of the border and between its taps."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @classmethod
+    def of(cls, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, step: str) -> Window:
+        """Check what the user gave."""
+        return cls(
+            _pair(kernel, 1, step, "kernel"),
+            _pair(stride, 1, step, "stride"),
+            _pair(padding, 0, step, "padding"),
+            _pair(dilation, 1, step, "dilation"),
+        )
+
+    @property
+    def is_point(self) -> bool:
+        """Whether each output pixel is made of one input pixel, in order."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+
+    def positions(self, axis: int, size: int) -> int:
+        """Return how many places the kernel has along an axis of ``size``; none or fewer if it does not fit."""
+        reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+        return (size + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
+
+
+def fill_image(
+    arguments: MatrixArguments | PoolArguments, input: torch.Tensor, window: Window, step: str
+) -> tuple[int, int, int, int]:
+    """Write sizes and distances; return the shape of the output, with the channels of the input."""
+    images, channels, height, width = input.shape
+    arguments.pixel_stride, arguments.line_stride, arguments.image_stride = pixels(input, step, "input")
+    arguments.height, arguments.width, arguments.channels = height, width, channels
+    arguments.output_height, arguments.output_width = window.positions(0, height), window.positions(1, width)
+    fits = arguments.output_height > 0 and arguments.output_width > 0
+    check(fits, step, "input", f"of shape {tuple(input.shape)}", f"an image that the kernel {window.kernel} fits into")
+    for name, pair in (
+        ("kernel", window.kernel),
+        ("stride", window.stride),
+        ("padding", window.padding),
+        ("dilation", window.dilation),
+    ):
+        setattr(arguments, f"{name}_height", pair[0])
+        setattr(arguments, f"{name}_width", pair[1])
+    return images, channels, arguments.output_height, arguments.output_width

@@ -1,0 +1,122 @@
+// The arguments of each step. Mirrored field by field in _arguments.py, which compares the sizes when it loads.
+#pragma once
+
+#include <cstdint>
+
+namespace inc {
+
+// What happens to a sum of products before it is written.
+struct Epilogue {
+    const void* residual;
+    void* output;
+    const float* scale;     // of each column, padded
+    const float* bias;      // of each column, padded
+    const int32_t* offset;  // of each column, padded: -zero_point * column_sum
+    int64_t residual_stride;
+    int64_t output_stride;
+    float residual_scale, residual_zero;
+    float inverse, shift;              // of the output's grid
+    float code_low, code_high;         // where codes of a clamped output end, plus 2**23
+    float low, high;                   // of the clamp
+    int32_t output_type, residual_type;
+    int32_t activation, activate_last;  // activate_last: after the residual
+};
+
+struct Matrix {
+    int64_t operation;
+    const uint8_t* input;
+    const int8_t* weight;
+    const float* dynamic;        // scale and zero point of the input, or null
+    const float* weight_scale;   // padded; read if dynamic
+    const int32_t* column_sums;  // padded; read if dynamic
+    float* dynamic_scale;        // written if dynamic; epilogue.scale then
+    int32_t* dynamic_offset;     // written if dynamic; epilogue.offset then
+    const uint8_t* padding;      // one pixel of zero points
+    uint8_t* scratch;            // the input with its borders, if `bordered`
+    int64_t rows, columns, padded_columns, groups;
+    int64_t taps, depth;         // of each tap, in bytes
+    int64_t pixel_stride, line_stride, image_stride;
+    int64_t height, width, channels, output_height, output_width;
+    int64_t kernel_height, kernel_width, stride_height, stride_width;
+    int64_t padding_height, padding_width, dilation_height, dilation_width;
+    int64_t spatial;             // 0: rows are rows; 1: convolution; 2: convolution through `scratch`
+    int64_t zero_point;
+    Epilogue epilogue;
+};
+
+struct Quantize {
+    int64_t operation;
+    const void* input;
+    void* output;
+    const float* dynamic;
+    int64_t sizes[4], input_strides[4], output_strides[4];
+    float scale, zero;
+    int32_t input_type, output_type;
+};
+
+struct DynamicRange {
+    int64_t operation;
+    const float* input;
+    float* result;
+    int64_t rows, columns, stride;
+    int64_t symmetric;
+};
+
+struct LayerNorm {
+    int64_t operation;
+    const float* input;
+    const float* residual;
+    const float* weight;
+    const float* bias;
+    float* output;
+    uint8_t* codes;
+    int64_t rows, columns, input_stride, residual_stride, output_stride, codes_stride;
+    float epsilon, inverse, shift;
+    int32_t root_mean_square;
+};
+
+struct Attention {
+    int64_t operation;
+    const void* query;
+    const void* key;
+    const void* value;
+    void* output;
+    const void* mask;
+    int64_t batch, heads, key_heads, queries, keys, size, value_size;
+    int64_t query_strides[3], key_strides[3], value_strides[3], output_strides[3];  // batch, head, position
+    int64_t mask_strides[4];
+    float scale, inverse, shift;
+    int32_t query_type, key_type, value_type, output_type, mask_type, causal;  // mask_type: 0 none, 1 float32, 3 bool
+};
+
+struct Elementwise {
+    int64_t operation;
+    const void* first;
+    const void* second;
+    void* output;
+    const float* channel_scale;  // affine
+    const float* channel_shift;
+    int64_t rows, columns, first_stride, second_stride, output_stride;
+    float first_scale, first_zero, second_scale, second_zero, inverse, shift, low, high;
+    int32_t first_type, second_type, output_type, activation;
+};
+
+struct Pool {
+    int64_t operation;
+    const uint8_t* input;
+    void* output;
+    int64_t batch, channels, height, width, output_height, output_width;
+    int64_t pixel_stride, line_stride, image_stride, output_stride;
+    int64_t kernel_height, kernel_width, stride_height, stride_width;
+    int64_t padding_height, padding_width, dilation_height, dilation_width;
+    int64_t count_padding;
+    float scale, zero, inverse, shift;
+    int32_t output_type, padding;
+};
+
+enum Operation : int64_t {
+    MATRIX, DEPTHWISE, QUANTIZE, DYNAMIC_RANGE, LAYER_NORM, ATTENTION, ADD, REQUANTIZE, GATED, ACTIVATE, AFFINE,
+    MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, OPERATIONS,
+};
+
+}  // namespace inc

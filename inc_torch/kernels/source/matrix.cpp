@@ -1,0 +1,292 @@
+// Products of uint8 rows and int8 columns: linear layers, and convolutions as products of gathered rows.
+//
+// Weights are cut into panels of 16, 32, 48 or 64 columns; in a panel lies [depth / 4][columns][4]. A tile is as many
+// rows of one panel as leave 24 sums in registers; its rows are found through pointers, one for each tap of the kernel.
+
+#include "epilogue.h"
+
+namespace inc {
+
+namespace {
+
+constexpr int64_t BLOCK = 192;      // rows whose pointers are made at once
+constexpr int MOST_ROWS = 12;       // of a tile
+constexpr int64_t NEAR = 6;         // lines ahead, where weights are read once
+
+constexpr int rows_of_tile(int64_t vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
+
+struct Tile {
+    const uint8_t* const* rows;  // [tap][BLOCK]
+    const int8_t* weight;
+    const int8_t* ahead;         // what to bring into the cache
+    int64_t taps, quads, rest;   // each tap: quads * 4 + rest bytes
+    int64_t row, column, columns;
+    bool plain;
+};
+
+// The last one to three bytes of a row, without reading past its end.
+INLINE uint32_t last_bytes(const uint8_t* row, int64_t depth, int64_t rest) {
+    uint32_t value = 0;
+    if (depth >= 4) {
+        std::memcpy(&value, row + depth - 4, 4);
+        return value >> (8 * (4 - rest));
+    }
+    std::memcpy(&value, row, rest);
+    return value;
+}
+
+template <int ROWS, int VECTORS>
+INLINE void multiply(__m512i (&sums)[ROWS][VECTORS], const __m512i (&quads)[ROWS], const int8_t* weight) {
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+        const __m512i column = _mm512_load_si512(weight + 64 * v);
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; ++r) sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], quads[r], column);
+    }
+}
+
+template <int ROWS, int VECTORS, int OUTPUT, int RESIDUAL>
+INLINE void finish_all(const __m512i (&sums)[ROWS][VECTORS], const Tile& tile, const Epilogue& e) {
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+        const int64_t column = tile.column + 16 * v;
+        const __mmask16 mask = lanes(tile.columns - 16 * v);
+        const __m512 scale = _mm512_loadu_ps(e.scale + column), bias = _mm512_loadu_ps(e.bias + column);
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; ++r)
+            finish<OUTPUT, RESIDUAL>(sums[r][v], scale, bias, e, tile.row + r, column, mask);
+    }
+}
+
+template <int ROWS, int VECTORS>
+__attribute__((noinline)) void compute(const Tile& tile, const Epilogue& e) {
+    __m512i sums[ROWS][VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+        const __m512i offset = _mm512_loadu_si512(e.offset + tile.column + 16 * v);
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; ++r) sums[r][v] = offset;
+    }
+    const int8_t* weight = tile.weight;
+    const int8_t* ahead = tile.ahead;
+    for (int64_t tap = 0; tap < tile.taps; ++tap) {
+        const uint8_t* rows[ROWS];
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; ++r) rows[r] = tile.rows[tap * BLOCK + r];
+        for (int64_t quad = 0; quad < tile.quads; ++quad) {
+            __m512i column[VECTORS];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) column[v] = _mm512_load_si512(weight + 64 * v);
+            if (ROWS <= 2) {
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; ++v)
+                    _mm_prefetch((const char*)weight + 64 * (NEAR * 8 + v), _MM_HINT_T0);
+            } else {
+                _mm_prefetch((const char*)ahead, _MM_HINT_T1);
+                ahead += 64;
+            }
+#pragma GCC unroll 12
+            for (int r = 0; r < ROWS; ++r) {
+                uint32_t four;
+                std::memcpy(&four, rows[r] + 4 * quad, 4);
+                const __m512i row = _mm512_set1_epi32(int32_t(four));
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], row, column[v]);
+            }
+            weight += 64 * VECTORS;
+        }
+        if (tile.rest) {
+            const int64_t depth = tile.quads * 4 + tile.rest;
+            __m512i quads[ROWS];
+#pragma GCC unroll 12
+            for (int r = 0; r < ROWS; ++r)
+                quads[r] = _mm512_set1_epi32(int32_t(last_bytes(rows[r], depth, tile.rest)));
+            multiply(sums, quads, weight);
+            weight += 64 * VECTORS;
+        }
+    }
+    if (tile.plain) {
+        if (e.output_type == UINT8) {
+            if (e.residual_type == NOTHING) finish_all<ROWS, VECTORS, UINT8, NOTHING>(sums, tile, e);
+            else finish_all<ROWS, VECTORS, UINT8, UINT8>(sums, tile, e);
+        } else {
+            if (e.residual_type == NOTHING) finish_all<ROWS, VECTORS, FLOAT32, NOTHING>(sums, tile, e);
+            else finish_all<ROWS, VECTORS, FLOAT32, FLOAT32>(sums, tile, e);
+        }
+        return;
+    }
+    alignas(64) int32_t memory[ROWS][VECTORS][16];
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) _mm512_store_si512(memory[r][v], sums[r][v]);
+    finish_tile(&memory[0][0][0], ROWS, VECTORS, e, tile.row, tile.column, tile.columns);
+}
+
+using Kernel = void (*)(const Tile&, const Epilogue&);
+
+const Kernel kernels[4][MOST_ROWS] = {
+    {compute<1, 1>, compute<2, 1>, compute<3, 1>, compute<4, 1>, compute<5, 1>, compute<6, 1>, compute<7, 1>,
+     compute<8, 1>, compute<9, 1>, compute<10, 1>, compute<11, 1>, compute<12, 1>},
+    {compute<1, 2>, compute<2, 2>, compute<3, 2>, compute<4, 2>, compute<5, 2>, compute<6, 2>, compute<7, 2>,
+     compute<8, 2>, compute<9, 2>, compute<10, 2>, compute<11, 2>, compute<12, 2>},
+    {compute<1, 3>, compute<2, 3>, compute<3, 3>, compute<4, 3>, compute<5, 3>, compute<6, 3>, compute<7, 3>,
+     compute<8, 3>},
+    {compute<1, 4>, compute<2, 4>, compute<3, 4>, compute<4, 4>, compute<5, 4>, compute<6, 4>},
+};
+
+// Panels of 4 vectors of 16 columns; what is left is one panel, or two of 3 and 2 rather than 4 and 1.
+struct Panels {
+    int64_t vectors, wide, count;
+    explicit Panels(int64_t padded_columns) : vectors(padded_columns / 16) {
+        wide = vectors / 4;
+        if (vectors % 4 == 1 && wide > 0) wide -= 1;
+        const int64_t left = vectors - 4 * wide;
+        count = wide + (left == 0 ? 0 : left == 5 ? 2 : 1);
+    }
+    int64_t first(int64_t panel) const { return panel <= wide ? 4 * panel : 4 * wide + 3; }
+    int64_t size(int64_t panel) const {
+        if (panel < wide) return 4;
+        const int64_t left = vectors - 4 * wide;
+        return left == 5 ? (panel == wide ? 3 : 2) : left;
+    }
+};
+
+
+void fill_pointers(const Matrix& m, const uint8_t* input, int64_t first, int64_t count, const uint8_t** table) {
+    if (m.spatial == 0) {
+        for (int64_t r = 0; r < count; ++r) table[r] = input + (first + r) * m.pixel_stride;
+        return;
+    }
+    const int64_t pixels = m.output_height * m.output_width;
+    int64_t image = first / pixels, pixel = first % pixels;
+    int64_t y = pixel / m.output_width, x = pixel % m.output_width;
+    for (int64_t r = 0; r < count; ++r) {
+        const int64_t top = y * m.stride_height - m.padding_height, left = x * m.stride_width - m.padding_width;
+        const uint8_t* origin = input + image * m.image_stride + top * m.line_stride + left * m.pixel_stride;
+        const uint8_t** entry = table + r;
+        for (int64_t i = 0; i < m.kernel_height; ++i) {
+            const int64_t down = i * m.dilation_height;
+            const bool line_inside = uint64_t(top + down) < uint64_t(m.height);
+            for (int64_t j = 0; j < m.kernel_width; ++j, entry += BLOCK) {
+                const int64_t right = j * m.dilation_width;
+                const bool inside = line_inside & (uint64_t(left + right) < uint64_t(m.width));
+                *entry = inside ? origin + down * m.line_stride + right * m.pixel_stride : m.padding;
+            }
+        }
+        if (++x == m.output_width) {
+            x = 0;
+            if (++y == m.output_height) y = 0, ++image;
+        }
+    }
+}
+
+// A copy of the images with their borders, so that a line of the kernel is one run of bytes.
+void add_borders(const Matrix& m, int64_t images) {
+    const int64_t width = m.width + 2 * m.padding_width, height = m.height + 2 * m.padding_height;
+    const int64_t line = width * m.channels, border = m.padding_width * m.channels;
+    for (int64_t image = 0; image < images; ++image) {
+        uint8_t* to = m.scratch + image * height * line;
+        std::memset(to, int(m.padding[0]), m.padding_height * line);
+        std::memset(to + (height - m.padding_height) * line, int(m.padding[0]), m.padding_height * line);
+        to += m.padding_height * line;
+        const uint8_t* from = m.input + image * m.image_stride;
+        for (int64_t y = 0; y < m.height; ++y, to += line, from += m.line_stride) {
+            std::memset(to, int(m.padding[0]), border);
+            std::memcpy(to + border, from, m.width * m.channels);
+            std::memset(to + line - border, int(m.padding[0]), border);
+        }
+    }
+}
+
+// The convolution that is left after add_borders: a kernel of height x 1 on pixels that are `channels` bytes apart.
+Matrix bordered(const Matrix& m) {
+    Matrix inner = m;
+    inner.input = m.scratch;
+    inner.width = m.width + 2 * m.padding_width;
+    inner.height = m.height + 2 * m.padding_height;
+    inner.pixel_stride = m.channels;
+    inner.line_stride = inner.width * m.channels;
+    inner.image_stride = inner.height * inner.line_stride;
+    inner.padding_height = inner.padding_width = 0;
+    inner.kernel_width = 1;
+    return inner;
+}
+
+void multiply_group(const Matrix& m, const uint8_t* input, const int8_t* weight, const Epilogue& e, bool plain) {
+    const Panels panels(m.padded_columns);
+    const int64_t quads = m.depth / 4, rest = m.depth % 4;
+    const int64_t depth = m.taps * ceil_div(m.depth, 4) * 4;
+    const int64_t cost = m.rows * m.padded_columns * depth / 256;
+    int64_t blocks = ceil_div(m.rows, BLOCK);
+    const int64_t threads = cost < SMALL_WORK ? 1 : omp_get_max_threads();
+    if (threads > 1 && blocks * panels.count < 4 * threads)
+        blocks = std::max(blocks, std::min(ceil_div(4 * threads, panels.count), ceil_div(m.rows, 24)));
+    parallel(blocks * panels.count, cost, [&](int64_t first, int64_t last) {
+        static thread_local const uint8_t** table = nullptr;
+        static thread_local int64_t room = 0;
+        if (room < m.taps * BLOCK) {
+            delete[] table;
+            room = m.taps * BLOCK;
+            table = new const uint8_t*[room];
+        }
+        int64_t current = -1, begin = 0, count = 0;
+        for (int64_t task = first; task < last; ++task) {
+            const int64_t block = task / panels.count, panel = task % panels.count;
+            if (block != current) {
+                current = block;
+                begin = m.rows * block / blocks;
+                count = m.rows * (block + 1) / blocks - begin;
+                fill_pointers(m, input, begin, count, table);
+            }
+            const int64_t vector = panels.first(panel), vectors = panels.size(panel);
+            const int8_t* columns = weight + 16 * vector * depth;
+            const int64_t bytes_of_panel = 16 * vectors * depth;
+            const int64_t tiles = ceil_div(count, rows_of_tile(vectors));
+            Tile tile{nullptr, columns, nullptr, m.taps, quads, rest, 0, 16 * vector, m.columns - 16 * vector, plain};
+            const int64_t step = 64 * m.taps * quads;
+            for (int64_t i = 0; i < tiles; ++i) {
+                const int64_t start = count * i / tiles, end = count * (i + 1) / tiles;
+                tile.rows = table + start;
+                tile.row = begin + start;
+                const bool useful = task + 1 < last && panel + 1 < panels.count && i * step < bytes_of_panel;
+                tile.ahead = columns + (useful ? bytes_of_panel + i * step : 0);
+                kernels[vectors - 1][end - start - 1](tile, e);
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void run_matrix(const Matrix& given) {
+    Matrix m = given;
+    const int64_t padded = m.groups * m.padded_columns;
+    if (m.dynamic) {
+        const __m512 scale = _mm512_set1_ps(m.dynamic[0]);
+        const __m512i zero = _mm512_set1_epi32(-int32_t(m.dynamic[1]));
+        for (int64_t i = 0; i < padded; i += 16) {
+            _mm512_storeu_ps(m.dynamic_scale + i, _mm512_mul_ps(scale, _mm512_loadu_ps(m.weight_scale + i)));
+            _mm512_storeu_si512(m.dynamic_offset + i,
+                                _mm512_mullo_epi32(zero, _mm512_loadu_si512(m.column_sums + i)));
+        }
+    }
+    if (m.spatial == 2) {
+        add_borders(m, m.rows / (m.output_height * m.output_width));
+        m = bordered(m);
+    }
+    const bool plain = is_plain(m.epilogue);
+    const int64_t weight_of_group = m.padded_columns * m.taps * ceil_div(m.depth, 4) * 4;
+    for (int64_t group = 0; group < m.groups; ++group) {
+        Epilogue e = m.epilogue;
+        const int64_t column = group * m.columns;
+        e.scale += group * m.padded_columns;
+        e.bias += group * m.padded_columns;
+        e.offset += group * m.padded_columns;
+        e.output = (char*)e.output + column * size_of(e.output_type);
+        if (e.residual) e.residual = (const char*)e.residual + column * size_of(e.residual_type);
+        multiply_group(m, m.input + group * m.depth, m.weight + group * weight_of_group, e, plain);
+    }
+}
+
+}  // namespace inc

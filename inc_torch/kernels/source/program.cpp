@@ -1,0 +1,66 @@
+// The only entry points: run steps in order, and tell the sizes of their arguments.
+
+#include "arguments.h"
+
+namespace inc {
+
+void run_matrix(const Matrix&);
+void run_depthwise(const Matrix&);
+void run_quantize(const Quantize&);
+void run_dynamic_range(const DynamicRange&);
+void run_layer_norm(const LayerNorm&);
+void run_attention(const Attention&);
+void run_add(const Elementwise&);
+void run_requantize(const Elementwise&);
+void run_gated(const Elementwise&);
+void run_activate(const Elementwise&);
+void run_affine(const Elementwise&);
+void run_max_pool(const Pool&);
+void run_average_pool(const Pool&);
+void run_global_average_pool(const Pool&);
+
+}  // namespace inc
+
+using namespace inc;
+
+extern "C" void inc_run(const void* const* steps, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        const void* step = steps[i];
+        switch (*(const int64_t*)step) {
+            case MATRIX: run_matrix(*(const Matrix*)step); break;
+            case DEPTHWISE: run_depthwise(*(const Matrix*)step); break;
+            case QUANTIZE: run_quantize(*(const Quantize*)step); break;
+            case DYNAMIC_RANGE: run_dynamic_range(*(const DynamicRange*)step); break;
+            case LAYER_NORM: run_layer_norm(*(const LayerNorm*)step); break;
+            case ATTENTION: run_attention(*(const Attention*)step); break;
+            case ADD: run_add(*(const Elementwise*)step); break;
+            case REQUANTIZE: run_requantize(*(const Elementwise*)step); break;
+            case GATED: run_gated(*(const Elementwise*)step); break;
+            case ACTIVATE: run_activate(*(const Elementwise*)step); break;
+            case AFFINE: run_affine(*(const Elementwise*)step); break;
+            case MAX_POOL: run_max_pool(*(const Pool*)step); break;
+            case AVERAGE_POOL: run_average_pool(*(const Pool*)step); break;
+            case GLOBAL_AVERAGE_POOL: run_global_average_pool(*(const Pool*)step); break;
+        }
+    }
+}
+
+extern "C" int64_t inc_size_of_arguments(int64_t operation) {
+    switch (operation) {
+        case MATRIX:
+        case DEPTHWISE: return sizeof(Matrix);
+        case QUANTIZE: return sizeof(Quantize);
+        case DYNAMIC_RANGE: return sizeof(DynamicRange);
+        case LAYER_NORM: return sizeof(LayerNorm);
+        case ATTENTION: return sizeof(Attention);
+        case ADD:
+        case REQUANTIZE:
+        case GATED:
+        case ACTIVATE:
+        case AFFINE: return sizeof(Elementwise);
+        case MAX_POOL:
+        case AVERAGE_POOL:
+        case GLOBAL_AVERAGE_POOL: return sizeof(Pool);
+        default: return -1;
+    }
+}
