@@ -74,7 +74,10 @@ class EpilogueArguments(ctypes.Structure):
     _fields_: ClassVar[Sequence[_Field]] = (
         *_pointers("residual output scale bias offset"),
         *_integers("residual_stride output_stride"),
-        *_floats("residual_scale residual_zero inverse shift code_low code_high low high"),
+        *_floats("residual_scale residual_zero inverse shift"),
+        *_short("code_low code_high"),
+        *_floats("low high residual_factor"),
+        *_short("folded"),
         *_short("output_type residual_type activation activate_last"),
     )
 

@@ -81,6 +81,7 @@ def conv2d(
         shaped(residual, step, "residual", shape)
         arguments.epilogue.residual_stride = even_pixels(residual, step, "residual")
     constants = Constants(weight, weight_scale, bias, input_grid, None, step)
+    constants.fold(finish, arguments.epilogue, weight.columns)
     others = _choose_form(arguments, input, weight, window, input_grid)
     operands = {"input": input, "output": output, "residual": residual}
     return product_step(step, arguments, weight, constants, operands, others)

@@ -11,12 +11,14 @@ from inc_torch.kernels._arguments import EpilogueArguments
 from inc_torch.kernels._checks import check, grid_of, operand, vector
 from inc_torch.kernels._packing import PackedWeight
 from inc_torch.kernels._program import MANTISSA
-from inc_torch.kernels._types import Activation, Clamp, Grid, in_numbers
+from inc_torch.kernels._types import CLAMP, Activation, Clamp, Grid, in_numbers
 
 __all__ = ["Constants", "Finish", "inverse_and_shift"]
 
 FLOATS_AND_CODES = (torch.float32, torch.bfloat16, torch.uint8)
 TOP = 255
+GREATEST_PRODUCT = 255 * 128
+OVERFLOW = 2.0**30
 
 
 def inverse_and_shift(grid: Grid) -> tuple[float, float]:
@@ -44,6 +46,14 @@ class Finish:
     residual_grid: Grid | None
     activation_after_residual: bool
 
+    @property
+    def can_fold(self) -> bool:
+        """Whether codes follow from a sum, and perhaps codes, by one multiplication and a clamp."""
+        clamps = in_numbers(self.activation)[0] <= CLAMP
+        ordered = self.residual is None or self.activation_after_residual or self.activation is Activation.NONE
+        kinds = {self.output.dtype} | ({self.residual.dtype} if self.residual is not None else set())
+        return clamps and ordered and kinds == {torch.uint8}
+
     def fill(self, arguments: EpilogueArguments, step: str) -> None:
         """Write everything but addresses and strides."""
         arguments.output_type = operand(self.output, step, "output", FLOATS_AND_CODES)
@@ -52,7 +62,6 @@ class Finish:
         arguments.activation, arguments.low, arguments.high = number, low, high
         arguments.activate_last = int(self.activation_after_residual)
         arguments.inverse, arguments.shift = inverse_and_shift(grid)
-        arguments.code_low, arguments.code_high = _clamped_codes(low, high, grid)
         if self.residual is None:
             check(
                 self.residual_grid is None, step, "residual_grid", repr(self.residual_grid), "None without a residual"
@@ -63,21 +72,16 @@ class Finish:
         arguments.residual_scale, arguments.residual_zero = grid.scale, grid.zero_point
 
 
-def _clamped_codes(low: float, high: float, grid: Grid) -> tuple[float, float]:
-    """Return the codes of the limits, plus 2**23: rounding keeps order, so codes can be clamped instead of values."""
+def _clamped_codes(low: float, high: float, grid: Grid) -> tuple[int, int]:
+    """Return the codes of the limits: rounding keeps order, so codes can be clamped instead of values."""
+    inverse = inverse_and_shift(grid)[0]
 
-    def code(value: float, end: int) -> float:
+    def code(value: float) -> int:
         if math.isinf(value):
-            return float(end if value > 0 else 0)
-        inverse = torch.tensor(1.0) * inverse_and_shift(grid)[0]
-        exact = float(torch.tensor(value)) * float(inverse) + grid.zero_point
-        return float(min(max(_half_to_even(exact), 0), TOP))
+            return TOP if value > 0 else 0
+        return min(max(round(value * inverse + grid.zero_point), 0), TOP)
 
-    return MANTISSA + code(low, TOP), MANTISSA + code(high, TOP)
-
-
-def _half_to_even(value: float) -> int:
-    return round(value)
+    return code(low), code(high)
 
 
 class Constants:
@@ -116,6 +120,31 @@ class Constants:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All of them, to keep."""
         return self.bias, self.column_sums, self.weight_scale, self.scale, self.offset
+
+    def fold(self, finish: Finish, arguments: EpilogueArguments, products: int) -> None:
+        """Let scale and bias lead to codes where the output is uint8 and no other arithmetic comes between.
+
+        Args:
+            finish: What comes after the sum.
+            arguments: Its fields are written.
+            products: How many products a sum has: it must stay in int32 after scaling, for it is not clamped before.
+        """
+        if self.dynamic is not None or not finish.can_fold or finish.output_grid is None:
+            return
+        grid = finish.output_grid
+        inverse = inverse_and_shift(grid)[0]
+        scale = self.scale * inverse
+        bias = self.bias * inverse + grid.zero_point
+        if finish.residual_grid is not None:
+            arguments.residual_factor = factor = finish.residual_grid.scale * inverse
+            bias -= finish.residual_grid.zero_point * factor
+        greatest = float((scale.abs() * (GREATEST_PRODUCT * products) + bias.abs()).max())
+        if not greatest + TOP * abs(arguments.residual_factor) < OVERFLOW:
+            return
+        self.scale, self.bias = scale, bias
+        _, low, high = in_numbers(finish.activation)
+        arguments.code_low, arguments.code_high = _clamped_codes(low, high, grid)
+        arguments.folded = 1
 
     def fill(self, arguments: EpilogueArguments) -> None:
         """Write the addresses."""

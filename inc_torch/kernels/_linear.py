@@ -72,6 +72,7 @@ def linear(
         shaped(residual, step, "residual", shape)
         arguments.epilogue.residual_stride = rows_of(residual, step, "residual")[2]
     constants = Constants(weight, weight_scale, bias, input_grid, dynamic, step)
+    constants.fold(finish, arguments.epilogue, weight.columns)
     return product_step(step, arguments, weight, constants, {"input": input, "output": output, "residual": residual})
 
 

@@ -70,7 +70,7 @@ class Clamp:
 
 
 _CLAMPS = {Activation.RELU: Clamp(low=0.0), Activation.RELU6: Clamp(0.0, 6.0)}
-_CLAMP = 1
+CLAMP = 1
 _NUMBERS = {
     Activation.NONE: 0,
     Activation.GELU: 2,
@@ -93,4 +93,4 @@ def in_numbers(activation: Activation | Clamp) -> tuple[int, float, float]:
     if isinstance(activation, Activation) and activation not in _CLAMPS:
         return _NUMBERS[activation], -math.inf, math.inf
     clamp = activation if isinstance(activation, Clamp) else _CLAMPS[activation]
-    return _CLAMP, clamp.low, clamp.high
+    return CLAMP, clamp.low, clamp.high

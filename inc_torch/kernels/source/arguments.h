@@ -16,8 +16,10 @@ struct Epilogue {
     int64_t output_stride;
     float residual_scale, residual_zero;
     float inverse, shift;              // of the output's grid
-    float code_low, code_high;         // where codes of a clamped output end, plus 2**23
+    int32_t code_low, code_high;       // where codes of a clamped output end, if `folded`
     float low, high;                   // of the clamp
+    float residual_factor;             // residual_scale in steps of the output's grid, if `folded`
+    int32_t folded;                    // uint8 output: scale and bias lead to codes, and nothing can overflow int32
     int32_t output_type, residual_type;
     int32_t activation, activate_last;  // activate_last: after the residual
 };

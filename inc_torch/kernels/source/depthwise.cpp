@@ -34,19 +34,20 @@ INLINE void order(__m512i (&sums)[4]) {
 }
 
 template <int OUTPUT, int RESIDUAL>
-INLINE void finish_pixel(const __m512i (&sums)[4], const Epilogue& e, int64_t row, int64_t channel, int64_t channels) {
+INLINE void finish_pixel(__m512i (&sums)[4], const Epilogue& e, int64_t row, int64_t channel, int64_t channels) {
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
         const int64_t column = channel + 16 * v;
         const __mmask16 mask = lanes(channels - column);
-        if (mask)
-            finish<OUTPUT, RESIDUAL>(sums[v], _mm512_loadu_ps(e.scale + column), _mm512_loadu_ps(e.bias + column), e,
-                                     row, column, mask);
+        const __m512 scale = _mm512_loadu_ps(e.scale + column), bias = _mm512_loadu_ps(e.bias + column);
+        if (OUTPUT == UINT8) sums[v] = folded_codes<RESIDUAL>(sums[v], scale, bias, e, row, column, mask);
+        else finish_float<RESIDUAL>(sums[v], scale, bias, e, row, column, mask);
     }
+    if (OUTPUT == UINT8) store_folded<4>(sums, e, row, channel, bytes(channels - channel));
 }
 
-void finish_any(const __m512i (&sums)[4], const Epilogue& e, bool plain, int64_t row, int64_t channel,
-                int64_t channels) {
+INLINE void finish_any(__m512i (&sums)[4], const Epilogue& e, bool plain, int64_t row, int64_t channel,
+                       int64_t channels) {
     if (plain) {
         const bool alone = e.residual_type == NOTHING;
         if (e.output_type == UINT8)

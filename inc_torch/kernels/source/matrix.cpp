@@ -46,16 +46,22 @@ INLINE void multiply(__m512i (&sums)[ROWS][VECTORS], const __m512i (&quads)[ROWS
 }
 
 template <int ROWS, int VECTORS, int OUTPUT, int RESIDUAL>
-INLINE void finish_all(const __m512i (&sums)[ROWS][VECTORS], const Tile& tile, const Epilogue& e) {
+INLINE void finish_all(__m512i (&sums)[ROWS][VECTORS], const Tile& tile, const Epilogue& e) {
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
         const int64_t column = tile.column + 16 * v;
         const __mmask16 mask = lanes(tile.columns - 16 * v);
         const __m512 scale = _mm512_loadu_ps(e.scale + column), bias = _mm512_loadu_ps(e.bias + column);
 #pragma GCC unroll 12
-        for (int r = 0; r < ROWS; ++r)
-            finish<OUTPUT, RESIDUAL>(sums[r][v], scale, bias, e, tile.row + r, column, mask);
+        for (int r = 0; r < ROWS; ++r) {
+            if (OUTPUT == UINT8) sums[r][v] = folded_codes<RESIDUAL>(sums[r][v], scale, bias, e, tile.row + r, column, mask);
+            else finish_float<RESIDUAL>(sums[r][v], scale, bias, e, tile.row + r, column, mask);
+        }
     }
+    if (OUTPUT != UINT8) return;
+    const __mmask64 mask = bytes(std::min<int64_t>(tile.columns, 16 * VECTORS));
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; ++r) store_folded<VECTORS>(sums[r], e, tile.row + r, tile.column, mask);
 }
 
 template <int ROWS, int VECTORS>
