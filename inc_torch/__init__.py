@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     # Not in __all__: "import *" has to work without transformers and Lightning.
     from inc_torch.huggingface import INCCallback as INCCallback
+    from inc_torch.inference import optimize_for_inference
     from inc_torch.lightning import INCLightningCallback as INCLightningCallback
     from inc_torch.metric import METRICS, Metric
 
@@ -52,6 +53,7 @@ __all__ = [
     "WeightPruningConfig",
     "__version__",
     "load",
+    "optimize_for_inference",
     "prepare_compression",
     "quantization",
     "save_for_huggingface_upstream",
@@ -66,6 +68,8 @@ def __getattr__(name: str) -> object:
     """Import what needs an optional package, or is not needed in a training loop, when it is asked for."""
     if name == "quantization":
         return importlib.import_module("inc_torch.quantization")
+    if name == "optimize_for_inference":
+        return importlib.import_module("inc_torch.inference").optimize_for_inference
     if name in ("METRICS", "Metric"):
         return getattr(importlib.import_module("inc_torch.metric"), name)
     if name == "INCCallback":

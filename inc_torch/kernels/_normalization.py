@@ -39,7 +39,7 @@ def layer_norm(
         root_mean_square: Whether the mean stays and the values are divided by sqrt(mean(x ** 2) + epsilon).
 
     Returns:
-        A step with the roles "input" and, where given, "output", "codes" and "residual".
+        A step with the roles "input" and, where given, "weight", "bias", "output", "codes" and "residual".
 
     Raises:
         OperandError: An operand has the wrong dtype, shape, device or layout, or there is no output.
@@ -67,6 +67,5 @@ def layer_norm(
         None if tensor is None else vector(tensor, step, name, input.shape[1])
         for name, tensor in (("weight", weight), ("bias", bias))
     ]
-    arguments.weight, arguments.bias = (None if tensor is None else tensor.data_ptr() for tensor in constants)
-    roles = {"input": input, "residual": residual, "output": output, "codes": codes}
-    return Step(step, arguments, roles, constants)
+    roles = dict(zip(("weight", "bias"), constants, strict=True))
+    return Step(step, arguments, roles | {"input": input, "residual": residual, "output": output, "codes": codes})

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from inc_torch.quantizers._batch_norm import batch_norms, freeze_batch_norm, thaw_batch_norm
 from inc_torch.quantizers._calibration import Calibration, InputRecord, calibrate
+from inc_torch.quantizers._codes import InputGrid, decode, encode
 from inc_torch.quantizers._convert import convert, convert_calibrated, describe_int8, int8_kernels, rebuild_int8
 from inc_torch.quantizers._flow import Flow, trace_flow
 from inc_torch.quantizers._int8_conv import Int8Conv1d, Int8Conv2d, Int8Conv3d
 from inc_torch.quantizers._int8_conv_transpose import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d
 from inc_torch.quantizers._int8_embedding import Int8Embedding
 from inc_torch.quantizers._int8_linear import Int8DynamicLinear, Int8Linear
-from inc_torch.quantizers._int8_module import Int8Module
+from inc_torch.quantizers._int8_module import NO_POST_OPERATION, PLAIN_OUTPUT, Int8Module, output_dtype
 from inc_torch.quantizers._observers import OBSERVERS, Levels, Observer, fit_float_grid, fit_grid, observe
 from inc_torch.quantizers._post_training import PostTrainingSpec, realise
 from inc_torch.quantizers._prepare import (
@@ -30,6 +31,7 @@ from inc_torch.quantizers._prepare import (
     rounding_share,
     stop_observing,
 )
+from inc_torch.quantizers._scheme_names import named_scheme
 from inc_torch.quantizers._smoothing import SmoothQuant
 from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec, Scheme, Treatment, WeightOnlyScheme
 from inc_torch.quantizers._statistics import TensorStatistics
@@ -37,10 +39,13 @@ from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear
 from inc_torch.quantizers._weight_only_model import quantize_weights
 
 __all__ = [
+    "NO_POST_OPERATION",
     "OBSERVERS",
+    "PLAIN_OUTPUT",
     "Calibration",
     "FloatType",
     "Flow",
+    "InputGrid",
     "InputRecord",
     "Int8Conv1d",
     "Int8Conv2d",
@@ -69,9 +74,11 @@ __all__ = [
     "calibrate",
     "convert",
     "convert_calibrated",
+    "decode",
     "describe_int8",
     "disable_fake_quant",
     "enable_fake_quant",
+    "encode",
     "fake_quant_modules",
     "fit_float_grid",
     "fit_grid",
@@ -79,8 +86,10 @@ __all__ = [
     "freeze_batch_norm",
     "int8_kernels",
     "load_observer_state",
+    "named_scheme",
     "observe",
     "observer_state",
+    "output_dtype",
     "prepare_fake_quant",
     "quantize_weights",
     "realise",

@@ -1,0 +1,85 @@
+"""Convolutions on codes, channels last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from inc_torch import kernels
+from inc_torch.inference._codes import kernel_grid
+from inc_torch.inference._product import ProductOnCodes
+from inc_torch.quantizers import NO_POST_OPERATION, PLAIN_OUTPUT
+
+__all__ = ["ConvOnCodes"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ConvOnCodes(ProductOnCodes):
+    """``activation(conv(x, W) + b + residual)``: codes and residuals [samples, channels, height, width].
+
+    Everything is laid out channels last.
+
+    Attributes:
+        stride: Down, right; the others too.
+        padding: With zeros, on either side.
+        dilation: Of the window.
+        groups: Each output reads the inputs of its group.
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        codes = inputs[0]
+        size = [
+            (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for length, kernel, stride, padding, dilation in zip(
+                codes.shape[2:], self.weights.codes.shape[2:], self.stride, self.padding, self.dilation, strict=True
+            )
+        ]
+        shape = (codes.shape[0], len(self.weights.scale), *size)
+        layout = torch.channels_last
+        return (torch.empty(shape, dtype=self._output_dtype, device=codes.device, memory_format=layout),)
+
+    def _product(self, codes: torch.Tensor) -> torch.Tensor:
+        weights = self.weights
+        product: torch.Tensor = torch.ops.onednn.qconv_pointwise(
+            codes,
+            weights.grid.scale,
+            weights.grid.zero_point,
+            weights.prepacked_conv(self.stride, self.padding, self.dilation, self.groups, codes.shape),
+            weights.scale,
+            weights.zero_points,
+            weights.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            *PLAIN_OUTPUT,
+            torch.float32,
+            *NO_POST_OPERATION,
+        )
+        return product
+
+    def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
+        codes, residual = inputs[0], inputs[1] if len(inputs) > 1 else None
+        return kernels.conv2d(
+            codes,
+            self.weights.packed_conv,
+            kernel_grid(self.weights.grid),
+            self.weights.scale,
+            self.weights.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            outputs[0],
+            residual=residual,
+            **self._kernel_options(),
+        )

@@ -1,0 +1,54 @@
+"""Linear layers on codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+
+from inc_torch import kernels
+from inc_torch.inference._codes import kernel_grid
+from inc_torch.inference._product import ProductOnCodes
+from inc_torch.quantizers import NO_POST_OPERATION, PLAIN_OUTPUT
+
+__all__ = ["LinearOnCodes"]
+
+
+@final
+class LinearOnCodes(ProductOnCodes):
+    """``activation(x @ W.T + b + residual)``: codes [..., in] and a residual [..., out] to [..., out]."""
+
+    def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        codes = inputs[0]
+        shape = (*codes.shape[:-1], len(self.weights.scale))
+        return (torch.empty(shape, dtype=self._output_dtype, device=codes.device),)
+
+    def _product(self, codes: torch.Tensor) -> torch.Tensor:
+        weights = self.weights
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes,
+            weights.grid.scale,
+            weights.grid.zero_point,
+            weights.prepacked_linear,
+            weights.scale,
+            weights.zero_points,
+            weights.bias,
+            *PLAIN_OUTPUT,
+            torch.float32,
+            *NO_POST_OPERATION,
+        )
+        return product
+
+    def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
+        codes, residual = inputs[0], inputs[1] if len(inputs) > 1 else None
+        return kernels.linear(
+            codes.flatten(0, -2),
+            self.weights.packed_linear,
+            kernel_grid(self.weights.grid),
+            self.weights.scale,
+            self.weights.bias,
+            outputs[0].flatten(0, -2),
+            residual=None if residual is None else residual.flatten(0, -2),
+            **self._kernel_options(),
+        )

@@ -1,0 +1,114 @@
+"""Int8 modules as single nodes of a captured graph."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any, Final, Protocol, TypeGuard, cast
+
+import torch
+from torch import nn
+
+from inc_torch.quantizers import (
+    Int8Conv1d,
+    Int8Conv2d,
+    Int8Conv3d,
+    Int8DynamicLinear,
+    Int8Linear,
+    Int8Module,
+    output_dtype,
+)
+
+__all__ = ["INT8_MODULE", "can_hide", "hidden_module", "hide"]
+
+_HANDLE: Final = "_inc_torch_handle"
+_numbers = itertools.count()
+_modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+_hidden_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+class _Hidden(Protocol):
+    def plain_forward(self, input: torch.Tensor) -> torch.Tensor: ...  # noqa: A002  torch's argument name
+
+
+def hidden_module(handle: int) -> Int8Module:
+    """The module that a node of `INT8_MODULE` calls."""
+    return cast("Int8Module", _modules[handle])
+
+
+def can_hide(module: nn.Module) -> TypeGuard[Int8Module]:
+    """Whether a call of ``module`` can become one node."""
+    return isinstance(module, Int8Linear | Int8DynamicLinear | Int8Conv1d | Int8Conv2d | Int8Conv3d)
+
+
+def hide(module: Int8Module) -> None:
+    """Let ``module`` appear in a captured graph as one call of `INT8_MODULE`; twice is once.
+
+    Its class becomes a subclass of the same name. A copy of the module computes by itself.
+    """
+    if _HANDLE not in module.__dict__:
+        handle = next(_numbers)
+        module.__dict__[_HANDLE] = handle
+        _modules[handle] = module
+        exchange: Any = module
+        exchange.__class__ = _hidden_class(type(module))
+
+
+def _hidden_class(original: type[nn.Module]) -> type[nn.Module]:
+    if original not in _hidden_classes:
+        _hidden_classes[original] = _make_class(original)
+    return _hidden_classes[original]
+
+
+def _make_class(original: type[nn.Module]) -> type[nn.Module]:
+    plain_forward: Any = original.forward
+
+    def forward(self: Any, input: torch.Tensor) -> torch.Tensor:  # noqa: A002, ANN401  torch's argument name
+        if torch.compiler.is_compiling() and _HANDLE in self.__dict__:
+            hidden: torch.Tensor = INT8_MODULE(input, self.__dict__[_HANDLE])
+            return hidden
+        return plain_forward(self, input)  # type: ignore[no-any-return]
+
+    def reduce(self: Any, _: object) -> tuple[Any, ...]:  # noqa: ANN401
+        state = self.__getstate__()
+        return _empty, (original,), {name: value for name, value in state.items() if name != _HANDLE}
+
+    namespace = {
+        "forward": forward,
+        "plain_forward": plain_forward,
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__reduce_ex__": reduce,
+    }
+    return type(original.__name__, (original,), namespace)
+
+
+def _empty(original: type[nn.Module]) -> nn.Module:
+    """The plain module that pickle and deepcopy fill."""
+    return original.__new__(original)
+
+
+@torch.library.custom_op(
+    "inc_torch::int8_module", mutates_args=(), schema="(Tensor input, int handle) -> Tensor"
+)  # a schema, as annotations are strings here
+def _run(input: torch.Tensor, handle: int) -> torch.Tensor:  # noqa: A002  torch's argument name
+    result = cast("_Hidden", _modules[handle]).plain_forward(input)
+    return result.clone() if result.data_ptr() == input.data_ptr() else result
+
+
+@_run.register_fake
+def _(input: torch.Tensor, handle: int) -> torch.Tensor:  # noqa: A002  torch's argument name
+    module = hidden_module(handle)
+    if isinstance(module, Int8Conv1d | Int8Conv2d | Int8Conv3d):
+        values, padding = module._padded(input)
+        convolve: Any = (torch.conv1d, torch.conv2d, torch.conv3d)[module.rank - 1]
+        weight = values.new_empty(module.weight_shape)
+        result = convolve(values, weight, None, module.stride, list(padding), module.dilation, module.groups)
+    else:
+        result = input.new_empty((*input.shape[:-1], module.weight_shape[0]))
+    return cast("torch.Tensor", result.to(output_dtype(input)))
+
+
+INT8_MODULE: Final[Any] = torch.ops.inc_torch.int8_module.default
+"""Calls the int8 module of a handle."""

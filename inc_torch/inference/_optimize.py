@@ -1,0 +1,71 @@
+"""The one function of this package that users call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch.fx import GraphModule
+
+from inc_torch import kernels
+from inc_torch.core.batches import Inputs, run
+from inc_torch.core.errors import ModelError
+from inc_torch.inference._fused_graph import FusedGraph
+from inc_torch.inference._opaque import can_hide, hide
+
+__all__ = ["optimize_for_inference"]
+
+
+def optimize_for_inference(model: nn.Module, example_inputs: Any = None, *, tolerance: float = 0.05) -> nn.Module:  # noqa: ANN401
+    """Let an int8 model run fused, in place.
+
+    Args:
+        model: What `quantization.fit` returned, or another model with int8 modules.
+        example_inputs: What to warm up with, so that no later call has to: a mapping of keyword arguments, a tuple or
+            list of positional ones, or the only one. None leaves it to the first call.
+        tolerance: How far the fused model may be from the model as it is: root mean square of the difference over
+            that of each output.
+
+    Returns:
+        ``model``, in eval mode.
+
+    Raises:
+        ModelError: The model has no int8 modules.
+    """
+    modules = [module for module in model.modules() if can_hide(module)]
+    if not modules:
+        message = f"{type(model).__name__} has no int8 modules: expected what quantization.fit returns."
+        raise ModelError(message)
+    model.eval().requires_grad_(requires_grad=False)
+    for module in modules:
+        hide(module)
+    model.compile(backend=_backend(tolerance))
+    if example_inputs is not None:
+        with torch.no_grad():
+            run(model, _as_inputs(example_inputs))
+    return model
+
+
+def _as_inputs(example: object) -> Inputs:
+    if isinstance(example, Mapping):
+        return Inputs(kwargs=dict(example))
+    return Inputs(args=tuple(example) if isinstance(example, tuple | list) else (example,))
+
+
+def _backend(tolerance: float) -> Callable[..., Any]:
+    def compile_graph(graph: GraphModule, _: Sequence[Any]) -> Callable[[list[Any]], Any]:
+        fused = FusedGraph(graph, tolerance=tolerance, plans=kernels.available())
+
+        def call(inputs: list[Any]) -> Any:  # noqa: ANN401
+            values = tuple(inputs)
+            inputs.clear()
+            return fused(*values)
+
+        call._boxed_call = True  # type: ignore[attr-defined]  # what AOTAutograd asks for
+        return call
+
+    backend: Callable[..., Any] = aot_autograd(fw_compiler=compile_graph, inference_compiler=compile_graph)
+    return backend

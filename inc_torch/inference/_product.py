@@ -1,0 +1,68 @@
+"""What linear layers and convolutions on codes share: the end of the computation."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from inc_torch import kernels
+from inc_torch.inference._codes import kernel_grid
+from inc_torch.inference._graph import target_of
+from inc_torch.inference._operations import Operation, activated
+from inc_torch.inference._weights import Int8Weights
+from inc_torch.quantizers import InputGrid, decode, encode
+
+__all__ = ["ProductOnCodes", "product_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class ProductOnCodes(Operation):
+    """``activation(product(x, W) + b + residual)`` of codes x, as float32 or as codes.
+
+    Inputs are the codes, and the residual if there is one.
+
+    Attributes:
+        weights: W and b; they know the grid of x.
+        activation: A name of `ACTIVATIONS`.
+        residual_grid: Of the residual, if it is codes.
+        output_grid: Of what comes out; None is float32.
+    """
+
+    input_roles = ("input", "residual")
+
+    weights: Int8Weights
+    activation: str = "none"
+    residual_grid: InputGrid | None = None
+    output_grid: InputGrid | None = None
+
+    @property
+    def _output_dtype(self) -> torch.dtype:
+        return torch.float32 if self.output_grid is None else torch.uint8
+
+    def compute(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        codes, *rest = inputs
+        values = self._product(codes)
+        for residual in rest:
+            values = values.add_(residual if self.residual_grid is None else decode(residual, self.residual_grid))
+        values = activated(values, self.activation)
+        return (values if self.output_grid is None else encode(values, self.output_grid, self.output_grid.shift),)
+
+    @abstractmethod
+    def _product(self, codes: torch.Tensor) -> torch.Tensor:
+        """The product and the bias, float32, by oneDNN."""
+
+    def _kernel_options(self) -> dict[str, Any]:
+        return {
+            "activation": kernels.Activation[self.activation.upper()],
+            "output_grid": None if self.output_grid is None else kernel_grid(self.output_grid),
+            "residual_grid": None if self.residual_grid is None else kernel_grid(self.residual_grid),
+        }
+
+
+def product_of(node: object) -> ProductOnCodes | None:
+    """The product that a node computes, if it does."""
+    target = target_of(node)
+    return target if isinstance(target, ProductOnCodes) else None

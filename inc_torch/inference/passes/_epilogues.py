@@ -1,0 +1,84 @@
+"""Let products on codes add a residual and apply an activation themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace as changed
+from typing import Final
+
+import torch
+from torch.fx import Graph, Node
+
+from inc_torch.inference._graph import (
+    arguments,
+    aten,
+    calls,
+    is_call,
+    put,
+    replace,
+    shape_text,
+    target_of,
+    value_of,
+)
+from inc_torch.inference._product import product_of
+
+__all__ = ["fuse_activations", "fuse_residuals"]
+
+
+def fuse_residuals(graph: Graph) -> None:
+    """``product + residual``, where nothing else reads the product."""
+    for node in calls(graph, aten.add.Tensor):
+        if node.kwargs or any(shape_text(operand) != shape_text(node) for operand in arguments(node)):
+            continue
+        candidates = [pair for pair in (arguments(node), arguments(node)[::-1]) if _takes_residual(*pair)]
+        if candidates:
+            product, residual = max(candidates, key=lambda pair: _position(pair[0]))
+            replace(node, put(graph, node, product.target, *arguments(product), residual, like=node))
+
+
+def _takes_residual(product: Node, residual: Node) -> bool:
+    value = value_of(residual)
+    return _is_bare(product) and len(arguments(product)) == 1 and value is not None and value.dtype == torch.float32
+
+
+def _position(node: Node) -> int:
+    return next(position for position, other in enumerate(node.graph.nodes) if other is node)
+
+
+def fuse_activations(graph: Graph) -> None:
+    """``activation(product)``, where nothing else reads the product."""
+    for node in list(graph.nodes):
+        activation = _activation(node)
+        if activation is not None and _is_bare(arguments(node)[0]):
+            product = arguments(node)[0]
+            fused = changed(product.target, activation=activation)
+            replace(node, put(graph, node, fused, *arguments(product), like=node))
+
+
+def _is_bare(node: object) -> bool:
+    """Whether nothing was done to a product yet, and one node reads it."""
+    product = product_of(node)
+    return (
+        isinstance(node, Node)
+        and product is not None
+        and product.activation == "none"
+        and product.output_grid is None
+        and len(node.users) == 1
+    )
+
+
+_ACTIVATIONS: Final = {
+    aten.relu.default: "relu",
+    aten.silu.default: "silu",
+    aten.tanh.default: "tanh",
+    aten.sigmoid.default: "sigmoid",
+    aten.hardswish.default: "hardswish",
+    aten.hardsigmoid.default: "hardsigmoid",
+}
+
+
+def _activation(node: Node) -> str | None:
+    if is_call(node, aten.gelu.default):
+        return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
+    if is_call(node, aten.hardtanh.default, aten.clamp.default) and list(arguments(node)[1:]) == [0, 6]:
+        return "relu6"
+    return _ACTIVATIONS.get(target_of(node)) if node.op == "call_function" else None

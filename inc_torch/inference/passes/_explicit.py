@@ -1,0 +1,62 @@
+"""Say what is computed: no copies, and the rounding of inputs as a node of its own."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch.fx import Graph
+
+from inc_torch.inference._codes import Encode
+from inc_torch.inference._convolution import ConvOnCodes
+from inc_torch.inference._graph import arguments, aten, calls, put, replace, value_of
+from inc_torch.inference._linear import LinearOnCodes
+from inc_torch.inference._opaque import INT8_MODULE, hidden_module
+from inc_torch.inference._product import ProductOnCodes
+from inc_torch.inference._weights import Int8Weights, input_grid_of
+from inc_torch.quantizers import Int8Conv2d, Int8Linear
+
+__all__ = ["drop_copies", "say_codes"]
+
+_TOP: Final = 255
+_IMAGE_RANK: Final = 4
+
+
+def drop_copies(graph: Graph) -> None:
+    """Take out copies, which protect nothing where no value is ever written to."""
+    for node in calls(graph, aten.clone.default, aten.alias.default, aten.detach.default, aten._to_copy.default):
+        source, result = value_of(arguments(node)[0]), value_of(node)
+        if source is None or result is None or source.dtype != result.dtype or source.device != result.device:
+            continue
+        if str(source.stride()) == str(result.stride()):
+            replace(node, arguments(node)[0])
+
+
+def say_codes(graph: Graph) -> None:
+    """Turn calls of int8 modules on float32 into `Encode` and a product on codes."""
+    for node in calls(graph, INT8_MODULE):
+        source, handle = arguments(node)
+        product = _product_of(hidden_module(handle), value_of(source))
+        if product is not None:
+            codes = put(graph, node, Encode(product.weights.grid), source, like=source)
+            replace(node, put(graph, node, product, codes, like=node))
+
+
+def _product_of(module: object, values: torch.Tensor | None) -> ProductOnCodes | None:
+    if values is None or values.dtype != torch.float32 or values.device.type != "cpu" or values.dim() == 1:
+        return None
+    if not isinstance(module, Int8Linear | Int8Conv2d) or not _is_plain(module):
+        return None
+    if isinstance(module, Int8Linear):
+        return LinearOnCodes(Int8Weights([module]))
+    around = module._reversed_padding_repeated_twice
+    padding = around[-2::-2], around[-1::-2]
+    if values.dim() != _IMAGE_RANK or module.padding_mode != "zeros" or padding[0] != padding[1]:
+        return None
+    geometry: Any = (module.stride, tuple(padding[0]), module.dilation)
+    stride, before, dilation = geometry
+    return ConvOnCodes(Int8Weights([module]), stride=stride, padding=before, dilation=dilation, groups=module.groups)
+
+
+def _is_plain(module: Int8Linear | Int8Conv2d) -> bool:
+    return module.input_factor is None and input_grid_of(module).top == _TOP

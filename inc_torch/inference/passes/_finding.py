@@ -1,0 +1,93 @@
+"""Find attention, norms and gates, which can write codes."""
+
+from __future__ import annotations
+
+from dataclasses import replace as changed
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from inc_torch.inference._attention import Attend
+from inc_torch.inference._gating import Gate
+from inc_torch.inference._graph import arguments, aten, calls, is_call, operation_of, put, replace, value_of
+from inc_torch.inference._linear import LinearOnCodes
+from inc_torch.inference._normalization import Normalize
+
+__all__ = ["find_attention", "find_gates", "find_norms"]
+
+
+def find_attention(graph: Graph) -> None:
+    """``scaled_dot_product_attention`` on the CPU, as torch decomposes it."""
+    for node in calls(graph, aten._scaled_dot_product_flash_attention_for_cpu.default):
+        query, key, value, *rest = arguments(node)
+        dropout, causal = (*rest, 0.0, False)[:2]
+        is_float = all(_is_float32(operand) for operand in (query, key, value))
+        if dropout or not is_float or any(arguments(user)[1] != 0 for user in node.users):
+            continue
+        options: dict[str, Any] = dict(node.kwargs)
+        operation = Attend(options.get("scale"), bool(causal))
+        masks = [mask for mask in (options.get("attn_mask"),) if mask is not None]
+        attend = put(graph, node, operation, query, key, value, *masks)
+        for user in list(node.users):
+            replace(user, put(graph, user, aten.transpose.int, attend, 1, 2, like=user))
+        graph.erase_node(node)  # it may have dropout, so elimination of dead code would leave it
+
+
+def find_norms(graph: Graph) -> None:
+    """Layer norms over the last dimension."""
+    for node in calls(graph, aten.native_layer_norm.default):
+        values, shape, weight, bias, epsilon = arguments(node)
+        if len(shape) != 1 or not _is_float32(values) or any(arguments(user)[1] != 0 for user in node.users):
+            continue
+        affine = [parameter for parameter in (weight, bias) if parameter is not None]
+        normalize = put(graph, node, Normalize(epsilon), values, *affine, like=values)
+        for user in list(node.users):
+            replace(user, normalize)
+    for node in calls(graph, aten.mul.Tensor):
+        for weight, scaled in (arguments(node), arguments(node)[::-1]):
+            found = _root_mean_square(scaled)
+            if found is not None and _is_along_last(weight, found[0]) and _is_float32(node):
+                values, epsilon = found
+                operation = Normalize(epsilon, root_mean_square=True)
+                replace(node, put(graph, node, operation, values, weight, like=node))
+                break
+
+
+def _root_mean_square(node: object) -> tuple[Node, float] | None:
+    """``x`` and ``epsilon`` if ``node`` is ``x * rsqrt(mean(x ** 2) + epsilon)``."""
+    if not is_call(node, aten.mul.Tensor):
+        return None
+    values, root = arguments(node)
+    if not is_call(root, aten.rsqrt.default) or not is_call(arguments(root)[0], aten.add.Tensor):
+        return None
+    mean, epsilon = arguments(arguments(root)[0])
+    if not is_call(mean, aten.mean.dim) or list(arguments(mean)[1:]) != [[-1], True] or not isinstance(epsilon, float):
+        return None
+    square = arguments(mean)[0]
+    is_square = is_call(square, aten.pow.Tensor_Scalar) and list(arguments(square)) == [values, 2]
+    return (values, epsilon) if is_square and not mean.kwargs else None
+
+
+def _is_along_last(weight: object, values: Node) -> bool:
+    found, along = value_of(weight), value_of(values)
+    return found is not None and along is not None and str(tuple(found.shape)) == str(tuple(along.shape[-1:]))
+
+
+def find_gates(graph: Graph) -> None:
+    """``activation(product) * product``, both of the same codes."""
+    for node in calls(graph, aten.mul.Tensor):
+        for gate, values in (arguments(node), arguments(node)[::-1]):
+            gated, plain = operation_of(gate, LinearOnCodes), operation_of(values, LinearOnCodes)
+            if gated is None or plain is None or arguments(gate) != arguments(values) or len(arguments(gate)) > 1:
+                continue
+            if gated.activation == "none" or plain.activation != "none" or len(gate.users) > 1 or len(values.users) > 1:
+                continue
+            before = put(graph, gate, changed(gated, activation="none"), *arguments(gate), like=gate)
+            replace(node, put(graph, node, Gate(gated.activation), before, values, like=node))
+            break
+
+
+def _is_float32(node: object) -> bool:
+    value = value_of(node)
+    return value is not None and value.dtype == torch.float32
