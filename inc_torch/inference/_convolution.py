@@ -45,7 +45,7 @@ class ConvOnCodes(ProductOnCodes):
         ]
         shape = (codes.shape[0], len(self.weights.scale), *size)
         layout = torch.channels_last
-        return (torch.empty(shape, dtype=self._output_dtype, device=codes.device, memory_format=layout),)
+        return (torch.empty(shape, dtype=self._written_dtype, device=codes.device, memory_format=layout),)
 
     def _product(self, codes: torch.Tensor) -> torch.Tensor:
         weights = self.weights

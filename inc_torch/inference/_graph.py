@@ -12,6 +12,8 @@ from torch.fx import Graph, Node
 from inc_torch.inference._operations import Operation
 
 __all__ = [
+    "LAYOUTS",
+    "VIEWS",
     "arguments",
     "calls",
     "insert_after",
@@ -27,6 +29,20 @@ __all__ = [
 ]
 
 aten: Final = torch.ops.aten
+
+LAYOUTS: Final = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+)
+"""They rename positions and keep all values."""
+
+VIEWS: Final = (*LAYOUTS, aten.slice.Tensor, aten.select.int, aten.expand.default)
+"""They give values as they are, maybe not all of them."""
+
 Kind = TypeVar("Kind", bound=Operation)
 
 

@@ -22,7 +22,7 @@ class LinearOnCodes(ProductOnCodes):
     def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         codes = inputs[0]
         shape = (*codes.shape[:-1], len(self.weights.scale))
-        return (torch.empty(shape, dtype=self._output_dtype, device=codes.device),)
+        return (torch.empty(shape, dtype=self._written_dtype, device=codes.device),)
 
     def _product(self, codes: torch.Tensor) -> torch.Tensor:
         weights = self.weights

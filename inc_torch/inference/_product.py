@@ -28,7 +28,8 @@ class ProductOnCodes(Operation):
         weights: W and b; they know the grid of x.
         activation: A name of `ACTIVATIONS`.
         residual_grid: Of the residual, if it is codes.
-        output_grid: Of what comes out; None is float32.
+        output_grid: Of what comes out; None is a float.
+        output_dtype: Of a float that comes out: float32, or bfloat16.
     """
 
     input_roles = ("input", "residual")
@@ -37,10 +38,11 @@ class ProductOnCodes(Operation):
     activation: str = "none"
     residual_grid: InputGrid | None = None
     output_grid: InputGrid | None = None
+    output_dtype: torch.dtype = torch.float32
 
     @property
-    def _output_dtype(self) -> torch.dtype:
-        return torch.float32 if self.output_grid is None else torch.uint8
+    def _written_dtype(self) -> torch.dtype:
+        return self.output_dtype if self.output_grid is None else torch.uint8
 
     def compute(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         codes, *rest = inputs
@@ -48,7 +50,9 @@ class ProductOnCodes(Operation):
         for residual in rest:
             values = values.add_(residual if self.residual_grid is None else decode(residual, self.residual_grid))
         values = activated(values, self.activation)
-        return (values if self.output_grid is None else encode(values, self.output_grid, self.output_grid.shift),)
+        if self.output_grid is None:
+            return (values.to(self.output_dtype),)
+        return (encode(values, self.output_grid, self.output_grid.shift),)
 
     @abstractmethod
     def _product(self, codes: torch.Tensor) -> torch.Tensor:

@@ -35,12 +35,20 @@ class Int8Weights:
         self.scale = torch.cat([module.weight_scale for module in modules])
         self.bias = _joined_bias(modules)
         self._prepacked_conv: torch.Tensor | None = None
-        self._sources = [(module, name, _version(module._buffers[name])) for module in modules for name in _NAMES]
+        self._sources = [
+            (module._buffers, name, tensor, _version(tensor))
+            for module in modules
+            for name in _NAMES
+            for tensor in (module._buffers[name],)
+        ]
 
     @property
     def is_current(self) -> bool:
         """Whether the modules still hold what was taken from them."""
-        return all(version == _version(module._buffers[name]) for module, name, version in self._sources)
+        return all(
+            holder[name] is tensor and (tensor is None or version < 0 or tensor._version == version)
+            for holder, name, tensor, version in self._sources
+        )
 
     @cached_property
     def packed_linear(self) -> kernels.PackedWeight:
@@ -93,8 +101,6 @@ def _joined_bias(modules: Sequence[Int8Linear | Int8Conv2d]) -> torch.Tensor | N
     )
 
 
-def _version(tensor: torch.Tensor | None) -> tuple[int, int]:
-    """Changes when another tensor takes the place, or its values are written to where torch counts that."""
-    if tensor is None:
-        return 0, 0
-    return id(tensor), 0 if tensor.is_inference() else tensor._version
+def _version(tensor: torch.Tensor | None) -> int:
+    """Grows when values are written to, where torch counts that; else -1."""
+    return -1 if tensor is None or tensor.is_inference() else tensor._version

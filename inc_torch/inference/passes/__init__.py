@@ -16,7 +16,7 @@ from inc_torch.inference._graph import merge_equal
 from inc_torch.inference._operations import Operation
 from inc_torch.inference.passes._epilogues import fuse_activations, fuse_residuals
 from inc_torch.inference.passes._explicit import drop_copies, say_codes
-from inc_torch.inference.passes._finding import find_attention, find_gates, find_norms
+from inc_torch.inference.passes._finding import find_attention, find_gates, find_norms, halve_heads
 from inc_torch.inference.passes._layouts import keep_layouts
 from inc_torch.inference.passes._merging import merge_linears
 from inc_torch.inference.passes._moving import move_codes
@@ -34,6 +34,7 @@ _PASSES: Final[tuple[Callable[[Graph], None], ...]] = (
     merge_linears,
     find_attention,
     find_norms,
+    halve_heads,
     move_codes,
     merge_equal,
     keep_layouts,

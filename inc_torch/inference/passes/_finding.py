@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace as changed
 from typing import Any
 
@@ -10,11 +11,11 @@ from torch.fx import Graph, Node
 
 from inc_torch.inference._attention import Attend
 from inc_torch.inference._gating import Gate
-from inc_torch.inference._graph import arguments, aten, calls, is_call, operation_of, put, replace, value_of
+from inc_torch.inference._graph import VIEWS, arguments, aten, calls, is_call, operation_of, put, replace, value_of
 from inc_torch.inference._linear import LinearOnCodes
 from inc_torch.inference._normalization import Normalize
 
-__all__ = ["find_attention", "find_gates", "find_norms"]
+__all__ = ["find_attention", "find_gates", "find_norms", "halve_heads"]
 
 
 def find_attention(graph: Graph) -> None:
@@ -32,6 +33,29 @@ def find_attention(graph: Graph) -> None:
         for user in list(node.users):
             replace(user, put(graph, user, aten.transpose.int, attend, 1, 2, like=user))
         graph.erase_node(node)  # it may have dropout, so elimination of dead code would leave it
+
+
+def halve_heads(graph: Graph) -> None:
+    """Let products that only attention reads write bfloat16, to which it would round them."""
+    for node in graph.nodes:
+        product = operation_of(node, LinearOnCodes)
+        if product is not None and product.output_grid is None and all(map(_is_head, _readers(node))):
+            node.target = changed(product, output_dtype=torch.bfloat16)
+
+
+def _readers(node: Node) -> Iterator[tuple[Node, Node]]:
+    """Who reads a value, and through which view."""
+    for user in node.users:
+        if is_call(user, *VIEWS):
+            yield from _readers(user)
+        else:
+            yield user, node
+
+
+def _is_head(reader: tuple[Node, Node]) -> bool:
+    user, view = reader
+    attend = operation_of(user, Attend)
+    return attend is not None and view in arguments(user)[:3] and view not in arguments(user)[3:]
 
 
 def find_norms(graph: Graph) -> None:

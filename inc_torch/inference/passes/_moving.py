@@ -13,6 +13,8 @@ from inc_torch.inference._attention import Attend
 from inc_torch.inference._codes import Decode, Encode
 from inc_torch.inference._gating import Gate
 from inc_torch.inference._graph import (
+    LAYOUTS,
+    VIEWS,
     arguments,
     aten,
     insert_after,
@@ -29,19 +31,6 @@ from inc_torch.inference._product import ProductOnCodes, product_of
 from inc_torch.quantizers import InputGrid
 
 __all__ = ["move_codes"]
-
-_LAYOUTS: Final = (
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.transpose.int,
-    aten.permute.default,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-)
-"""They rename positions and keep all values."""
-
-_CHOICES: Final = (*_LAYOUTS, aten.slice.Tensor, aten.select.int, aten.expand.default)
-"""They take values as they are."""
 
 
 def move_codes(graph: Graph) -> None:
@@ -71,7 +60,7 @@ def _meet(graph: Graph, node: Node) -> bool:  # noqa: ARG001  one of several ste
 
 def _climb_over_layout(graph: Graph, node: Node) -> bool:
     source = arguments(node)[0]
-    if not is_call(source, *_LAYOUTS) or len(source.users) > 1:
+    if not is_call(source, *LAYOUTS) or len(source.users) > 1:
         return False
     codes = _encoded(graph, arguments(source)[0], target_of(node).grid)
     replace(node, put(graph, node, target_of(source), codes, *arguments(source)[1:], like=node))
@@ -149,7 +138,7 @@ def _sink_into_residual(graph: Graph, node: Node, user: Node) -> bool:
 
 
 def _sink_under_choice(graph: Graph, node: Node, user: Node) -> bool:
-    if not is_call(user, *_CHOICES):
+    if not is_call(user, *VIEWS):
         return False
     codes = put(graph, user, target_of(user), arguments(node)[0], *arguments(user)[1:], like=user)
     replace(user, put(graph, user, target_of(node), codes, like=user))
