@@ -38,6 +38,7 @@ from inc_torch.export import adorn, attach_report, attached_report
 from inc_torch.metric import Measure, read_metric
 from inc_torch.quantizers import (
     Calibration,
+    GraphStage,
     Prepared,
     calibrate,
     convert_calibrated,
@@ -47,6 +48,7 @@ from inc_torch.quantizers import (
     quantize_weights,
     realise,
     trace_flow,
+    ungraft,
 )
 
 __all__ = ["fit"]
@@ -161,14 +163,17 @@ class _Job:
         self._kept: list[Inputs] = []
         self._rerun: Callable[[nn.Module], object] = self._run_kept
         self.model = source if inplace else borrowing_copy(source)
+        self._stage = GraphStage() if config.as_graph else None
         prepare = quantize_weights if self._weight_only else prepare_fake_quant
+        prepare = prepare if self._stage is None else self._stage.prepare
         self._decisions = prepare(self.model, self.spec.quant)
         self.model.eval()
-        self._observing = [name for name, module in fake_quant_modules(self.model) if module.observes]
+        self._observing = [name for name, module in fake_quant_modules(self.model) if module.is_static]
 
     def undo(self) -> None:
         """Make a model that was to change in place what it was, unless its weights are int8 already."""
         if self._before is not None:
+            ungraft(self.model)
             self._before.restore_()
 
     def require_data(self, dataloader: Iterable[Any] | None, function: Callable[[nn.Module], object] | None) -> None:
@@ -184,6 +189,8 @@ class _Job:
     def require_finite_weights(self) -> None:
         """Refuse to begin where a weight has no codes."""
         for name, module in fake_quant_modules(self.model):
+            if not module.has_weight:
+                continue
             weight = held(module.get_parameter("weight")).detach()
             if weight.numel() and not torch.stack(torch.aminmax(weight)).isfinite().all():
                 rule = {name: {"weight": {"dtype": "fp32"}}}
@@ -248,6 +255,8 @@ class _Job:
         """The int8 model, with its report; the job is over."""
         earlier = attached_report(self.model)
         decisions = self._decisions if self._weight_only else self._converted(alpha)
+        if self._stage is not None:
+            decisions = self._stage.noted(self.model, decisions)
         stored = attached_weights(self.model)
         if stored is not None:
             stored.materialise_(self.model)

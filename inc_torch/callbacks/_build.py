@@ -89,6 +89,7 @@ def _build(conf: object, model: nn.Module) -> Callback:
                 conf.to_spec(),
                 freeze_observers_step=conf.freeze_observers_step,
                 freeze_batch_norm_step=conf.freeze_batch_norm_step,
+                as_graph=conf.graph == "auto",
             )
         case DistillationConfig():
             return DistillationCallbacks(conf.criterion.to_spec(), conf.teacher_model, student=model)

@@ -16,6 +16,7 @@ from inc_torch.core.sharding import require_unshardable
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
 from inc_torch.quantizers import (
+    GraphStage,
     Prepared,
     QuantSpec,
     batch_norms,
@@ -52,6 +53,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
         freeze_observers_step: After so many optimizer steps ranges of inputs stay as they are; None is never.
         freeze_batch_norm_step: After so many optimizer steps batch normalization uses and keeps its running statistics
             until the end of training; None is never.
+        as_graph: A model that is one graph is trained as such, see `GraphStage`.
     """
 
     stage = Stage.REWRITE
@@ -60,12 +62,18 @@ class QuantizationAwareTrainingCallbacks(Callback):
     exact_when_late = frozenset({"on_step_begin", "on_before_optimizer_step"})
 
     def __init__(
-        self, spec: QuantSpec, *, freeze_observers_step: int | None = None, freeze_batch_norm_step: int | None = None
+        self,
+        spec: QuantSpec,
+        *,
+        freeze_observers_step: int | None = None,
+        freeze_batch_norm_step: int | None = None,
+        as_graph: bool = False,
     ) -> None:
         self.spec = spec
         self.freeze_observers_step = freeze_observers_step
         self.freeze_batch_norm_step = freeze_batch_norm_step
         self._decisions: dict[str, Prepared] = {}
+        self._stage = GraphStage(in_training=True) if as_graph else None
         self._is_converted = False
         self._has_fixed_ranges: bool | None = None
         self._has_frozen_statistics = False
@@ -75,12 +83,15 @@ class QuantizationAwareTrainingCallbacks(Callback):
 
     def prepare(self, model: nn.Module, progress: Progress) -> None:
         super().prepare(model, progress)
-        self._decisions = prepare_fake_quant(model, self.spec)
+        prepare = prepare_fake_quant if self._stage is None else self._stage.prepare
+        self._decisions = prepare(model, self.spec)
         if self.freeze_batch_norm_step is not None:
             _warn_of_what_cannot_freeze(model)
 
     def findings(self) -> Iterable[Finding]:
-        for name, decision in self._decisions.items():
+        stage = self._stage
+        decisions = self._decisions if stage is None else stage.noted(self.model, self._decisions)
+        for name, decision in decisions.items():
             yield Finding(name, scheme=decision.scheme, note=decision.reason)
 
     def metrics(self) -> dict[str, float]:

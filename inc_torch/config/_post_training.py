@@ -10,7 +10,7 @@ from inc_torch.config._base import Config, config, option
 from inc_torch.config._checks import Place, choice, flag, integer, items_of, list_of, names, optional, text
 from inc_torch.config._criteria import ACCURACY, TUNING, AccuracyCriterion, Objectives, TuningCriterion
 from inc_torch.config._op_rules import POST_TRAINING, WEIGHT_ONLY, WEIGHT_ONLY_NUMBERS, check_rules, spec_of
-from inc_torch.config._quantization import NO_NAMES, check_backend, check_level
+from inc_torch.config._quantization import NO_NAMES, check_backend, check_graph, check_level
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.config._recipes import (
     DEFAULT_RECIPES,
@@ -115,6 +115,8 @@ class PostTrainingQuantConfig(TunedConfig):
         strategy: Old spelling, goes into a copy of ``tuning_criterion``; so do ``timeout``, ``max_trials``,
             ``objective`` and ``performance_only``.
         relative: Old spelling, goes into a copy of ``accuracy_criterion``; so does ``absolute``.
+        graph: ``"auto"`` quantizes a model that `torch.fx` traces whole as one graph: batch normalization is folded,
+            and tensors stay in int8 between layers. ``"off"`` quantizes every model layer by layer.
 
     Raises:
         ConfigError: An option is unknown or wrong.
@@ -154,6 +156,7 @@ class PostTrainingQuantConfig(TunedConfig):
     max_trials: InitVar[int | None] = None
     objective: InitVar[Objectives | None] = None
     performance_only: InitVar[bool | None] = None
+    graph: Literal["auto", "off"] = option(check_graph, default="auto", kw_only=True)
 
     def options_without_effect(self) -> dict[str, str]:
         """Name the options and recipes that were set and change nothing, each with the reason.
@@ -185,6 +188,11 @@ class PostTrainingQuantConfig(TunedConfig):
     def is_weight_only(self) -> bool:
         """Whether inputs stay in float."""
         return self.approach == "post_training_weight_only"
+
+    @property
+    def as_graph(self) -> bool:
+        """Whether a model that is one graph is quantized as such: only where ranges of inputs are known before."""
+        return self.graph == "auto" and self.approach in ("post_training_static_quant", "post_training_auto_quant")
 
     def to_spec(self) -> PostTrainingSpec:
         """Return the same as typed values, for the layer below."""

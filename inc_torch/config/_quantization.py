@@ -47,6 +47,15 @@ def check_level(value: object, place: Place) -> Literal["auto", 0, 1]:
     raise place.error(value, "'auto', 0 or 1")
 
 
+def check_graph(value: object, place: Place) -> Literal["auto", "off"]:
+    word = text(value, place)
+    if word == "auto":
+        return "auto"
+    if word == "off":
+        return "off"
+    raise place.error(value, "'auto' or 'off'")
+
+
 @final
 @config
 class QuantizationAwareTrainingConfig(TunedConfig):
@@ -83,6 +92,8 @@ class QuantizationAwareTrainingConfig(TunedConfig):
         strategy: Old spelling, goes into a copy of ``tuning_criterion``; so do ``timeout``, ``max_trials``,
             ``objective`` and ``performance_only``.
         relative: Old spelling, goes into a copy of ``accuracy_criterion``; so does ``absolute``.
+        graph: ``"auto"`` trains a model that `torch.fx` traces whole as one graph: batch normalization is folded, and
+            tensors stay in int8 between layers. ``"off"`` trains every model layer by layer.
 
     Raises:
         ConfigError: An option is unknown or wrong. A rule that speaks of no layer is found by `prepare_compression`.
@@ -122,6 +133,7 @@ class QuantizationAwareTrainingConfig(TunedConfig):
     max_trials: InitVar[int | None] = None
     objective: InitVar[Objectives | None] = None
     performance_only: InitVar[bool | None] = None
+    graph: Literal["auto", "off"] = option(check_graph, default="auto", kw_only=True)
 
     @property
     def approach(self) -> str:

@@ -37,6 +37,7 @@ from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantS
 from inc_torch.quantizers._statistics import TensorStatistics
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear
 from inc_torch.quantizers._weight_only_model import quantize_weights
+from inc_torch.quantizers.fx import GraphStage, graph_of, set_executor, ungraft
 
 __all__ = [
     "NO_POST_OPERATION",
@@ -45,6 +46,7 @@ __all__ = [
     "Calibration",
     "FloatType",
     "Flow",
+    "GraphStage",
     "InputGrid",
     "InputRecord",
     "Int8Conv1d",
@@ -84,6 +86,7 @@ __all__ = [
     "fit_grid",
     "fold_ranges",
     "freeze_batch_norm",
+    "graph_of",
     "int8_kernels",
     "load_observer_state",
     "named_scheme",
@@ -95,7 +98,9 @@ __all__ = [
     "realise",
     "rebuild_int8",
     "rounding_share",
+    "set_executor",
     "stop_observing",
     "thaw_batch_norm",
     "trace_flow",
+    "ungraft",
 ]

@@ -16,7 +16,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from inc_torch.core.names import named_layers
 from inc_torch.core.sharding import exchange_class, plain_class
 
-__all__ = ["batch_norms", "freeze_batch_norm", "thaw_batch_norm"]
+__all__ = [
+    "batch_norms",
+    "can_fold",
+    "fold_factor",
+    "folded_bias",
+    "freeze_batch_norm",
+    "take_away_norm",
+    "thaw_batch_norm",
+    "trainable_factor",
+]
 
 
 class _FrozenBatchNorm(nn.Module):
@@ -90,3 +99,77 @@ def thaw_batch_norm(model: nn.Module) -> None:
     for module in model.modules():
         if (plain := _THAWED.get(plain_class(type(module)))) is not None:
             exchange_class(module, plain)
+
+
+_LEAST_FACTOR: Final = 1e-12
+"""What is multiplied with less is zero, and nothing can be divided by it."""
+
+
+def can_fold(module: nn.Module) -> bool:
+    """Whether ``module`` is a batch normalization of torch that has running statistics to be folded by.
+
+    Example:
+        >>> can_fold(nn.BatchNorm2d(4)), can_fold(nn.BatchNorm2d(4, track_running_stats=False)), can_fold(nn.LayerNorm(4))
+        (True, False, False)
+    """
+    kind = plain_class(type(module))
+    return (kind in _FROZEN or kind in _THAWED) and module._buffers.get("running_var") is not None
+
+
+def _deviation_inverse(norm: Any) -> torch.Tensor:  # noqa: ANN401  any batch normalization
+    inverse: torch.Tensor = torch.rsqrt(norm.running_var.float() + norm.eps)
+    return inverse
+
+
+def fold_factor(norm: nn.Module) -> torch.Tensor:
+    """What a batch normalization by running statistics multiplies each channel with, float32 [channels], detached.
+
+        f = gamma / sqrt(running_var + eps)
+
+    Example:
+        >>> norm = nn.BatchNorm1d(1, eps=0.0)
+        >>> _ = norm.running_var.fill_(4.0)
+        >>> fold_factor(norm)
+        tensor([0.5000])
+    """
+    own: Any = norm
+    inverse = _deviation_inverse(norm)
+    return inverse if own.weight is None else own.weight.detach().float() * inverse
+
+
+def trainable_factor(norm: nn.Module) -> torch.Tensor:
+    """`fold_factor`, with gamma taken for 1 where it is 0, so that it can be divided by.
+
+    What is multiplied with a gamma of 0 afterwards is 0 either way, but gamma learns by what is multiplied with it.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2, eps=1.0)
+        >>> _ = norm.weight.data.copy_(torch.tensor([0.0, -2.0])), norm.running_var.fill_(3.0)
+        >>> trainable_factor(norm)
+        tensor([ 0.5000, -1.0000])
+    """
+    factor = fold_factor(norm)
+    return torch.where(factor.abs() < _LEAST_FACTOR, _deviation_inverse(norm), factor)
+
+
+def folded_bias(norm: nn.Module, bias: torch.Tensor | None) -> torch.Tensor:
+    """The bias of a layer with this batch normalization in it: ``beta + (b - running_mean) * f``, float32 [channels].
+
+    Example:
+        >>> norm = nn.BatchNorm1d(1, eps=0.0)
+        >>> _ = norm.running_mean.fill_(3.0)
+        >>> folded_bias(norm, torch.tensor([1.0]))
+        tensor([-2.])
+    """
+    own: Any = norm
+    mean = own.running_mean.float()
+    shift = -mean if bias is None else bias.detach().float() - mean
+    shift = shift * fold_factor(norm)
+    return shift if own.bias is None else shift + own.bias.detach().float()
+
+
+def take_away_norm(norm: nn.Module) -> None:
+    """Turn a batch normalization whose numbers are in the layer before it into `torch.nn.Identity`, in place."""
+    norm._parameters.clear()
+    norm._buffers.clear()
+    exchange_class(norm, nn.Identity)

@@ -148,7 +148,7 @@ class _Watch:
         handles = [
             module.register_forward_pre_hook(watcher(name), with_kwargs=True)
             for name, module in fake_quant_modules(model)
-            if module.observes
+            if module.is_static
         ]
         try:
             yield
@@ -165,7 +165,8 @@ class _Watch:
             self.records[name] = geometry, summary.copy()
         else:
             self.records[name][1].add(summary)
-        self._keep_sample(self.records[name][1], _batched(module, values.detach()))
+        if module.has_input_grid:
+            self._keep_sample(self.records[name][1], _batched(module, values.detach()))
 
     def _keep_sample(self, record: InputRecord, values: torch.Tensor) -> None:
         kept = sum(len(sample) for sample in record.sample)
@@ -218,7 +219,8 @@ def _summarised(name: str, module: nn.Module, values: torch.Tensor, serial: int)
 def _geometry(module: FakeQuantModule) -> _Geometry:
     """How a module reads its input: equal for modules that see the same channels and windows in one tensor."""
     names = ("kernel_size", "stride", "padding", "dilation", "padding_mode", "groups")
-    return (module.kind, _channel_axis(module), *(getattr(module, name, None) for name in names))
+    around = tuple(getattr(module, "_reversed_padding_repeated_twice", ()))
+    return (module.kind, _channel_axis(module), around, *(getattr(module, name, None) for name in names))
 
 
 def _channel_axis(module: nn.Module) -> int:

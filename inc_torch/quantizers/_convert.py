@@ -11,6 +11,7 @@ from torch import nn
 from inc_torch.core.errors import ArtifactError, CalibrationError, ModelError, did_you_mean, listed
 from inc_torch.core.ranks import Ranks
 from inc_torch.core.sharding import gather_parameters_, release_shards_, require_unshardable, whole
+from inc_torch.quantizers._batch_norm import take_away_norm
 from inc_torch.quantizers._eligibility import close_fast_paths
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, fake_quant_class, input_channels
 from inc_torch.quantizers._int8_embedding import Int8Embedding
@@ -19,6 +20,7 @@ from inc_torch.quantizers._int8_module import Int8Module
 from inc_torch.quantizers._int8_modules import INT8_CLASSES, int8_class
 from inc_torch.quantizers._prepare import fake_quant_modules, fold_ranges
 from inc_torch.quantizers._scheme_names import is_scheme_name, is_weight_only_name
+from inc_torch.quantizers._snap import FakeQuantSnap
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, empty_buffers
 
 __all__ = ["convert", "convert_calibrated", "describe_int8", "int8_kernels", "rebuild_int8"]
@@ -81,8 +83,12 @@ def convert_calibrated(model: nn.Module) -> None:
     require_unshardable(model)
     with torch.no_grad():
         release_shards_(model)
+        snaps = [module for module in modules.values() if isinstance(module, FakeQuantSnap)]
         for module in modules.values():
-            _convert_module(module)
+            if not isinstance(module, FakeQuantSnap):
+                _convert_module(module)
+        for snap in snaps:  # last, as others round by their ranges
+            snap.convert_()
         gather_parameters_(model)
     model.eval()
 
@@ -105,8 +111,11 @@ def _convert_module(module: FakeQuantModule) -> None:
             buffers["input_scale"] = torch.tensor(grid.scale, device=codes.device)
             buffers["input_zero_point"] = torch.tensor(grid.zero_point, dtype=torch.int32, device=codes.device)
     kind, name = int8_class(module.kind, dynamic=scheme.dynamic), module.name_of(scheme)
+    norm = module.norm
     module.release()
     kind.adopt(module, name, buffers)
+    if norm is not None:
+        take_away_norm(norm)
 
 
 def describe_int8(model: nn.Module) -> dict[str, dict[str, object]]:

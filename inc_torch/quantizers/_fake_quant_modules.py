@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from inc_torch.core.sharding import exchange_class, whole
+from inc_torch.quantizers import _padded_conv
+from inc_torch.quantizers._batch_norm import fold_factor, folded_bias, trainable_factor
 from inc_torch.quantizers._codes import InputGrid, dynamic_grid, quantize_weight, snap_weight
 from inc_torch.quantizers._corrections import weight_correction
 from inc_torch.quantizers._fake_quant import fake_quantize_input, fake_quantize_input_traced, fake_quantize_weight
@@ -31,12 +33,14 @@ class FakeQuantModule(nn.Module):
     Attributes:
         kind: Name of the int8 class that it becomes.
         output_axis: The axis of output channels in the weight.
+        has_weight: It has a weight, not a range alone.
         has_input_grid: Inputs are quantized too, not the weight alone.
         can_be_dynamic: There is an int8 version that takes the range of each input from the input itself.
     """
 
     kind: ClassVar[str]
     output_axis: ClassVar[int] = 0
+    has_weight: ClassVar[bool] = True
     has_input_grid: ClassVar[bool] = True
     can_be_dynamic: ClassVar[bool] = False
 
@@ -46,6 +50,8 @@ class FakeQuantModule(nn.Module):
     _smoothing: torch.Tensor | None
     _corrects_weight: bool
     _bias_correction: torch.Tensor | None
+    _norm: nn.Module | None
+    _range_owner: FakeQuantModule | None
 
     @classmethod
     def adopt(cls, module: nn.Module, scheme: QuantScheme) -> None:
@@ -58,11 +64,13 @@ class FakeQuantModule(nn.Module):
             _smoothing=None,
             _corrects_weight=False,
             _bias_correction=None,
+            _norm=None,
+            _range_owner=None,
         )
 
     def release(self) -> None:
         """Take away what `adopt` added, before the class is exchanged again."""
-        for name in ("_input_range", "_fake_quant", "_observing", "_smoothing", "_corrects_weight", "_bias_correction"):
+        for name in _ADOPTED:
             del self.__dict__[name]
 
     @classmethod
@@ -88,17 +96,58 @@ class FakeQuantModule(nn.Module):
     @property
     def grid(self) -> InputGrid | None:
         """The grid of the inputs, or None as long as no range is known."""
-        return self._input_range.grid
+        return self._seen.grid
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it rounds by a range that was seen before, its own or that of another module."""
+        return self.has_input_grid and not self.scheme.dynamic
 
     @property
     def observes(self) -> bool:
-        """Whether it needs a range of inputs that was seen before."""
-        return self.has_input_grid and not self.scheme.dynamic
+        """Whether it needs a range of its own that was seen before."""
+        return self.is_static and self._range_owner is None
 
     @property
     def needs_range(self) -> bool:
         """Whether it cannot be converted for want of an input range."""
-        return self.observes and self.grid is None
+        return self.is_static and self.grid is None
+
+    @property
+    def _seen(self) -> InputRange:
+        return self._input_range if self._range_owner is None else self._range_owner._seen
+
+    @property
+    def range_owner(self) -> FakeQuantModule | None:
+        """The module whose range this one rounds by, see `share_range`."""
+        return self._range_owner
+
+    def share_range(self, owner: FakeQuantModule | None) -> None:
+        """Round inputs by the range of ``owner``, which rounded them before; None ends that.
+
+        Rounding twice to one grid changes nothing; it is done so that the module can be used alone.
+        """
+        self.__dict__["_range_owner"] = owner  # not as a child
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The batch normalization whose factor is in the rounded weight, see `fold_norm`."""
+        return self._norm
+
+    def fold_norm(self, norm: nn.Module | None) -> None:
+        """Round the weight together with the factor of the batch normalization that reads the output; None ends that.
+
+        With ``f = gamma / sqrt(running_var + eps)`` for each output channel the module computes
+        ``(round(x) * round(W * f)) / f + b``, and the normalization goes on as it is: by the statistics of the batch
+        in training, by the running ones when frozen or in eval, which then equals the folded int8 module. ``f`` gets no
+        gradient here: without rounding it cancels out, and with it the gradient is the rounding error alone.
+
+        Args:
+            norm: Reads the output of this module and nothing else does; with running statistics.
+
+        References: Jacob et al., arXiv 1712.05877, section 3.2; Krishnamoorthi, arXiv 1806.08342, section 3.2.2.
+        """
+        self.__dict__["_norm"] = norm  # not as a child
 
     @property
     def is_rounding(self) -> bool:
@@ -151,7 +200,7 @@ class FakeQuantModule(nn.Module):
     def _rounded_input(self, values: torch.Tensor) -> torch.Tensor:
         if self._smoothing is not None:
             values = values * self._along_input(self._smoothing.reciprocal()).to(values)
-        seen = self._input_range
+        seen = self._seen
         if self._observing and self.training and not _is_recomputing():
             seen.observe(values)
         if torch.compiler.is_compiling() and seen.grid is not None:
@@ -160,7 +209,7 @@ class FakeQuantModule(nn.Module):
         return values if grid is None else fake_quantize_input(values, grid)
 
     def _rounded_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        return self._rounded_along(self._smoothed(weight), self.weight_axis, self.output_axis)
+        return self._rounded_along(self._folded(self._smoothed(weight)), self.weight_axis, self.output_axis)
 
     def _rounded_along(self, weight: torch.Tensor, axis: int | None, outputs: int) -> torch.Tensor:
         if self._corrects_weight:
@@ -170,17 +219,42 @@ class FakeQuantModule(nn.Module):
     def _smoothed(self, weight: torch.Tensor) -> torch.Tensor:
         return weight if self._smoothing is None else weight * self._along_weight(self._smoothing).to(weight)
 
+    def _folded(self, weight: torch.Tensor) -> torch.Tensor:
+        if self._norm is None:
+            return weight
+        return (weight * self._along_weight_outputs(trainable_factor(self._norm))).to(weight.dtype)
+
+    def _unfolded(self, result: torch.Tensor) -> torch.Tensor:
+        """Take the factor out again, and add the bias that was left out until now."""
+        if self._norm is None:
+            return result
+        result = result / self._along_input(trainable_factor(self._norm)).to(result.dtype)
+        bias = self._parameters.get("bias")
+        return result if bias is None else result + self._along_input(bias).to(result.dtype)
+
+    def _operation_bias(self) -> torch.Tensor | None:
+        """What is added inside the operation."""
+        if self._norm is None:
+            return self.full_bias()
+        return None if self._bias_correction is None else self._bias_correction.to(self.get_parameter("weight"))
+
     def _along_input(self, channels: torch.Tensor) -> torch.Tensor:
-        """Shape a value for each input channel so that it multiplies an input."""
+        """Shape a value for each channel so that it multiplies an input, or an output."""
         return channels
+
+    def _along_weight_outputs(self, channels: torch.Tensor) -> torch.Tensor:
+        """Shape a value for each output channel so that it multiplies the weight."""
+        return channels.view(-1, *[1] * (self.get_parameter("weight").dim() - 1))
 
     def _along_weight(self, channels: torch.Tensor) -> torch.Tensor:
         """Shape a value for each input channel so that it multiplies the weight."""
         return channels
 
     def full_bias(self) -> torch.Tensor | None:
-        """The bias with its correction."""
+        """The bias with its correction, and with the batch normalization that is folded in."""
         bias = self._parameters.get("bias")
+        if self._norm is not None:
+            bias = folded_bias(self._norm, bias)
         if self._bias_correction is None:
             return bias
         correction = self._bias_correction.to(self.get_parameter("weight"))
@@ -192,17 +266,36 @@ class FakeQuantModule(nn.Module):
         return codes.contiguous(), scale.flatten().expand(len(codes)).contiguous()
 
     def effective_weight(self) -> torch.Tensor:
-        """The float weight that codes are made of: `arranged`, smoothed and corrected."""
-        weight = self.arranged(self, self._smoothed(whole(self.get_parameter("weight")).detach()))
+        """The float weight that codes are made of: `arranged`, smoothed, folded and corrected."""
+        weight = self.arranged(self, self._smoothed(self.folded_weight()))
         if not self._corrects_weight:
             return weight
         return weight_correction(weight, snap_weight(weight, self._scale_axis, self.scheme.weight_bits), 0)
+
+    def folded_weight(self) -> torch.Tensor:
+        """The float weight, whole, with the factor of the batch normalization that is folded in."""
+        weight = whole(self.get_parameter("weight")).detach()
+        if self._norm is None:
+            return weight
+        return (weight * self._along_weight_outputs(fold_factor(self._norm))).to(weight.dtype)
 
     @property
     def _scale_axis(self) -> int | None:
         """The axis of the `arranged` weight that has a scale for each slice."""
         return 0 if self.scheme.per_channel else None
 
+
+_ADOPTED: Final = (
+    "_input_range",
+    "_fake_quant",
+    "_observing",
+    "_smoothing",
+    "_corrects_weight",
+    "_bias_correction",
+    "_norm",
+    "_range_owner",
+)
+"""Attributes that `FakeQuantModule.adopt` adds."""
 
 _NORM_EPSILON = 1e-7
 """What torch adds to a norm before it divides by it."""
@@ -225,7 +318,8 @@ class FakeQuantLinear(FakeQuantModule, nn.Linear):
         """Compute ``round(x) @ round(W).T + b``."""
         if not self._fake_quant:
             return super().forward(input)
-        return F.linear(self._rounded_input(input), self._rounded_weight(self.weight), self.full_bias())
+        result = F.linear(self._rounded_input(input), self._rounded_weight(self.weight), self._operation_bias())
+        return self._unfolded(result)
 
 
 class _FakeQuantConv(FakeQuantModule):
@@ -248,8 +342,7 @@ class _FakeQuantConv(FakeQuantModule):
             return plain
         weight = self._rounded_weight(self.get_parameter("weight"))
         convolve: Any = self._conv_forward
-        result: torch.Tensor = convolve(self._rounded_input(input), weight, self.full_bias())
-        return result
+        return self._unfolded(convolve(self._rounded_input(input), weight, self._operation_bias()))
 
 
 def _with_kernel(channels: torch.Tensor, kernel_size: tuple[int, ...]) -> torch.Tensor:
@@ -273,6 +366,27 @@ class FakeQuantConv2d(_FakeQuantConv, nn.Conv2d):
 @final
 class FakeQuantConv3d(_FakeQuantConv, nn.Conv3d):
     """`torch.nn.Conv3d` on rounded inputs and weights."""
+
+    kind = "conv3d"
+
+
+@final
+class FakeQuantPaddedConv1d(_FakeQuantConv, _padded_conv.Conv1d):
+    """`FakeQuantConv1d` with as many zeros on each side as it likes."""
+
+    kind = "conv1d"
+
+
+@final
+class FakeQuantPaddedConv2d(_FakeQuantConv, _padded_conv.Conv2d):
+    """`FakeQuantConv2d` with as many zeros on each side as it likes."""
+
+    kind = "conv2d"
+
+
+@final
+class FakeQuantPaddedConv3d(_FakeQuantConv, _padded_conv.Conv3d):
+    """`FakeQuantConv3d` with as many zeros on each side as it likes."""
 
     kind = "conv3d"
 
@@ -304,21 +418,21 @@ class _FakeQuantConvTranspose(FakeQuantModule):
         rounded: torch.Tensor = convolve(
             self._rounded_input(input),
             self._rounded_weight(self.get_parameter("weight")),
-            self.full_bias(),
+            self._operation_bias(),
             self.stride,
             padding,
             output_padding,
             self.groups,
             self.dilation,
         )
-        return rounded
+        return self._unfolded(rounded)
 
     def _rounded_weight(self, weight: torch.Tensor) -> torch.Tensor:
         if self.groups == 1 or not self.scheme.per_channel:
             return super()._rounded_weight(weight)
         # Output channels lie along two axes: the groups within the first one, and the second.
         inputs, outputs, *kernel = weight.shape
-        arranged = self._rounded_along(self.arranged(self, self._smoothed(weight)), 0, 0)
+        arranged = self._rounded_along(self.arranged(self, self._folded(self._smoothed(weight))), 0, 0)
         grouped = arranged.view(self.groups, outputs, inputs // self.groups, *kernel)
         return grouped.transpose(1, 2).reshape(weight.shape)
 
@@ -327,6 +441,10 @@ class _FakeQuantConvTranspose(FakeQuantModule):
 
     def _along_weight(self, channels: torch.Tensor) -> torch.Tensor:
         return _with_kernel(channels.unsqueeze(1), self.kernel_size)
+
+    def _along_weight_outputs(self, channels: torch.Tensor) -> torch.Tensor:
+        inputs = len(self.get_parameter("weight"))  # a row for each: its group decides which outputs it has
+        return _with_kernel(channels.view(self.groups, -1).repeat_interleave(inputs // self.groups, 0), self.kernel_size)
 
 
 @final
@@ -463,6 +581,9 @@ _CLASSES: Final[dict[type[nn.Module], type[FakeQuantModule]]] = {
     nn.Conv1d: FakeQuantConv1d,
     nn.Conv2d: FakeQuantConv2d,
     nn.Conv3d: FakeQuantConv3d,
+    _padded_conv.Conv1d: FakeQuantPaddedConv1d,
+    _padded_conv.Conv2d: FakeQuantPaddedConv2d,
+    _padded_conv.Conv3d: FakeQuantPaddedConv3d,
     nn.ConvTranspose1d: FakeQuantConvTranspose1d,
     nn.ConvTranspose2d: FakeQuantConvTranspose2d,
     nn.ConvTranspose3d: FakeQuantConvTranspose3d,

@@ -18,6 +18,7 @@ from inc_torch.quantizers._prepare import Prepared, fake_quant_modules, reasons_
 from inc_torch.quantizers._smoothing import SmoothQuant, apply_smoothing
 from inc_torch.quantizers._smoothing_alpha import search_alphas
 from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec
+from inc_torch.quantizers.fx import settle_snaps
 
 __all__ = ["PostTrainingSpec", "realise"]
 
@@ -84,6 +85,7 @@ def realise(
     decided = dict(decisions)
     _treat_unseen(model, spec, calibration, decided)
     _leave_ends_in_float(model, spec, calibration, decided)
+    settle_snaps(model)
     if not any(made.scheme for made in decided.values()):
         message = (
             f"Quantization would leave all of {type(model).__name__} in float: {reasons_of(decided)}. Drop the recipe "
@@ -115,7 +117,7 @@ def realise(
 def _treat_unseen(
     model: nn.Module, spec: PostTrainingSpec, calibration: Calibration, decided: dict[str, Prepared]
 ) -> None:
-    observing = {name: module for name, module in fake_quant_modules(model) if module.observes}
+    observing = {name: module for name, module in fake_quant_modules(model) if module.is_static}
     unseen = {name: module for name, module in observing.items() if name not in calibration.inputs}
     if observing and len(unseen) == len(observing) and not spec.dynamic_where_unseen:
         message = (
@@ -130,9 +132,11 @@ def _treat_unseen(
             module.set_scheme(scheme)
             decided[name] = Prepared(module.name_of(scheme), "no calibration data reached it: dynamic range")
         else:
+            is_layer = module.has_weight
             module.restore()
-            decided[name] = Prepared(None, "no calibration data reached it", FloatType.FLOAT32)
-            in_float.append(name)
+            if is_layer:
+                decided[name] = Prepared(None, "no calibration data reached it", FloatType.FLOAT32)
+                in_float.append(name)
     if in_float:
         message = f"No calibration data reached {listed(in_float)}: left in float, as no range of its inputs is known."
         warn_user(message, InexactWarning)

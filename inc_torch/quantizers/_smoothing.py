@@ -41,6 +41,7 @@ __all__ = [
 _LEAST_SCALE: Final = 1e-5
 _LEAST_WEIGHT: Final = 1e-5
 _UNSEEN: Final = "calibration ran no batch through it"
+_SHARED: Final = "its input stays in int8 between layers, on a grid that others share"
 
 
 @final
@@ -159,7 +160,7 @@ def weight_magnitudes(module: FakeQuantModule) -> torch.Tensor:
         >>> weight_magnitudes(layer).shape
         torch.Size([4])
     """
-    weight = module.get_parameter("weight").detach()
+    weight = module.folded_weight()
     if module.output_axis == 1:
         return _greatest(weight.flatten(1), (1,))
     groups: int = getattr(module, "groups", 1)
@@ -204,16 +205,19 @@ def smoothing_groups(
         inputs: By name, what calibration saw of every layer that ran.
         flow: Where scales can be folded; None lets layers keep them, and those share one that read the same tensors.
 
+    Layers that share the grid of a tensor which stays in int8 are in none: their input is rounded before they read it.
+
     Returns:
         The groups, and by name the reason for every layer that is in none.
     """
     layers = {name: module for name, module in fake_quant_modules(model) if module.has_input_grid}
     unseen = dict.fromkeys(sorted(layers.keys() - inputs.keys()), _UNSEEN)
+    unseen |= {name: _SHARED for name, module in layers.items() if module.range_owner is not None}
     if flow is not None:
         return _foldable_groups(flow, layers.keys(), unseen)
     shared: dict[object, list[str]] = {}
     for name in inputs:
-        if name in layers:
+        if name in layers and name not in unseen:
             # The same tensor has other channels for a convolution than for a linear layer.
             rank = layers[name].get_parameter("weight").dim()
             shared.setdefault((inputs[name].sources, rank, len(inputs[name].channel_low)), []).append(name)

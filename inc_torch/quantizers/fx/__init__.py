@@ -1,0 +1,14 @@
+"""Quantization of whole graphs: batch normalization folded, tensors kept in int8 between layers.
+
+A model that `torch.fx` traces whole is quantized as one graph: of its own modules and functions, float between
+modules, with int8 arithmetic where the int8 modules are, and two things more. Batch normalization is folded into the
+layer before it; and a tensor that stays in int8 between modules is rounded once, where it is made, to a grid that its
+readers share. Everything else is quantized module by module.
+"""
+
+from __future__ import annotations
+
+from inc_torch.quantizers.fx._graft import graph_of, set_executor
+from inc_torch.quantizers.fx._stage import GraphStage, settle_snaps, ungraft
+
+__all__ = ["GraphStage", "graph_of", "set_executor", "settle_snaps", "ungraft"]
