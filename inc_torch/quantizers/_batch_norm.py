@@ -109,8 +109,8 @@ def can_fold(module: nn.Module) -> bool:
     """Whether ``module`` is a batch normalization of torch that has running statistics to be folded by.
 
     Example:
-        >>> can_fold(nn.BatchNorm2d(4)), can_fold(nn.BatchNorm2d(4, track_running_stats=False)), can_fold(nn.LayerNorm(4))
-        (True, False, False)
+        >>> can_fold(nn.BatchNorm2d(4)), can_fold(nn.BatchNorm2d(4, track_running_stats=False))
+        (True, False)
     """
     kind = plain_class(type(module))
     return (kind in _FROZEN or kind in _THAWED) and module._buffers.get("running_var") is not None
@@ -134,7 +134,8 @@ def fold_factor(norm: nn.Module) -> torch.Tensor:
     """
     own: Any = norm
     inverse = _deviation_inverse(norm)
-    return inverse if own.weight is None else own.weight.detach().float() * inverse
+    gamma: torch.Tensor | None = own.weight
+    return inverse if gamma is None else gamma.detach().float() * inverse
 
 
 def trainable_factor(norm: nn.Module) -> torch.Tensor:
@@ -163,9 +164,10 @@ def folded_bias(norm: nn.Module, bias: torch.Tensor | None) -> torch.Tensor:
     """
     own: Any = norm
     mean = own.running_mean.float()
-    shift = -mean if bias is None else bias.detach().float() - mean
+    shift: torch.Tensor = -mean if bias is None else bias.detach().float() - mean
     shift = shift * fold_factor(norm)
-    return shift if own.bias is None else shift + own.bias.detach().float()
+    beta: torch.Tensor | None = own.bias
+    return shift if beta is None else shift + beta.detach().float()
 
 
 def take_away_norm(norm: nn.Module) -> None:

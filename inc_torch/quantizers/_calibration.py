@@ -202,7 +202,7 @@ def _is_same(first: torch.Tensor | None, second: torch.Tensor) -> bool:
 
 
 def _summarised(name: str, module: nn.Module, values: torch.Tensor, serial: int) -> InputRecord:
-    batch = _batched(module, values)
+    batch = _batched(module, values) if _has_channels(module) else values.unsqueeze(-1)
     others = [dimension for dimension in range(batch.dim()) if dimension != batch.dim() + _channel_axis(module)]
     low, high = (extreme.cpu().double() for extreme in (batch.amin(others), batch.amax(others)))
     if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
@@ -234,9 +234,14 @@ def _batched(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
     return values if values.dim() > -_channel_axis(module) else values.unsqueeze(0)
 
 
+def _has_channels(module: nn.Module) -> bool:
+    """Whether the module has weights that meet channels of its input; else all of it counts as one."""
+    return isinstance(module, FakeQuantModule) and module.has_weight
+
+
 def _windows(module: nn.Module, values: torch.Tensor) -> tuple[torch.Tensor | None, int]:
     """The sum of what each weight of one output is multiplied with, and the number of outputs."""
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) or not _has_channels(module):
         return None, 0
     if not isinstance(module, nn.modules.conv._ConvNd):
         rows = values.reshape(-1, values.shape[-1])

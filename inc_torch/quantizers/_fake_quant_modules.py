@@ -252,7 +252,7 @@ class FakeQuantModule(nn.Module):
 
     def full_bias(self) -> torch.Tensor | None:
         """The bias with its correction, and with the batch normalization that is folded in."""
-        bias = self._parameters.get("bias")
+        bias: torch.Tensor | None = self._parameters.get("bias")
         if self._norm is not None:
             bias = folded_bias(self._norm, bias)
         if self._bias_correction is None:
@@ -444,7 +444,8 @@ class _FakeQuantConvTranspose(FakeQuantModule):
 
     def _along_weight_outputs(self, channels: torch.Tensor) -> torch.Tensor:
         inputs = len(self.get_parameter("weight"))  # a row for each: its group decides which outputs it has
-        return _with_kernel(channels.view(self.groups, -1).repeat_interleave(inputs // self.groups, 0), self.kernel_size)
+        rows = channels.view(self.groups, -1).repeat_interleave(inputs // self.groups, 0)
+        return _with_kernel(rows, self.kernel_size)
 
 
 @final

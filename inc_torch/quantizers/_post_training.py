@@ -169,7 +169,8 @@ def _smooth(
     """Smooth, and set the ranges of smoothed modules; returns what their input channels are divided by."""
     if spec.smoothing is None:
         return {}
-    inputs = {name: record for name, record in calibration.inputs.items() if decided[name].scheme is not None}
+    layers = [name for name, made in decided.items() if made.scheme is not None]
+    inputs = {name: record for name, record in calibration.inputs.items() if name in layers}
     wanted = spec.smoothing.alpha if alpha is None else alpha
     chosen: float | dict[str, float]
     if wanted == "auto":

@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, Final, final
-from unittest import mock
 
 import torch
 import torch.utils.checkpoint
@@ -49,7 +48,9 @@ class Captured:
         digest: The same for the same text of a graph.
     """
 
-    def __init__(self, graph: fx.Graph, inputs: tuple[str, ...], leaves: frozenset[str], containers: tuple[str, ...]):
+    def __init__(
+        self, graph: fx.Graph, inputs: tuple[str, ...], leaves: frozenset[str], containers: tuple[str, ...]
+    ) -> None:
         self.graph, self.inputs, self.leaves, self.containers = graph, inputs, leaves, containers
         self.digest = hashlib.sha256(graph.python_code("self").src.encode()).hexdigest()
 
@@ -108,7 +109,7 @@ def compiled(graph: fx.Graph) -> Callable[..., Any]:
     """The function ``forward(self, *inputs)`` that runs ``graph`` on a model."""
     code = graph.python_code("self")
     namespace: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, "<graph of inc_torch>", "exec"), namespace)  # noqa: S102  torch.fx wrote it
+    exec(compile(code.src, "<graph of inc_torch>", "exec"), namespace)  # torch.fx wrote it
     made: Callable[..., Any] = namespace["forward"]
     return made
 
@@ -169,7 +170,7 @@ def _traced(model: nn.Module, inputs: tuple[str, ...], leaves: frozenset[str], t
             tracer.trace(model)
     except Refused:
         raise
-    except Exception as error:  # noqa: BLE001  whatever user code raises when it gets no tensors
+    except Exception as error:  # whatever user code raises when it gets no tensors
         first = str(error).strip().split("\n")[0][:120]
         message = f"torch.fx cannot trace it: {type(error).__name__}: {first}"
         raise Refused(message) from error
@@ -183,8 +184,8 @@ def _narrowed(forward: Callable[..., Any], inputs: tuple[str, ...]) -> Callable[
     arguments = ", ".join(inputs)
     namespace: dict[str, Any] = {}
     source = f"def forward(self, {arguments}):\n    return self.{_CALLED}({arguments})"
-    exec(source, namespace)  # noqa: S102  names of arguments are all that varies
-    own_globals: Any = inspect.unwrap(forward).__globals__  # type: ignore[attr-defined]  # functions have it
+    exec(source, namespace)  # names of arguments are all that varies
+    own_globals: Any = inspect.unwrap(forward).__globals__
     return FunctionType(namespace["forward"].__code__, own_globals, "forward")
 
 
@@ -233,10 +234,22 @@ def _without_checkpoints() -> Iterator[None]:
         raise Refused(message)
 
     own: Any = torch.utils.checkpoint
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(own.CheckpointFunction, "apply", refuse))
-        stack.enter_context(mock.patch.object(own, "_checkpoint_without_reentrant_generator", refuse))
+    reentrant = _replaced(own.CheckpointFunction, "apply", refuse)
+    with reentrant, _replaced(own, "_checkpoint_without_reentrant_generator", refuse):
         yield
+
+
+@contextmanager
+def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    is_own, before = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if is_own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
 
 
 @contextmanager

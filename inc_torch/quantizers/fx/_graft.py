@@ -21,7 +21,7 @@ from inc_torch.quantizers._snap import FakeQuantSnap, Int8Snap
 from inc_torch.quantizers.fx._capture import ORIGINAL_FORWARD, Captured, compiled, has_hooks
 from inc_torch.quantizers.fx._patterns import GraphPlan
 
-__all__ = ["SNAPS", "Graft", "graft_of", "graph_of", "grafted_class", "set_executor", "snapped_graph"]
+__all__ = ["SNAPS", "Graft", "graft_of", "grafted_class", "graph_of", "set_executor", "snapped_graph"]
 
 SNAPS: Final = "_inc_torch_snaps"
 """The reserved name of the child that holds the snaps."""
@@ -78,11 +78,11 @@ class Graft:
 
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401  anything
         """Compute the output of ``model``."""
-        inputs = self._inputs(args, kwargs)
-        if self.check is not None and not self.check(model, args, kwargs):
-            return original_forward(model)(model, *args, **kwargs)
+        own, inputs = original_forward(model), self._inputs(args, kwargs)
+        if self.check is not None and not self.check(model, args, kwargs):  # it may take the graph away
+            return own(model, *args, **kwargs)
         if inputs is None or any(has_hooks(container) for container in self._blocks(model)):
-            return original_forward(model)(model, *args, **kwargs)
+            return own(model, *args, **kwargs)
         if self.executor is not None and not model.training and not torch.is_grad_enabled():
             return self.executor(*inputs)
         return self.function(model, *inputs)
@@ -135,7 +135,8 @@ def snapped_graph(graph: fx.Graph, plan: GraphPlan) -> fx.Graph:
         if node.name in plan.snaps:
             with made.inserting_after(copied):
                 snap = made.call_module(f"{SNAPS}.{node.name}", (copied,))
-            copied.replace_all_uses_with(snap, delete_user_cb=lambda user, snap=snap: user is not snap)
+            for user in [user for user in copied.users if user is not snap]:
+                user.replace_input_with(copied, snap)
     return made
 
 
@@ -155,10 +156,16 @@ def graph_of(model: nn.Module) -> fx.GraphModule | None:
     for node in list(graph.nodes):
         if node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training":
             for user in list(node.users):
-                user.args = fx.map_arg(user.args, lambda value, node=node: False if value is node else value)
-                user.kwargs = fx.map_arg(user.kwargs, lambda value, node=node: False if value is node else value)
+                _replace_argument(user, node, False)
             graph.erase_node(node)
     return fx.GraphModule(model, graph, type(model).__name__)
+
+
+def _replace_argument(user: fx.Node, node: fx.Node, constant: bool) -> None:
+    def replaced(value: fx.Node) -> Any:  # noqa: ANN401  a node, or the constant
+        return constant if value is node else value
+
+    user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), replaced)
 
 
 def set_executor(model: nn.Module, executor: Executor | None) -> None:
@@ -182,7 +189,7 @@ def set_executor(model: nn.Module, executor: Executor | None) -> None:
 def snaps_of(model: nn.Module) -> dict[str, FakeQuantSnap | Int8Snap]:
     """The snaps of a model, by the names of their nodes."""
     holder = model._modules.get(SNAPS)
-    children = {} if holder is None else dict(holder.named_children())
+    children = {} if holder is None else holder._modules
     return {name: child for name, child in children.items() if isinstance(child, FakeQuantSnap | Int8Snap)}
 
 
@@ -231,7 +238,9 @@ def _make_class(original: type[nn.Module]) -> type[nn.Module]:
 def _visible(model: nn.Module) -> nn.Sequential:
     """A sequence of the children of ``model`` without the snaps."""
     seen = nn.Sequential()
-    seen._modules.update({name: child for name, child in model._modules.items() if name != SNAPS})
+    for name, child in model._modules.items():
+        if name != SNAPS:
+            seen.add_module(name, child)
     return seen
 
 

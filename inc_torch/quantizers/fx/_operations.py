@@ -144,6 +144,7 @@ _METHODS: Final[dict[str, Meaning]] = {
     **dict.fromkeys(("dim", "size"), Meaning.SHAPE),
 }
 _SHAPE_ATTRIBUTES: Final = frozenset({"shape", "dtype", "device", "ndim"})
+_MEANS: Final = frozenset({"mean", torch.mean})
 _IN_PLACE: Final = frozenset({operator.iadd, operator.imul, torch.relu_, F.relu_})
 
 
@@ -156,17 +157,20 @@ def meaning_of(node: fx.Node, model: nn.Module) -> Meaning:
     """
     if node.op == "call_module":
         return _meaning_of_module(model.get_submodule(str(node.target)))
-    if node.op == "call_method":
-        found = _METHODS.get(str(node.target), Meaning.OPAQUE)
-    elif node.op == "call_function":
-        found = _FUNCTIONS.get(node.target, Meaning.OPAQUE)
-        if found is Meaning.OPAQUE and _hands_on(node):
-            return Meaning.PASS
-        if found is Meaning.SHAPE and node.args[1] not in _SHAPE_ATTRIBUTES:
-            return Meaning.OPAQUE
-    else:
-        return Meaning.OPAQUE
-    return Meaning.OPAQUE if found in (Meaning.ADD, Meaning.MULTIPLY) and not _adds_tensors(node) else found
+    known = {"call_method": _METHODS, "call_function": _FUNCTIONS}.get(node.op, {})
+    found = known.get(node.target, Meaning.OPAQUE)
+    if found is Meaning.OPAQUE and node.op == "call_function" and _hands_on(node):
+        return Meaning.PASS
+    return found if _is_meant(node, found) else Meaning.OPAQUE
+
+
+def _is_meant(node: fx.Node, meaning: Meaning) -> bool:
+    """Whether a function that may do several things does what its name says first."""
+    if meaning in (Meaning.ADD, Meaning.MULTIPLY):
+        return _adds_tensors(node)
+    if node.target in _MEANS:  # without axes it is of the whole tensor
+        return len(node.args) > 1 or "dim" in node.kwargs
+    return node.target is not getattr or node.args[1] in _SHAPE_ATTRIBUTES
 
 
 def writes_input(node: fx.Node, model: nn.Module) -> bool:
@@ -221,7 +225,7 @@ def _hands_on(node: fx.Node) -> bool:
         return False
     probe = torch.ones(1, 1, 1, 1)
 
-    def filled(value: fx.Node) -> object:
+    def filled(value: fx.Node) -> Any:  # noqa: ANN401  any argument
         return probe if value is tensors[0] else False
 
     arguments: Any = fx.map_arg(node.args, filled)

@@ -85,6 +85,7 @@ class _Planner:
         self._calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
         self._read_by_name = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
         self._folds: dict[fx.Node, fx.Node] = {}
+        self._origins: dict[fx.Node, bool] = {}
 
     def plan(self) -> GraphPlan:
         """Fold first: a layer and its folded normalization are one group."""
@@ -174,18 +175,17 @@ class _Planner:
         return len({_grid_of(self._scheme(layer)) for layer in layers}) <= 1 and self._touches_int8(node, readers)
 
     def _touches_int8(self, node: fx.Node, readers: list[_Reader]) -> bool:
-        """Whether an int8 module makes the tensor, or reads it, or makes what it is made of."""
-        if any(reader.meaning is Meaning.INT8 for reader in readers):
-            return True
-        root = self._root_of_group(node)
-        if root is None:
-            return False
-        if self._meanings[root] is Meaning.INT8:
-            return True
-        sources = (self._seen_through(source, _LOOKED_THROUGH) for source in root.all_input_nodes)
-        return any(
-            made is not None and self._meanings[made] is Meaning.INT8 for made in map(self._root_of_group, sources)
-        )
+        """Whether an int8 module reads the tensor, or made what it is made of."""
+        return any(reader.meaning is Meaning.INT8 for reader in readers) or self._comes_from_int8(node)
+
+    def _comes_from_int8(self, node: fx.Node) -> bool:
+        if node not in self._origins:
+            root = self._root_of_group(self._seen_through(node, _LOOKED_THROUGH))
+            self._origins[node] = root is not None and (
+                self._meanings[root] is Meaning.INT8
+                or any(self._comes_from_int8(source) for source in root.all_input_nodes)
+            )
+        return self._origins[node]
 
     def _seen_through(self, node: fx.Node, meanings: frozenset[Meaning]) -> fx.Node:
         while self._meanings[node] in meanings and node.all_input_nodes:
@@ -210,9 +210,7 @@ class _Planner:
             return False
         return any(self._root_of_group(merged) is readers[0].node for merged in merging)
 
-    def _is_accumulator(
-        self, node: fx.Node, readers: list[_Reader], candidates: dict[fx.Node, list[_Reader]]
-    ) -> bool:
+    def _is_accumulator(self, node: fx.Node, readers: list[_Reader], candidates: dict[fx.Node, list[_Reader]]) -> bool:
         """Whether the tensor is added to another one that was there before, and read nowhere else."""
         if len(readers) != 1 or readers[0].meaning not in _PAIRED or not readers[0].whole:
             return False

@@ -47,21 +47,26 @@ class GraphStage:
             ModelError: See `prepare_fake_quant`.
             ConfigError: See `prepare_fake_quant`.
         """
-        captured: Captured | None = None
-        try:
-            if any(parameter.is_meta for parameter in model.parameters()):
-                message = "its weights are on the meta device"
-                raise Refused(message)
-            paddings = padding_convolutions(model, spec)
-            captured = capture(model, paddings)
-            adopt_paddings(model, paddings)
-        except Refused as refusal:
-            self._give_up(model, str(refusal))
+        captured = self._captured(model, spec)
         decisions = prepare_fake_quant(model, spec)
         if captured is not None:
             _leave_lent_weights(model, captured, decisions)
             self._graft(model, captured)
         return decisions
+
+    def _captured(self, model: nn.Module, spec: QuantSpec) -> Captured | None:
+        on_meta = any(parameter.is_meta for parameter in model.parameters())
+        if on_meta or not model._modules:
+            self._give_up(model, "its weights are on the meta device" if on_meta else "it is a single layer")
+            return None
+        try:
+            paddings = padding_convolutions(model, spec)
+            captured = capture(model, paddings)
+        except Refused as refusal:
+            self._give_up(model, str(refusal))
+            return None
+        adopt_paddings(model, paddings)
+        return captured
 
     def noted(self, model: nn.Module, decisions: Mapping[str, Prepared]) -> dict[str, Prepared]:
         """The decisions, with what the graph did to each module, or once why there is none."""

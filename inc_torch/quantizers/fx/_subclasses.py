@@ -47,7 +47,9 @@ def padding_convolutions(model: nn.Module, spec: QuantSpec | None = None) -> dic
     rules = () if spec is None else tuple(rule for rule in spec.rules if rule.subject == "type")
     for name, module in model.named_modules():
         kind = type(module)
-        if kind in PADDED_CONVS or not isinstance(module, tuple(PADDED_CONVS)) or module.padding_mode != "zeros":
+        if kind in PADDED_CONVS or not isinstance(module, nn.modules.conv._ConvNd) or module.padding_mode != "zeros":
+            continue
+        if not isinstance(module, tuple(PADDED_CONVS)):  # transposed
             continue
         if any(rule.catches(name, kind.__name__) for rule in rules):
             continue
@@ -109,7 +111,7 @@ def _is_own_convolution(module: nn.Module, node: fx.Node) -> bool:
     own: Any = module
     expected = {name: getattr(own, name) for name in ("stride", "padding", "dilation", "groups")}
     tensors = {name: given.get(name) for name in ("weight", "bias")}
-    read = {name: value.target for name, value in tensors.items() if isinstance(value, fx.Node) and value.op == "get_attr"}
+    read = {name: value.target for name, value in tensors.items() if isinstance(value, fx.Node)}
     wanted = {"weight": "weight"} | ({} if own.bias is None else {"bias": "bias"})
     return (
         node.target is _CONVOLUTIONS[base]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from inc_torch.core.modes import evaluating, without_compiling
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
@@ -47,18 +47,24 @@ def reason_against(model: nn.Module, own: Function, graph: Function, inputs: tup
 def _compared(model: nn.Module, own: Function, graph: Function, inputs: tuple[Any, ...], what: str) -> str | None:
     try:
         with _random_kept():
-            expected = own(model, *inputs)
+            expected = own(model, *_copied(inputs))
     except Exception:  # noqa: BLE001  the model does not take such inputs; on its own batch it will say so itself
         return None
     try:
         with _random_kept():
-            found = graph(model, *inputs)
+            found = graph(model, *_copied(inputs))
     except Exception as error:  # noqa: BLE001  whatever a wrong graph raises
         first = str(error).strip().split("\n")[0][:120]
         return f"its graph fails on {what}: {type(error).__name__}: {first}"
     if _is_equal(expected, found):
         return None
     return f"its graph gives something else on {what}: its code depends on shapes or values, or on what it kept"
+
+
+def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a forward may write into."""
+    copied: tuple[Any, ...] = tree_map_only(torch.Tensor, torch.Tensor.clone, inputs)
+    return copied
 
 
 def _is_equal(expected: object, found: object) -> bool:
@@ -123,7 +129,7 @@ def _reason_of_rank(model: nn.Module, graph: Function, inputs: tuple[Any, ...]) 
     if not handles:
         return None
     try:
-        graph(model, *inputs)
+        graph(model, *_copied(inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -158,5 +164,5 @@ def _without_hooks(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _random_kept() -> Iterator[None]:
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+    with torch.random.fork_rng():
         yield

@@ -201,7 +201,7 @@ class Normed(nn.Module):
 
 def managed(**options):
     model = Normed()
-    return prepare_compression(model, QuantizationAwareTrainingConfig(**options)), model
+    return prepare_compression(model, QuantizationAwareTrainingConfig(graph="off", **options)), model
 
 
 BATCHES = torch.randn(24, 8, 2, 5, generator=torch.Generator().manual_seed(1))

@@ -17,10 +17,10 @@ from torch import nn
 from inc_torch import PostTrainingQuantConfig, QuantizationAwareTrainingConfig, prepare_compression, quantization
 from inc_torch.core.errors import ModelError
 from inc_torch.quantizers import (
+    GraphStage,
     calibrate,
     enable_fake_quant,
     fold_ranges,
-    prepare_fake_quant,
     realise,
     trace_flow,
 )
@@ -117,7 +117,7 @@ def output(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def simulation(model: nn.Module, config: PostTrainingQuantConfig, data: Data) -> nn.Module:
     """What `fit` does, step by step, up to the conversion."""
     spec = config.to_spec()
-    decisions = prepare_fake_quant(model, spec.quant)
+    decisions = GraphStage().prepare(model, spec.quant)
 
     def run(prepared: nn.Module) -> None:
         for batch in data:

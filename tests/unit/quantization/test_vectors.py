@@ -12,7 +12,7 @@ from torch import nn
 
 from inc_torch import PostTrainingQuantConfig, quantization
 from inc_torch.core.errors import ConfigError, InexactWarning
-from inc_torch.quantizers import FloatType, QuantScheme
+from inc_torch.quantizers import FloatType, Int8Module, QuantScheme
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "quantization.json").read_text())
 CASES = VECTORS["op_dict_matching"]["cases"]
@@ -208,7 +208,7 @@ def test_default_coverage(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, kind in (op.split("|") for op, label in ops.items() if label.startswith("int8"))
         if kind in COVERED
     }
-    int8 = {name for name, module in quantized.named_modules() if type(module).__name__.startswith("Int8")}
+    int8 = {name for name, module in quantized.named_modules() if isinstance(module, Int8Module)}
     assert int8 == expected
     assert quantized(inputs).isfinite().all()
     assert quantized(inputs).dtype == torch.float32
