@@ -19,6 +19,9 @@ FLOATS_AND_CODES = (torch.float32, torch.bfloat16, torch.uint8)
 TOP = 255
 GREATEST_PRODUCT = 255 * 128
 OVERFLOW = 2.0**30
+GELUS = (Activation.GELU, Activation.GELU_TANH)
+PIECES_PER_UNIT = 31.0 / 5.6
+"""Of the table that GELU is looked up in: ``Bump`` in ``source/common.h``."""
 
 
 def inverse_and_shift(grid: Grid) -> tuple[float, float]:
@@ -49,7 +52,7 @@ class Finish:
     @property
     def can_fold(self) -> bool:
         """Whether codes follow from a sum, and perhaps codes, by one multiplication and a clamp."""
-        clamps = in_numbers(self.activation)[0] <= CLAMP
+        clamps = in_numbers(self.activation)[0] <= CLAMP or (self.residual is None and self.activation in GELUS)
         ordered = self.residual is None or self.activation_after_residual or self.activation is Activation.NONE
         kinds = {self.output.dtype} | ({self.residual.dtype} if self.residual is not None else set())
         return clamps and ordered and kinds == {torch.uint8}
@@ -141,10 +144,14 @@ class Constants:
         greatest = float((scale.abs() * (GREATEST_PRODUCT * products) + bias.abs()).max())
         if not greatest + TOP * abs(arguments.residual_factor) < OVERFLOW:
             return
+        arguments.folded, arguments.code_low, arguments.code_high = 1, 0, TOP
+        if finish.activation in GELUS:
+            self.scale, self.bias = self.scale * PIECES_PER_UNIT, self.bias * PIECES_PER_UNIT
+            arguments.inverse, arguments.shift = inverse / PIECES_PER_UNIT, grid.zero_point
+            return
         self.scale, self.bias = scale, bias
         _, low, high = in_numbers(finish.activation)
         arguments.code_low, arguments.code_high = _clamped_codes(low, high, grid)
-        arguments.folded = 1
 
     def fill(self, arguments: EpilogueArguments) -> None:
         """Write the addresses."""

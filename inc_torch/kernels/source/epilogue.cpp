@@ -33,9 +33,39 @@ Bump fit(bool by_tanh) {
     return bump;
 }
 
+// Codes alone: no residual, all four vectors of a row at once.
+template <int ACTIVATION>
+void finish_codes(const int32_t* sums, int64_t rows, int64_t vectors, const Epilogue& e, int64_t row, int64_t column,
+                  int64_t columns) {
+    const __mmask64 mask = bytes(std::min(columns, 16 * vectors));
+    const __m512 low = _mm512_set1_ps(MANTISSA), high = _mm512_set1_ps(MANTISSA + 255);
+    const __m512 inverse = _mm512_set1_ps(e.inverse), shift = _mm512_set1_ps(e.shift);
+    const __m512i low_byte = _mm512_set1_epi32(255);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (int64_t r = 0; r < rows; ++r) {
+        __m512i codes[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            const int64_t from = std::min<int64_t>(v, vectors - 1);
+            __m512 y = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + (r * vectors + from) * 16));
+            y = _mm512_fmadd_ps(y, _mm512_loadu_ps(e.scale + column + 16 * from),
+                                _mm512_loadu_ps(e.bias + column + 16 * from));
+            y = _mm512_fmadd_ps(activate(y, ACTIVATION, e.low, e.high), inverse, shift);
+            y = _mm512_min_ps(high, _mm512_max_ps(low, y));
+            codes[v] = _mm512_and_si512(_mm512_castps_si512(y), low_byte);
+        }
+        const __m512i packed =
+            _mm512_packus_epi16(_mm512_packs_epi32(codes[0], codes[1]), _mm512_packs_epi32(codes[2], codes[3]));
+        _mm512_mask_storeu_epi8((uint8_t*)e.output + (row + r) * e.output_stride + column, mask,
+                                _mm512_permutexvar_epi32(order, packed));
+    }
+}
+
 template <int ACTIVATION>
 void finish_rows(const int32_t* sums, int64_t rows, int64_t vectors, const Epilogue& e, int64_t row, int64_t column,
                  int64_t columns) {
+    if (e.output_type == UINT8 && e.residual_type == NOTHING)
+        return finish_codes<ACTIVATION>(sums, rows, vectors, e, row, column, columns);
     const bool first = e.residual_type != NOTHING && !e.activate_last;
     for (int64_t v = 0; v < vectors; ++v) {
         const int64_t place = column + v * 16;
@@ -59,8 +89,55 @@ void finish_rows(const int32_t* sums, int64_t rows, int64_t vectors, const Epilo
 
 const Bump bumps[2] = {fit(false), fit(true)};
 
+namespace {
+
+Bump in_pieces(Bump bump) {
+    for (auto& power : bump.coefficients)
+        for (float& coefficient : power) coefficient *= Bump::PIECES_PER_UNIT;
+    return bump;
+}
+
+const Bump folded_bumps[2] = {in_pieces(bumps[0]), in_pieces(bumps[1])};
+
+// Codes of GELU, folded: `scale` and `bias` lead to pieces of the bump, `inverse` and `shift` from them to codes.
+void finish_folded_gelu(const int32_t* sums, int64_t rows, int64_t vectors, const Epilogue& e, int64_t row,
+                        int64_t column, int64_t columns) {
+    const Bump& bump = folded_bumps[e.activation - GELU];
+    const __mmask64 mask = bytes(std::min(columns, 16 * vectors));
+    const __m512 magic = _mm512_set1_ps(MANTISSA), last = _mm512_set1_ps(31.0f), zero = _mm512_setzero_ps();
+    const __m512 inverse = _mm512_set1_ps(e.inverse), shift = _mm512_set1_ps(e.shift);
+    __m512 tables[4][2];
+#pragma GCC unroll 4
+    for (int power = 0; power < 4; ++power)
+        for (int half = 0; half < 2; ++half) tables[power][half] = _mm512_load_ps(bump.coefficients[power] + 16 * half);
+    for (int64_t r = 0; r < rows; ++r) {
+        __m512i codes[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            const int64_t from = std::min<int64_t>(v, vectors - 1);
+            __m512 y = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + (r * vectors + from) * 16));
+            y = _mm512_fmadd_ps(y, _mm512_loadu_ps(e.scale + column + 16 * from),
+                                _mm512_loadu_ps(e.bias + column + 16 * from));
+            const __m512 magnitude = _mm512_range_ps(y, last, 0b1010);  // the smaller magnitude, without its sign
+            const __m512i piece = _mm512_castps_si512(_mm512_add_ps(magnitude, magic));
+            const __m512 rest = _mm512_reduce_ps(magnitude, 0);
+            auto pick = [&](int power) { return _mm512_permutex2var_ps(tables[power][0], piece, tables[power][1]); };
+            __m512 sum = _mm512_fmadd_ps(pick(3), rest, pick(2));
+            sum = _mm512_fmadd_ps(sum, rest, pick(1));
+            sum = _mm512_fmadd_ps(sum, rest, pick(0));
+            y = _mm512_sub_ps(_mm512_max_ps(zero, y), sum);
+            codes[v] = _mm512_cvtps_epi32(_mm512_fmadd_ps(y, inverse, shift));
+        }
+        store_folded<4>(codes, e, row + r, column, mask);
+    }
+}
+
+}  // namespace
+
 void finish_tile(const int32_t* sums, int64_t rows, int64_t vectors, const Epilogue& e, int64_t row, int64_t column,
                  int64_t columns) {
+    if (e.folded && (e.activation == GELU || e.activation == GELU_TANH))
+        return finish_folded_gelu(sums, rows, vectors, e, row, column, columns);
     switch (e.activation) {
         case NONE: return finish_rows<NONE>(sums, rows, vectors, e, row, column, columns);
         case CLAMP: return finish_rows<CLAMP>(sums, rows, vectors, e, row, column, columns);

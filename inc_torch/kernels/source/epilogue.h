@@ -43,8 +43,9 @@ INLINE void finish_float(__m512i sum, __m512 scale, __m512 bias, const Epilogue&
 
 // Whether it can be done in registers: an activation that only clamps, last, and one of four pairs of types.
 INLINE bool is_plain(const Epilogue& e) {
+    if (e.activation > CLAMP) return false;
     if (e.output_type == UINT8) return e.folded;
-    if (e.activation > CLAMP || (e.activation == CLAMP && e.residual_type != NOTHING && !e.activate_last)) return false;
+    if (e.activation == CLAMP && e.residual_type != NOTHING && !e.activate_last) return false;
     return e.output_type == FLOAT32 && (e.residual_type == NOTHING || e.residual_type == FLOAT32);
 }
 
