@@ -19,6 +19,8 @@ WIDEST = 4
 """Vectors of columns in a panel."""
 FEW_CHANNELS = 16
 """Below it a line of the kernel is read as one run of bytes."""
+WIDE = 64
+"""Channels that a depthwise kernel takes at once."""
 MOST_TAPS = 128
 """Of a depthwise kernel."""
 
@@ -52,7 +54,7 @@ class PackedWeight:
     def padded_rows(self) -> int:
         """Output channels of a group, padded as its scales must be."""
         if self.form == "depthwise":
-            return -(-self.rows // 64) * 64
+            return -(-self.rows // WIDE) * WIDE
         return -(-(self.rows // self.groups) // LANES) * LANES
 
     @property
@@ -61,7 +63,12 @@ class PackedWeight:
         return self.data.numel() // self.groups
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """Copy a vector of output channels to the padded length, zero where there is no channel."""
+        """Copy a vector of output channels to the padded length, zero where there is no channel.
+
+        Few channels of a depthwise kernel are repeated: pixels side by side are then computed as one.
+        """
+        if self.form == "depthwise" and WIDE % self.rows == 0:
+            return values.repeat(WIDE // self.rows)
         parts = 1 if self.form == "depthwise" else self.groups
         result = values.new_zeros(parts, self.padded_rows)
         result[:, : self.rows // parts] = values.view(parts, -1)
@@ -147,9 +154,11 @@ def pack_taps(codes: torch.Tensor, groups: int) -> PackedWeight:
 def _pack_depthwise(codes: torch.Tensor) -> PackedWeight:
     """Pack into [64 channels][4 taps][vector][128-bit lane][4 channels][tap]: see ``source/depthwise.cpp``."""
     rows, _, height, width = codes.shape
-    chunks, quads = -(-rows // 64), -(-height * width // QUAD)
-    padded = codes.new_zeros(chunks * 64, quads * QUAD)
+    chunks, quads = -(-rows // WIDE), -(-height * width // QUAD)
+    padded = codes.new_zeros(chunks * WIDE, quads * QUAD)
     padded[:rows, : height * width] = codes.flatten(1)
+    if WIDE % rows == 0:
+        padded = padded[:rows].repeat(WIDE // rows, 1)
     packed = padded.view(chunks, 4, 4, 4, quads, QUAD).permute(0, 4, 2, 1, 3, 5)
     data = _bytes(packed.reshape(-1))
     return PackedWeight(data, _sums(codes), rows, height * width, "depthwise", rows, (height, width))
