@@ -14,9 +14,10 @@ from torch.fx import GraphModule, Interpreter
 
 from inc_torch.core.errors import InexactWarning
 from inc_torch.core.user_warning import warn_user
+from inc_torch.inference._graph import arguments, calls
+from inc_torch.inference._opaque import INT8_MODULE, hidden_module
 from inc_torch.inference._plan import Plan
-from inc_torch.inference._product import product_of
-from inc_torch.inference._weights import Int8Weights
+from inc_torch.inference._watch import Watch
 from inc_torch.inference.passes import fuse
 
 __all__ = ["FusedGraph"]
@@ -50,7 +51,7 @@ class FusedGraph:
 
     def _forget(self) -> None:
         self._fused: GraphModule | None = None
-        self._weights: list[Int8Weights] = []
+        self._watch = Watch()
         self._is_refused = False
         self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
         self._seen: set[tuple[int, ...]] = set()
@@ -58,7 +59,7 @@ class FusedGraph:
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401  whatever the graph takes and returns
         """The outputs of the graph."""
         with torch.no_grad():
-            if not all(weights.is_current for weights in self._weights):
+            if not self._watch.sees_no_change:
                 self._forget()
             fused = self._fused
             if fused is None:
@@ -76,7 +77,7 @@ class FusedGraph:
     def _run_first(self, inputs: Sequence[Any]) -> Any:  # noqa: ANN401
         fused = GraphModule(self._captured, copy.deepcopy(self._captured.graph))
         fuse(fused.graph)
-        self._weights = [product.weights for node in fused.graph.nodes if (product := product_of(node))]
+        self._watch = Watch(hidden_module(arguments(node)[1]) for node in calls(self._captured.graph, INT8_MODULE))
         self._fused = fused
         expected = Interpreter(self._captured).run(*inputs)
         found = Plan(fused, inputs).run(inputs) if self._uses_plans else Interpreter(fused).run(*inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any, Final, Protocol, TypeGuard, cast
+from typing import Any, Final, Protocol, cast
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from inc_torch.quantizers import (
     Int8Conv3d,
     Int8DynamicLinear,
     Int8Linear,
-    Int8Module,
+    Int8Snap,
     output_dtype,
 )
 
@@ -31,17 +31,17 @@ class _Hidden(Protocol):
     def plain_forward(self, input: torch.Tensor) -> torch.Tensor: ...  # noqa: A002  torch's argument name
 
 
-def hidden_module(handle: int) -> Int8Module:
+def hidden_module(handle: int) -> nn.Module:
     """The module that a node of `INT8_MODULE` calls."""
-    return cast("Int8Module", _modules[handle])
+    return _modules[handle]
 
 
-def can_hide(module: nn.Module) -> TypeGuard[Int8Module]:
+def can_hide(module: nn.Module) -> bool:
     """Whether a call of ``module`` can become one node."""
-    return isinstance(module, Int8Linear | Int8DynamicLinear | Int8Conv1d | Int8Conv2d | Int8Conv3d)
+    return isinstance(module, Int8Linear | Int8DynamicLinear | Int8Conv1d | Int8Conv2d | Int8Conv3d | Int8Snap)
 
 
-def hide(module: Int8Module) -> None:
+def hide(module: nn.Module) -> None:
     """Let ``module`` appear in a captured graph as one call of `INT8_MODULE`; twice is once.
 
     Its class becomes a subclass of the same name. A copy of the module computes by itself.
@@ -105,9 +105,13 @@ def _(input: torch.Tensor, handle: int) -> torch.Tensor:  # noqa: A002  torch's 
         convolve: Any = (torch.conv1d, torch.conv2d, torch.conv3d)[module.rank - 1]
         weight = values.new_empty(module.weight_shape)
         result = convolve(values, weight, None, module.stride, list(padding), module.dilation, module.groups)
+    elif isinstance(module, Int8Snap):
+        result = torch.empty_like(input)
     else:
-        result = input.new_empty((*input.shape[:-1], module.weight_shape[0]))
-    return cast("torch.Tensor", result.to(output_dtype(input)))
+        outputs = cast("Int8Linear", module).weight_shape[0]
+        result = input.new_empty((*input.shape[:-1], outputs))
+    shaped: torch.Tensor = result.to(output_dtype(input))
+    return shaped
 
 
 INT8_MODULE: Final[Any] = torch.ops.inc_torch.int8_module.default

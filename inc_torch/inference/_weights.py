@@ -13,8 +13,6 @@ from inc_torch.quantizers import InputGrid, Int8Conv2d, Int8Linear, named_scheme
 
 __all__ = ["Int8Weights"]
 
-_NAMES = ("qweight", "weight_scale", "bias", "input_scale", "input_zero_point")
-
 
 @final
 class Int8Weights:
@@ -35,20 +33,6 @@ class Int8Weights:
         self.scale = torch.cat([module.weight_scale for module in modules])
         self.bias = _joined_bias(modules)
         self._prepacked_conv: torch.Tensor | None = None
-        self._sources = [
-            (module._buffers, name, tensor, _version(tensor))
-            for module in modules
-            for name in _NAMES
-            for tensor in (module._buffers[name],)
-        ]
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the modules still hold what was taken from them."""
-        return all(
-            holder[name] is tensor and (tensor is None or version < 0 or tensor._version == version)
-            for holder, name, tensor, version in self._sources
-        )
 
     @cached_property
     def packed_linear(self) -> kernels.PackedWeight:
@@ -99,8 +83,3 @@ def _joined_bias(modules: Sequence[Int8Linear | Int8Conv2d]) -> torch.Tensor | N
     return torch.cat(
         [torch.zeros_like(module.weight_scale) if module.bias is None else module.bias for module in modules]
     )
-
-
-def _version(tensor: torch.Tensor | None) -> int:
-    """Grows when values are written to, where torch counts that; else -1."""
-    return -1 if tensor is None or tensor.is_inference() else tensor._version

@@ -33,6 +33,7 @@ from inc_torch.quantizers._prepare import (
 )
 from inc_torch.quantizers._scheme_names import named_scheme
 from inc_torch.quantizers._smoothing import SmoothQuant
+from inc_torch.quantizers._snap import Int8Snap
 from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec, Scheme, Treatment, WeightOnlyScheme
 from inc_torch.quantizers._statistics import TensorStatistics
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear
@@ -59,6 +60,7 @@ __all__ = [
     "Int8Embedding",
     "Int8Linear",
     "Int8Module",
+    "Int8Snap",
     "Levels",
     "Observer",
     "PostTrainingSpec",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import torch
 from torch.fx import Graph
 
-from inc_torch.inference._codes import Encode
+from inc_torch.inference._codes import Decode, Encode
 from inc_torch.inference._convolution import ConvOnCodes
 from inc_torch.inference._graph import arguments, aten, calls, put, replace, value_of
 from inc_torch.inference._linear import LinearOnCodes
 from inc_torch.inference._opaque import INT8_MODULE, hidden_module
 from inc_torch.inference._product import ProductOnCodes
 from inc_torch.inference._weights import Int8Weights, input_grid_of
-from inc_torch.quantizers import Int8Conv2d, Int8Linear
+from inc_torch.quantizers import Int8Conv2d, Int8Linear, Int8Snap
 
 __all__ = ["drop_copies", "say_codes"]
 
@@ -36,14 +36,22 @@ def say_codes(graph: Graph) -> None:
     """Turn calls of int8 modules on float32 into `Encode` and a product on codes."""
     for node in calls(graph, INT8_MODULE):
         source, handle = arguments(node)
-        product = _product_of(hidden_module(handle), value_of(source))
-        if product is not None:
+        module = hidden_module(handle)
+        product = _product_of(module, value_of(source))
+        if isinstance(module, Int8Snap) and _is_float32(value_of(source)) and module.grid.top == _TOP:
+            codes = put(graph, node, Encode(module.grid), source, like=source)
+            replace(node, put(graph, node, Decode(module.grid), codes, like=node))
+        elif product is not None:
             codes = put(graph, node, Encode(product.weights.grid), source, like=source)
             replace(node, put(graph, node, product, codes, like=node))
 
 
+def _is_float32(values: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
+    return values is not None and values.dtype == torch.float32 and values.device.type == "cpu"
+
+
 def _product_of(module: object, values: torch.Tensor | None) -> ProductOnCodes | None:
-    if values is None or values.dtype != torch.float32 or values.device.type != "cpu" or values.dim() == 1:
+    if not _is_float32(values) or values.dim() == 1:
         return None
     if not isinstance(module, Int8Linear | Int8Conv2d) or not _is_plain(module):
         return None
