@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 import torch
 
@@ -13,6 +13,8 @@ from inc_torch.inference._operations import Operation
 from inc_torch.quantizers import InputGrid, decode, encode
 
 __all__ = ["Decode", "Encode", "kernel_grid"]
+
+_IMAGE_RANK: Final = 4
 
 
 def kernel_grid(grid: InputGrid) -> kernels.Grid:
@@ -23,13 +25,20 @@ def kernel_grid(grid: InputGrid) -> kernels.Grid:
 @final
 @dataclass(frozen=True)
 class Encode(Operation):
-    """Floats to uint8 codes, laid out like the floats."""
+    """Floats to uint8 codes, laid out like the floats.
+
+    Attributes:
+        grid: Meaning of the codes.
+        channels_last: Images are laid out channels last, whatever the floats are.
+    """
 
     grid: InputGrid
+    channels_last: bool = False
 
     def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         (values,) = inputs
-        return (torch.empty_like(values, dtype=torch.uint8),)
+        layout = torch.channels_last if self.channels_last and values.dim() == _IMAGE_RANK else torch.preserve_format
+        return (torch.empty_like(values, dtype=torch.uint8, memory_format=layout),)
 
     def compute(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         (values,) = inputs

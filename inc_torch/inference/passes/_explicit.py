@@ -39,10 +39,11 @@ def say_codes(graph: Graph) -> None:
         module = hidden_module(handle)
         product = _product_of(module, value_of(source))
         if isinstance(module, Int8Snap) and _is_float32(value_of(source)) and module.grid.top == _TOP:
-            codes = put(graph, node, Encode(module.grid), source, like=source)
+            codes = put(graph, node, Encode(module.grid, channels_last=True), source, like=source)
             replace(node, put(graph, node, Decode(module.grid), codes, like=node))
         elif product is not None:
-            codes = put(graph, node, Encode(product.weights.grid), source, like=source)
+            encode = Encode(product.weights.grid, channels_last=isinstance(product, ConvOnCodes))
+            codes = put(graph, node, encode, source, like=source)
             replace(node, put(graph, node, product, codes, like=node))
 
 

@@ -28,7 +28,6 @@ from inc_torch.inference._graph import (
 from inc_torch.inference._normalization import Normalize
 from inc_torch.inference._pooling import AverageOfCodes, MaxPoolOfCodes
 from inc_torch.inference._product import ProductOnCodes, product_of
-from inc_torch.quantizers import InputGrid
 
 __all__ = ["move_codes"]
 
@@ -62,7 +61,7 @@ def _climb_over_layout(graph: Graph, node: Node) -> bool:
     source = arguments(node)[0]
     if not is_call(source, *LAYOUTS) or len(source.users) > 1:
         return False
-    codes = _encoded(graph, arguments(source)[0], target_of(node).grid)
+    codes = _encoded(graph, arguments(source)[0], target_of(node))
     replace(node, put(graph, node, target_of(source), codes, *arguments(source)[1:], like=node))
     graph.erase_node(source)
     return True
@@ -72,7 +71,7 @@ def _climb_over_concatenation(graph: Graph, node: Node) -> bool:
     source = arguments(node)[0]
     if not is_call(source, aten.cat.default) or len(source.users) > 1:
         return False
-    codes = [_encoded(graph, part, target_of(node).grid) for part in arguments(source)[0]]
+    codes = [_encoded(graph, part, target_of(node)) for part in arguments(source)[0]]
     replace(node, put(graph, node, aten.cat.default, codes, *arguments(source)[1:], like=node))
     graph.erase_node(source)
     return True
@@ -83,7 +82,7 @@ def _climb_over_max_pool(graph: Graph, node: Node) -> bool:
     if source.target is not operator.getitem or len(source.users) > 1 or not _is_max_pool(arguments(source)[0]):
         return False
     pool = arguments(source)[0]
-    codes = _encoded(graph, arguments(pool)[0], target_of(node).grid)
+    codes = _encoded(graph, arguments(pool)[0], target_of(node))
     replace(node, put(graph, node, _max_pool_of(pool), codes, like=node))
     graph.erase_node(source)
     if not pool.users:
@@ -120,12 +119,12 @@ def _climb_into_norm(graph: Graph, node: Node) -> bool:
     return True
 
 
-def _encoded(graph: Graph, source: Node, grid: InputGrid) -> Node:
+def _encoded(graph: Graph, source: Node, encode: Encode) -> Node:
     """The codes of ``source``: those that are there already, or new ones."""
     for user in source.users:
-        if isinstance(user.target, Encode) and target_of(user).grid == grid:
+        if user.target == encode:
             return user
-    return insert_after(graph, source, Encode(grid), source, like=source)
+    return insert_after(graph, source, encode, source, like=source)
 
 
 def _sink_into_residual(graph: Graph, node: Node, user: Node) -> bool:
