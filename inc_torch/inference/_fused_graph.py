@@ -11,6 +11,7 @@ from typing import Any, Final, final
 
 import torch
 from torch.fx import GraphModule, Interpreter
+from torch.utils._pytree import tree_leaves
 
 from inc_torch.core.errors import InexactWarning
 from inc_torch.core.user_warning import warn_user
@@ -20,9 +21,16 @@ from inc_torch.inference._plan import Plan
 from inc_torch.inference._watch import Watch
 from inc_torch.inference.passes import fuse
 
-__all__ = ["FusedGraph"]
+__all__ = ["TOLERANCE", "FusedGraph"]
 
 logger = logging.getLogger(__name__)
+
+TOLERANCE: Final = 0.1
+"""Root mean square of a difference over that of the output that is accepted if nobody says otherwise.
+
+What a deep int8 model computes moves by some percent when values beside a border between two codes are rounded the
+other way, as they are whenever floats are added in another order.
+"""
 
 _PLANS: Final = 8
 """Plans that are kept, each with its memory; the one not used for longest goes first."""
@@ -110,7 +118,7 @@ class FusedGraph:
 def _floats(outputs: Any) -> list[torch.Tensor]:  # noqa: ANN401
     return [
         output
-        for output in outputs
+        for output in tree_leaves(outputs)
         if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel()
     ]
 

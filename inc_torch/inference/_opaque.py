@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, cast
 
 import torch
@@ -25,6 +27,20 @@ _HANDLE: Final = "_inc_torch_handle"
 _numbers = itertools.count()
 _modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 _hidden_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+_captures: list[object] = []
+"""One item for each `capturing` that is open."""
+
+
+@contextmanager
+def capturing() -> Iterator[None]:
+    """Let hidden modules be nodes for tracers that `torch.compile` has no part in."""
+    _captures.append(None)
+    try:
+        yield
+    finally:
+        _captures.pop()
 
 
 class _Hidden(Protocol):
@@ -64,7 +80,7 @@ def _make_class(original: type[nn.Module]) -> type[nn.Module]:
     plain_forward: Any = original.forward
 
     def forward(self: Any, input: torch.Tensor) -> torch.Tensor:  # noqa: A002, ANN401  torch's argument name
-        if torch.compiler.is_compiling() and _HANDLE in self.__dict__:
+        if (_captures or torch.compiler.is_compiling()) and _HANDLE in self.__dict__:
             hidden: torch.Tensor = INT8_MODULE(input, self.__dict__[_HANDLE])
             return hidden
         return plain_forward(self, input)  # type: ignore[no-any-return]

@@ -13,13 +13,13 @@ from torch.fx import GraphModule
 from inc_torch import kernels
 from inc_torch.core.batches import Inputs, run
 from inc_torch.core.errors import ModelError
-from inc_torch.inference._fused_graph import FusedGraph
+from inc_torch.inference._fused_graph import TOLERANCE, FusedGraph
 from inc_torch.inference._opaque import can_hide, hide
 
 __all__ = ["optimize_for_inference"]
 
 
-def optimize_for_inference(model: nn.Module, example_inputs: Any = None, *, tolerance: float = 0.05) -> nn.Module:  # noqa: ANN401
+def optimize_for_inference(model: nn.Module, example_inputs: Any = None, *, tolerance: float = TOLERANCE) -> nn.Module:  # noqa: ANN401
     """Let an int8 model run fused, in place.
 
     Args:

@@ -83,7 +83,8 @@ class Graft:
             return own(model, *args, **kwargs)
         if inputs is None or any(has_hooks(container) for container in self._blocks(model)):
             return own(model, *args, **kwargs)
-        if self.executor is not None and not model.training and not torch.is_grad_enabled():
+        is_inference = not (model.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if self.executor is not None and is_inference:
             return self.executor(*inputs)
         return self.function(model, *inputs)
 
