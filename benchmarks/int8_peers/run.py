@@ -24,7 +24,8 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from benchmarks.int8_peers.candidates import BASE, CANDIDATES  # noqa: E402
 from benchmarks.int8_peers.measure import ROOT, Place, Workload, measure  # noqa: E402
-from benchmarks.int8_peers.models import MODELS  # noqa: E402
+from benchmarks.int8_peers.models import MODELS, ON_TWO_THREADS  # noqa: E402
+from benchmarks.int8_peers.publish import store, write_page  # noqa: E402
 from benchmarks.int8_peers.report import result, show  # noqa: E402
 
 
@@ -40,6 +41,17 @@ def make_material(place: Place, loads: list[Workload]) -> None:
         subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
 
 
+def loads_of(arguments: argparse.Namespace) -> list[Workload]:
+    """List what to measure; by default one thread for every model, two where a model is marked so."""
+    return [
+        Workload(name, batch, threads)
+        for threads in arguments.threads or (1, 2)
+        for name in arguments.models
+        for batch in arguments.batch or MODELS[name].batches
+        if arguments.threads or threads == 1 or (name, batch) in ON_TWO_THREADS
+    ]
+
+
 def names_of(text: str) -> list[str]:
     names = text.split(",")
     unknown = [name for name in names if name not in CANDIDATES]
@@ -53,31 +65,32 @@ def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--batch", nargs="+", type=int, help="by default those of each model")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--threads", nargs="+", type=int, help="by default one, and two for some models")
     parser.add_argument("--candidates", type=names_of, default=list(CANDIDATES), metavar="NAME,NAME,...")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--memory", type=float, default=12, metavar="GIB", help="of the processes held at a time")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="the one for single threads")
     parser.add_argument("--peers", type=Path, default=Path(sys.executable), metavar="PYTHON")
     parser.add_argument("--ipex", type=Path, default=None, metavar="PYTHON")
     parser.add_argument("--output", type=Path, default=HERE / "output")
+    parser.add_argument("--write", action="store_true", help="put results into results.json and docs/benchmarks.md")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = arguments_of()
-    pythons = {"peers": arguments.peers} | ({"ipex": arguments.ipex} if arguments.ipex else {})
+    pythons = {"peers": arguments.peers, "ipex": arguments.ipex or arguments.peers}
     place = Place(pythons, arguments.output.resolve(), arguments.core)
-    loads = [
-        Workload(name, batch, threads)
-        for threads in arguments.threads
-        for name in arguments.models
-        for batch in arguments.batch or MODELS[name].batches
-    ]
+    loads = loads_of(arguments)
     make_material(place, loads)
     for load in loads:
+        before = os.getloadavg()[0]
         workers = measure(load, arguments.candidates, place, arguments.rounds, arguments.memory * 2**30)
-        show([result(load, workers[name]) for name in [BASE, *(n for n in arguments.candidates if n != BASE)]])
+        rows = [result(load, workers[name]) for name in [BASE, *(n for n in arguments.candidates if n != BASE)]]
+        show(rows)
+        if arguments.write:
+            store(rows, before)
+            write_page()
 
 
 if __name__ == "__main__":

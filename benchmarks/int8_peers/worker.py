@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -30,6 +31,7 @@ from benchmarks.int8_peers.job import Job, NotRunError, Runner
 from benchmarks.int8_peers.models import PROMPT
 
 WARM_UP = 3
+LONGEST_MESSAGE = 160
 
 
 def private_output() -> TextIO:
@@ -77,6 +79,12 @@ def timed(run: Callable[[], Tensor], repeats: int, results: int) -> dict[str, fl
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def told(error: Exception) -> str:
+    """Return the first line of a message, without folders of this machine and cut where it gets long."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    return re.sub(r"\s*\(?(?<![\w.])/[\w./+~-]*/[\w.+-]+\)?", "", lines[0])[:LONGEST_MESSAGE]
 
 
 def prepare(arguments: argparse.Namespace) -> tuple[Callable[[], Tensor], int, dict[str, Any]]:
@@ -128,8 +136,7 @@ def main() -> None:
         return
     except Exception as error:  # noqa: BLE001  a peer may raise anything; the table shows it
         traceback.print_exc()
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-        print(json.dumps({"fails": f"{type(error).__name__}: {lines[0]}"}), file=channel)
+        print(json.dumps({"fails": f"{type(error).__name__}: {told(error)}"}), file=channel)
         return
     print(json.dumps(facts), file=channel)
     with torch.no_grad():
