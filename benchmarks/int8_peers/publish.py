@@ -148,8 +148,12 @@ def draw(entries: list[dict[str, Any]], path: Path) -> None:
         draw_panel(panel, entry["rows"], names)
     for panel in grid.flat[len(shown) :]:
         panel.set_visible(False)
-    for panel in grid[-1]:
-        panel.set_xlabel("speed-up over float32 eager")
+    grid[0, 0].margins(x=0.1)
+    for column in range(COLUMNS_OF_PANELS):
+        lowest = [panel for panel in grid[:, column] if panel.get_visible()][-1:]
+        for panel in lowest:
+            panel.tick_params(labelbottom=True)
+            panel.set_xlabel("speed-up over float32 eager")
     figure.tight_layout()
     # Without a date, so that the same results give the same file.
     figure.savefig(path, transparent=True, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)

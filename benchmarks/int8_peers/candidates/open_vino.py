@@ -30,10 +30,12 @@ def static(job: Job) -> Runner:
 
 
 def _quantized(job: Job) -> openvino.Model:
-    exported = torch.export.export(job.served, job.example)
-    model = openvino.convert_model(exported)
     if job.model.kind == "decoder":
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        # By way of ONNX: OpenVINO does not read transformers' cache, which appends to an empty tensor, from torch.export.
+        path = job.scratch / "float.onnx"
+        torch.onnx.export(job.served, job.example, dynamo=True).save(path)
+        return nncf.compress_weights(openvino.convert_model(path), mode=nncf.CompressWeightsMode.INT8_ASYM)
+    model = openvino.convert_model(torch.export.export(job.served, job.example))
     batches = nncf.Dataset(job.calibration, lambda inputs: tuple(x.numpy() for x in inputs))
     kind = nncf.ModelType.TRANSFORMER if job.model.kind == "encoder" else None
     return nncf.quantize(model, batches, model_type=kind, subset_size=len(job.calibration))
