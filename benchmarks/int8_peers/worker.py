@@ -54,7 +54,7 @@ def workload(job: Job, runner: Runner) -> tuple[Callable[[], Tensor], int]:
         for number in range(tokens.shape[1]):
             slot = slice(PROMPT + number, PROMPT + number + 1)
             out = runner(tokens[:, number : number + 1], torch.tensor([[PROMPT + number]]), keys, values)
-            logits.append(torch.as_tensor(out[0]))
+            logits.append(torch.as_tensor(out[0]).clone())  # backends may use their buffer again
             keys[:, :, :, slot], values[:, :, :, slot] = torch.as_tensor(out[1]), torch.as_tensor(out[2])
         return torch.cat(logits)
 

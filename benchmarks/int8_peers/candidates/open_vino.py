@@ -31,7 +31,7 @@ def static(job: Job) -> Runner:
 
 def _quantized(job: Job) -> openvino.Model:
     if job.model.kind == "decoder":
-        # By way of ONNX: OpenVINO does not read transformers' cache, which appends to an empty tensor, from torch.export.
+        # By way of ONNX: from torch.export OpenVINO does not read a cache that appends to an empty tensor.
         path = job.scratch / "float.onnx"
         torch.onnx.export(job.served, job.example, dynamo=True).save(path)
         return nncf.compress_weights(openvino.convert_model(path), mode=nncf.CompressWeightsMode.INT8_ASYM)
