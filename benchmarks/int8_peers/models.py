@@ -139,5 +139,5 @@ MODELS = {
     "smollm2": Model("SmolLM2-135M, decoding", "decoder", smollm2, (1,)),
 }
 
-# Measured on two threads too when nothing else is asked for; all of them would double a run of a quarter of an hour.
+# Measured on two threads too when nothing else is asked for; all of them would double the run.
 ON_TWO_THREADS = {("bert", 1), ("resnet50", 1)}

@@ -72,7 +72,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="the one for single threads")
     parser.add_argument("--peers", type=Path, default=Path(sys.executable), metavar="PYTHON")
     parser.add_argument("--ipex", type=Path, default=None, metavar="PYTHON")
-    parser.add_argument("--output", type=Path, default=HERE / "output")
+    parser.add_argument("--output", type=Path, default=Path.home() / ".cache/inc_torch/int8_peers")
     parser.add_argument("--write", action="store_true", help="put results into results.json and docs/benchmarks.md")
     return parser.parse_args()
 
