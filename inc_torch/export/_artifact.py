@@ -29,14 +29,14 @@ from inc_torch.export._proof import attach_report, attached_report, measured_rep
 from inc_torch.export._ranks import assembled, write_once
 from inc_torch.export._tensors import int8_modules, plain_state, share_equal_codes, split_name, tied_groups
 from inc_torch.precision import describe_bfloat16, rebuild_bfloat16
-from inc_torch.quantizers import describe_int8, rebuild_int8
+from inc_torch.quantizers import describe_graph, describe_int8, rebuild_int8
 
 __all__ = ["load", "save"]
 
 FORMAT = "inc_torch"
 VERSION = 1
 SAVE_AGAIN = "Save the model again with manager.save(directory)."
-DICTIONARIES = ("modules", "bfloat16", "aliases", "weights", "report")
+DICTIONARIES = ("modules", "graph", "bfloat16", "aliases", "weights", "report")
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -83,6 +83,7 @@ def _write(model: nn.Module, target: Path, report: CompressionReport | None) -> 
         "format": f"{FORMAT}/{VERSION}",
         "class": type(model).__qualname__,
         "modules": describe_int8(model),
+        "graph": describe_graph(model),
         "bfloat16": describe_bfloat16(model),
         "aliases": aliases,
         "weights": {"file": WEIGHTS, **file_facts(target / WEIGHTS)},
@@ -120,7 +121,7 @@ def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
     tensors = _read_weights(source, data)
     where = os.fspath(source / ARTIFACT)
     if data["modules"] != describe_int8(model):
-        rebuild_int8(model, data["modules"])
+        rebuild_int8(model, data["modules"], data["graph"])
     rebuild_bfloat16(model, data["bfloat16"])
     _fill(model, tensors, data, where)
     stored = read_report(data["report"], where)
@@ -161,7 +162,8 @@ def _read_description(directory: Path) -> dict[str, Any]:
             f"'{FORMAT}/{VERSION}' or older. Upgrade: pip install -U inc_torch."
         )
         raise ArtifactError(message)
-    data.setdefault("bfloat16", {})  # what was saved before there were such modules lacks it
+    for key in ("bfloat16", "graph"):  # what was saved before there were such modules lacks them
+        data.setdefault(key, {})
     for key, kind in (*((key, dict) for key in DICTIONARIES), ("class", str)):
         if not isinstance(data.get(key), kind):
             message = (

@@ -2,7 +2,9 @@
 
 In training: ``prepare_fake_quant -> enable_fake_quant -> (training step -> fold_ranges)* -> convert``.
 After training: ``prepare_fake_quant -> calibrate -> convert``, or ``quantize_weights``.
-Files: ``describe_int8 / rebuild_int8``.
+Files: ``describe_int8, describe_graph / rebuild_int8``.
+
+A model that is one graph: ``GraphStage().prepare`` in the place of ``prepare_fake_quant``.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantS
 from inc_torch.quantizers._statistics import TensorStatistics
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear
 from inc_torch.quantizers._weight_only_model import quantize_weights
-from inc_torch.quantizers.fx import GraphStage, graph_of, set_executor, ungraft
+from inc_torch.quantizers.fx import GraphStage, describe_graph, graph_of, set_executor, ungraft
 
 __all__ = [
     "NO_POST_OPERATION",
@@ -79,6 +81,7 @@ __all__ = [
     "convert",
     "convert_calibrated",
     "decode",
+    "describe_graph",
     "describe_int8",
     "disable_fake_quant",
     "enable_fake_quant",

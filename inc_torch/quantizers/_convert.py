@@ -22,6 +22,7 @@ from inc_torch.quantizers._prepare import fake_quant_modules, fold_ranges
 from inc_torch.quantizers._scheme_names import is_scheme_name, is_weight_only_name
 from inc_torch.quantizers._snap import FakeQuantSnap
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, empty_buffers
+from inc_torch.quantizers.fx._description import capture_described, rebuild_graph
 
 __all__ = ["convert", "convert_calibrated", "describe_int8", "int8_kernels", "rebuild_int8"]
 
@@ -147,16 +148,20 @@ def int8_kernels(model: nn.Module) -> dict[str, str]:
     return {name: module.kernel for name, module in model.named_modules() if isinstance(module, Int8Module)}
 
 
-def rebuild_int8(model: nn.Module, description: Mapping[str, Mapping[str, object]]) -> None:
+def rebuild_int8(
+    model: nn.Module, description: Mapping[str, Mapping[str, object]], graph: Mapping[str, object] | None = None
+) -> None:
     """Turn the float modules that ``description`` names into empty int8 modules, ready for ``load_state_dict``.
 
     Args:
         model: The float model that was compressed, on any device, also ``meta``; its weights do not matter.
         description: What `describe_int8` gave.
+        graph: What `describe_graph` gave; None or empty if it was not quantized as a graph.
 
     Raises:
         ArtifactError: The description is damaged, or of another model. The model is then unchanged.
     """
+    captured = capture_described(model, graph) if graph else None
     modules = dict(model.named_modules())
     for name, entry in description.items():
         if name not in modules:
@@ -165,6 +170,8 @@ def rebuild_int8(model: nn.Module, description: Mapping[str, Mapping[str, object
         _check_entry(name, entry, modules[name])
     for name, entry in description.items():
         _rebuild_module(modules[name], entry)
+    if captured is not None and graph:
+        rebuild_graph(model, captured, graph)
     close_fast_paths(model)
 
 

@@ -20,12 +20,16 @@ from torch import fx, nn
 
 from inc_torch.core.names import named_layers
 from inc_torch.core.sharding import plain_class
+from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
+from inc_torch.quantizers._int8_module import Int8Module
+from inc_torch.quantizers._padded_conv import PADDED_CONVS
 
 __all__ = ["Captured", "Refused", "capture", "compiled", "has_hooks", "required_inputs"]
 
 ORIGINAL_FORWARD: Final = "_inc_torch_original_forward"
 """Where a grafted class keeps the forward of the class that it was made of."""
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OWN_LEAVES: Final[tuple[type[nn.Module], ...]] = (FakeQuantModule, Int8Module, *PADDED_CONVS.values())
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _TRAINING: Final = "training"
@@ -41,32 +45,56 @@ class Captured:
     """A model as one graph.
 
     Attributes:
-        graph: Calls leaves by their names in the model.
         inputs: Names of the arguments that it takes.
         leaves: Names of the modules that it calls.
         containers: Names of the modules that it looks through.
-        digest: The same for the same text of a graph.
+        paddings: Zeros around the inputs of convolutions of somebody's own, see `padding_convolutions`.
+        digest: The same for the same operations on the same modules.
     """
 
     def __init__(
-        self, graph: fx.Graph, inputs: tuple[str, ...], leaves: frozenset[str], containers: tuple[str, ...]
+        self,
+        graph: fx.Graph,
+        inputs: tuple[str, ...],
+        leaves: frozenset[str],
+        containers: tuple[str, ...],
+        paddings: Mapping[str, tuple[int, ...]],
     ) -> None:
-        self.graph, self.inputs, self.leaves, self.containers = graph, inputs, leaves, containers
-        self.digest = hashlib.sha256(graph.python_code("self").src.encode()).hexdigest()
+        self._graph: fx.Graph | None = graph
+        self.inputs, self.leaves, self.containers, self.paddings = inputs, leaves, containers, paddings
+        self.digest = hashlib.sha256("\n".join(map(_line, graph.nodes)).encode()).hexdigest()
+
+    def graph_of(self, model: nn.Module) -> fx.Graph:
+        """The graph; traced again in ``model`` where pickle, which knows no functions made in functions, left it."""
+        graph = self._graph
+        if graph is None:
+            graph = self._graph = capture(model, self.leaves).graph_of(model)
+        return graph
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_graph": None}
 
 
-def capture(model: nn.Module, leaves: Collection[str] = ()) -> Captured:
+def _line(node: fx.Node) -> str:
+    target: Any = node.target
+    name = target if isinstance(target, str) else f"{target.__module__}.{target.__name__}"
+    return f"{node.op} {node.name} {name} {node.args} {node.kwargs}"
+
+
+def capture(model: nn.Module, leaves: Collection[str] | Mapping[str, tuple[int, ...]] = ()) -> Captured:
     """Trace ``model``; it is left as it was.
 
     Args:
         model: Any module.
-        leaves: Names of more modules that are not to be looked into.
+        leaves: Names of more modules that are not to be looked into; with the zeros around their input, if they are
+            convolutions that pad by themselves.
 
     Raises:
         Refused: It cannot be traced, or the graph would not do what the model does.
 
     Example:
-        >>> [node.name for node in capture(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).graph.nodes]
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> [node.name for node in capture(model).graph_of(model).nodes]
         ['input_1', '_0', '_1', 'output']
     """
     _refuse_wrapped(model)
@@ -83,7 +111,7 @@ def capture(model: nn.Module, leaves: Collection[str] = ()) -> Captured:
         if has_hooks(model.get_submodule(name)):
             message = f"{name!r} has hooks, or is sharded by itself, and a graph would not call it"
             raise Refused(message)
-    return Captured(graph, inputs, called, containers)
+    return Captured(graph, inputs, called, containers, dict(leaves) if isinstance(leaves, Mapping) else {})
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -149,7 +177,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` is called in the graph; otherwise what it does is."""
-        if module_qualified_name in self._leaves or not m._modules:
+        if module_qualified_name in self._leaves or not m._modules or isinstance(m, _OWN_LEAVES):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 

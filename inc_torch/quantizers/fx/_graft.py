@@ -21,7 +21,7 @@ from inc_torch.quantizers._snap import FakeQuantSnap, Int8Snap
 from inc_torch.quantizers.fx._capture import ORIGINAL_FORWARD, Captured, compiled, has_hooks
 from inc_torch.quantizers.fx._patterns import GraphPlan
 
-__all__ = ["SNAPS", "Graft", "graft_of", "grafted_class", "graph_of", "set_executor", "snapped_graph"]
+__all__ = ["SNAPS", "Graft", "graft_of", "grafted_class", "graph_of", "set_executor", "snapped_graph", "snaps_of"]
 
 SNAPS: Final = "_inc_torch_snaps"
 """The reserved name of the child that holds the snaps."""
@@ -86,7 +86,7 @@ class Graft:
         is_inference = not (model.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
         if self.executor is not None and is_inference:
             return self.executor(*inputs)
-        return self.function(model, *inputs)
+        return self.function(model)(model, *inputs)
 
     def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """The arguments in the order of the graph; None if it does not take just these."""
@@ -101,11 +101,10 @@ class Graft:
             self._containers = tuple(model.get_submodule(name) for name in self.captured.containers)
         return self._containers
 
-    @property
-    def function(self) -> Callable[..., Any]:
+    def function(self, model: nn.Module) -> Callable[..., Any]:
         """The graph as a function of a model and its inputs."""
         if self._function is None:
-            self._function = compiled(snapped_graph(self.captured.graph, self.plan))
+            self._function = compiled(snapped_graph(self.captured.graph_of(model), self.plan))
         return self._function
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graft:
@@ -153,7 +152,7 @@ def graph_of(model: nn.Module) -> fx.GraphModule | None:
     graft = graft_of(model)
     if graft is None:
         return None
-    graph = snapped_graph(graft.captured.graph, graft.plan)
+    graph = snapped_graph(graft.captured.graph_of(model), graft.plan)
     for node in list(graph.nodes):
         if node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training":
             for user in list(node.users):

@@ -55,9 +55,13 @@ class GraphStage:
         return decisions
 
     def _captured(self, model: nn.Module, spec: QuantSpec) -> Captured | None:
-        on_meta = any(parameter.is_meta for parameter in model.parameters())
-        if on_meta or not model._modules:
-            self._give_up(model, "its weights are on the meta device" if on_meta else "it is a single layer")
+        reasons = {
+            "it is a single layer": not model._modules,
+            "its weights are on the meta device": any(parameter.is_meta for parameter in model.parameters()),
+            "from_pretrained could not rebuild its graph": hasattr(model, "from_pretrained"),
+        }
+        if reason := next((reason for reason, holds in reasons.items() if holds), None):
+            self._give_up(model, reason)
             return None
         try:
             paddings = padding_convolutions(model, spec)
@@ -93,7 +97,7 @@ class GraphStage:
         logger.info("%s is quantized layer by layer, not as a graph: %s.", type(model).__name__, reason)
 
     def _graft(self, model: nn.Module, captured: Captured) -> None:
-        plan = plan_graph(captured.graph, model)
+        plan = plan_graph(captured.graph_of(model), model)
         called = {name for name, module in fake_quant_modules(model) if module.has_input_grid} & captured.leaves
         if not called:
             self._give_up(model, "none of the modules to quantize is called in its graph")
@@ -127,7 +131,7 @@ class GraphStage:
             return str(refusal)
         if again.digest != graft.captured.digest:
             return "its code or its modules changed after it was prepared"
-        return reason_against(model, original_forward(model), graft.function, inputs)
+        return reason_against(model, original_forward(model), graft.function(model), inputs)
 
     def give_up(self, model: nn.Module, reason: str) -> None:
         """Let ``model`` compute by its own forward from now on."""
@@ -153,7 +157,7 @@ def settle_snaps(model: nn.Module) -> None:
     graft = graft_of(model)
     if graft is None:
         return
-    plan = plan_graph(graft.captured.graph, model)
+    plan = plan_graph(graft.captured.graph_of(model), model)
     holder = model.get_submodule(SNAPS) if SNAPS in model._modules else nn.Module()
     kept = {name: snapped for name, snapped in plan.snaps.items() if name in holder._modules}
     for name in [name for name in holder._modules if name not in kept]:
@@ -168,7 +172,7 @@ def settle_snaps(model: nn.Module) -> None:
 
 def _leave_lent_weights(model: nn.Module, captured: Captured, decisions: dict[str, Prepared]) -> None:
     """Leave in float whose weight a function reads, as that of attention may, while the module itself is not called."""
-    read = {str(node.target).rpartition(".")[0] for node in captured.graph.nodes if node.op == "get_attr"}
+    read = {str(node.target).rpartition(".")[0] for node in captured.graph_of(model).nodes if node.op == "get_attr"}
     for name, module in list(fake_quant_modules(model)):
         if name in read - captured.leaves:
             module.restore()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._padded_conv import PADDED_CONVS, adopt_padding
 from inc_torch.quantizers._spec import QuantSpec
 from inc_torch.quantizers.fx._capture import Refused, capture
@@ -23,6 +24,7 @@ _CONVOLUTIONS: Final[dict[type[nn.Module], Callable[..., torch.Tensor]]] = {
     nn.Conv2d: torch.conv2d,
     nn.Conv3d: torch.conv3d,
 }
+_KNOWN: Final = frozenset({*PADDED_CONVS, *PADDED_CONVS.values()})
 _ZERO_PADS: Final = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
 
@@ -47,9 +49,9 @@ def padding_convolutions(model: nn.Module, spec: QuantSpec | None = None) -> dic
     rules = () if spec is None else tuple(rule for rule in spec.rules if rule.subject == "type")
     for name, module in model.named_modules():
         kind = type(module)
-        if kind in PADDED_CONVS or not isinstance(module, nn.modules.conv._ConvNd) or module.padding_mode != "zeros":
+        if not isinstance(module, nn.modules.conv._ConvNd) or not isinstance(module, tuple(PADDED_CONVS)):
             continue
-        if not isinstance(module, tuple(PADDED_CONVS)):  # transposed
+        if kind in _KNOWN or isinstance(module, FakeQuantModule) or module.padding_mode != "zeros":
             continue
         if any(rule.catches(name, kind.__name__) for rule in rules):
             continue
@@ -66,7 +68,7 @@ def adopt_paddings(model: nn.Module, paddings: Mapping[str, tuple[int, ...]]) ->
 
 def _padding_of(module: nn.Module) -> tuple[int, ...] | None:
     try:
-        graph = capture(module).graph
+        graph = capture(module).graph_of(module)
     except Refused:
         return None
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
