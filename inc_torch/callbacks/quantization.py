@@ -24,6 +24,7 @@ from inc_torch.quantizers import (
     enable_fake_quant,
     fold_ranges,
     freeze_batch_norm,
+    is_graph,
     load_observer_state,
     observer_state,
     prepare_fake_quant,
@@ -57,7 +58,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
     """
 
     stage = Stage.REWRITE
-    state_version = 2
+    state_version = 3
     # Ranges are folded, and statistics frozen for the next step, before the optimizer steps: no forward comes between.
     exact_when_late = frozenset({"on_step_begin", "on_before_optimizer_step"})
 
@@ -73,7 +74,8 @@ class QuantizationAwareTrainingCallbacks(Callback):
         self.freeze_observers_step = freeze_observers_step
         self.freeze_batch_norm_step = freeze_batch_norm_step
         self._decisions: dict[str, Prepared] = {}
-        self._stage = GraphStage(in_training=True) if as_graph else None
+        self._as_graph = as_graph
+        self._stage: GraphStage | None = None
         self._is_converted = False
         self._has_fixed_ranges: bool | None = None
         self._has_frozen_statistics = False
@@ -83,8 +85,11 @@ class QuantizationAwareTrainingCallbacks(Callback):
 
     def prepare(self, model: nn.Module, progress: Progress) -> None:
         super().prepare(model, progress)
-        prepare = prepare_fake_quant if self._stage is None else self._stage.prepare
-        self._decisions = prepare(model, self.spec)
+        if self._as_graph:
+            self._stage = GraphStage(progress.ranks)
+            self._decisions = self._stage.prepare(model, self.spec)
+        else:
+            self._decisions = prepare_fake_quant(model, self.spec)
         if self.freeze_batch_norm_step is not None:
             _warn_of_what_cannot_freeze(model)
 
@@ -107,6 +112,8 @@ class QuantizationAwareTrainingCallbacks(Callback):
             message = "on_train_begin was called after on_train_end: the model is int8 and can no longer be trained."
             raise HookOrderError(message)
         require_unshardable(self.model)  # now, not at the end of the training
+        if self._stage is not None:
+            self._stage.begin(self.model)
         enable_fake_quant(self.model, observe=True)
         self._has_fixed_ranges = False
         self._fix_ranges()
@@ -150,10 +157,14 @@ class QuantizationAwareTrainingCallbacks(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Ranges and what is to enter them; under distribution every rank has to call this and gets the same."""
-        return {"observers": observer_state(self.model, self.progress.ranks), "is_converted": self._is_converted}
+        return {
+            "observers": observer_state(self.model, self.progress.ranks),
+            "is_converted": self._is_converted,
+            "is_graph": is_graph(self.model),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        check_keys(repr(self), state, {"observers", "is_converted"})
+        check_keys(repr(self), state, {"observers", "is_converted", "is_graph"})
         if state["is_converted"] != self._is_converted:
             saved, present = ("int8", "float") if state["is_converted"] else ("float", "int8")
             message = (
@@ -161,8 +172,22 @@ class QuantizationAwareTrainingCallbacks(Callback):
                 "Load it into a run that is as far: before on_train_end, or after."
             )
             raise StateError(message)
+        self._follow_graph(bool(state["is_graph"]))
         load_observer_state(self.model, state["observers"])
         self._has_fixed_ranges = None  # decided again at the next hook, when the number of the step is loaded too
+
+    def _follow_graph(self, was_graph: bool) -> None:
+        """Train as the run did that is resumed: its graph may have been given up at its first batch."""
+        if was_graph == is_graph(self.model) or self._is_converted:
+            return
+        if was_graph or self._stage is None:
+            message = (
+                f"The state of {self!r} is of a model that was {'' if was_graph else 'not '}trained as a graph, and "
+                f"{type(self.model).__name__} is {'not' if was_graph else ''} now. Prepare the model in the same way, "
+                "before it is wrapped or hooks are added."
+            )
+            raise StateError(message)
+        self._stage.give_up(self.model, "the run that is resumed was not")
 
 
 def _warn_of_what_cannot_freeze(model: nn.Module) -> None:

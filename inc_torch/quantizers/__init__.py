@@ -40,7 +40,7 @@ from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantS
 from inc_torch.quantizers._statistics import TensorStatistics
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear
 from inc_torch.quantizers._weight_only_model import quantize_weights
-from inc_torch.quantizers.fx import GraphStage, describe_graph, graph_of, set_executor, ungraft
+from inc_torch.quantizers.fx import GraphStage, describe_graph, graph_of, is_graph, set_executor, ungraft
 
 __all__ = [
     "NO_POST_OPERATION",
@@ -93,6 +93,7 @@ __all__ = [
     "freeze_batch_norm",
     "graph_of",
     "int8_kernels",
+    "is_graph",
     "load_observer_state",
     "named_scheme",
     "observe",

@@ -6,6 +6,7 @@ arXiv 1806.08342, section 3.2.1). Frozen modules change class, so ``model.train(
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, final
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from inc_torch.core.names import named_layers
+from inc_torch.core.ranks import Ranks
 from inc_torch.core.sharding import exchange_class, plain_class
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "fold_factor",
     "folded_bias",
     "freeze_batch_norm",
+    "share_statistics",
     "take_away_norm",
     "thaw_batch_norm",
     "trainable_factor",
@@ -175,3 +178,16 @@ def take_away_norm(norm: nn.Module) -> None:
     norm._parameters.clear()
     norm._buffers.clear()
     exchange_class(norm, nn.Identity)
+
+
+def share_statistics(norms: Sequence[nn.Module], ranks: Ranks) -> None:
+    """Give the running statistics of every rank the means over all of them, in place: a collective.
+
+    Each rank has moved them by its own last batch, which DistributedDataParallel evens out at the next forward only.
+    """
+    if ranks.count == 1 or not norms:
+        return
+    tensors = [norm.get_buffer(name) for norm in norms for name in ("running_mean", "running_var")]
+    total = ranks.sum_(torch.cat([tensor.flatten().double() for tensor in tensors])) / ranks.count
+    for tensor, mean in zip(tensors, torch.split(total, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))

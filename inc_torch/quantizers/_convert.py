@@ -11,7 +11,7 @@ from torch import nn
 from inc_torch.core.errors import ArtifactError, CalibrationError, ModelError, did_you_mean, listed
 from inc_torch.core.ranks import Ranks
 from inc_torch.core.sharding import gather_parameters_, release_shards_, require_unshardable, whole
-from inc_torch.quantizers._batch_norm import take_away_norm
+from inc_torch.quantizers._batch_norm import share_statistics, take_away_norm
 from inc_torch.quantizers._eligibility import close_fast_paths
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, fake_quant_class, input_channels
 from inc_torch.quantizers._int8_embedding import Int8Embedding
@@ -36,7 +36,8 @@ def convert(model: nn.Module, ranks: Ranks | None = None) -> None:
 
     The same module objects go on living under the same names; their float Parameters are gone. Weights take the
     codes of their present values, inputs the range that was observed; what `fold_ranges` has not taken in yet
-    counts as a last step. Results are those of the prepared model in eval, up to float32 rounding.
+    counts as a last step. Results are those of the prepared model in eval, up to float32 rounding. Running statistics
+    that are folded into layers are the means of those of all ranks.
 
     A weight that an output layer shares with an embedding becomes two equal int8 tensors, so that the state dict
     has no aliases.
@@ -63,6 +64,8 @@ def convert(model: nn.Module, ranks: Ranks | None = None) -> None:
         ((2, 4), 'torch.int8')
     """
     fold_ranges(model, ranks)
+    norms = [module.norm for _, module in fake_quant_modules(model) if module.norm is not None]
+    share_statistics(norms, ranks or Ranks())
     convert_calibrated(model)
 
 

@@ -98,6 +98,7 @@ def capture(model: nn.Module, leaves: Collection[str] | Mapping[str, tuple[int, 
         ['input_1', '_0', '_1', 'output']
     """
     _refuse_wrapped(model)
+    _refuse_hooks(model, frozenset(leaves))
     inputs = required_inputs(model)
     tracers = {training: _traced(model, inputs, frozenset(leaves), training) for training in (True, False)}
     graph = _merged(tracers[True], tracers[False])
@@ -107,10 +108,6 @@ def capture(model: nn.Module, leaves: Collection[str] | Mapping[str, tuple[int, 
         for name, module in model.named_modules()
         if name and name not in called and any(leaf.startswith(f"{name}.") for leaf in called)
     )
-    for name in containers:
-        if has_hooks(model.get_submodule(name)):
-            message = f"{name!r} has hooks, or is sharded by itself, and a graph would not call it"
-            raise Refused(message)
     return Captured(graph, inputs, called, containers, dict(leaves) if isinstance(leaves, Mapping) else {})
 
 
@@ -146,15 +143,21 @@ def _refuse_wrapped(model: nn.Module) -> None:
     if isinstance(model, fx.GraphModule):
         message = "it is a torch.fx.GraphModule, whose class is generated anew"
         raise Refused(message)
-    if "forward" in model.__dict__:
-        message = "its forward was replaced on the instance"
-        raise Refused(message)
     for (name, module), (layer, inner) in zip(model.named_modules(), named_layers(model), strict=False):
         if name != layer or module is not inner:
             message = f"{name!r} is wrapped by {type(module).__name__}"
             raise Refused(message)
         if plain_class(type(module)) is not type(module):
             message = "it is sharded"
+            raise Refused(message)
+
+
+def _refuse_hooks(model: nn.Module, leaves: frozenset[str]) -> None:
+    """Before anything is traced, as hooks would be called with what is no tensor."""
+    tracer = _Tracer(leaves, ())
+    for name, module in model.named_modules():
+        if name and has_hooks(module) and not tracer.is_leaf_module(module, name):
+            message = f"{name!r} has hooks, or is sharded by itself, and a graph would not call it"
             raise Refused(message)
 
 

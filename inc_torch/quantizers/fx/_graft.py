@@ -21,11 +21,24 @@ from inc_torch.quantizers._snap import FakeQuantSnap, Int8Snap
 from inc_torch.quantizers.fx._capture import ORIGINAL_FORWARD, Captured, compiled, has_hooks
 from inc_torch.quantizers.fx._patterns import GraphPlan
 
-__all__ = ["SNAPS", "Graft", "graft_of", "grafted_class", "graph_of", "set_executor", "snapped_graph", "snaps_of"]
+__all__ = [
+    "SNAPS",
+    "Graft",
+    "graft_of",
+    "grafted_class",
+    "graph_of",
+    "is_graph",
+    "original_forward",
+    "set_executor",
+    "snapped_graph",
+    "snaps_of",
+]
 
 SNAPS: Final = "_inc_torch_snaps"
 """The reserved name of the child that holds the snaps."""
 _GRAFT: Final = "_inc_torch_graft"
+_DISABLED: Final = "_torchdynamo_disable"
+"""What torch marks functions with that it is not to compile."""
 
 Executor = Callable[..., Any]
 
@@ -66,7 +79,9 @@ class Graft:
         for module in model.modules():
             if isinstance(module, FakeQuantModule):
                 module.fold_norm(None)
-                module.share_range(None)
+                if module.range_owner is not None:
+                    module._observing = module.range_owner._observing
+                    module.share_range(None)
         del model.__dict__[_GRAFT]
         kind: Any = type(model)
         if _IS_GRAFTED in vars(kind):
@@ -79,8 +94,10 @@ class Graft:
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401  anything
         """Compute the output of ``model``."""
         own, inputs = original_forward(model), self._inputs(args, kwargs)
-        if self.check is not None and not self.check(model, args, kwargs):  # it may take the graph away
-            return own(model, *args, **kwargs)
+        if self.check is not None:
+            is_compiling = torch.compiler.is_compiling() and not hasattr(self.check, _DISABLED)
+            if is_compiling or not self.check(model, args, kwargs):  # it may take the graph away
+                return own(model, *args, **kwargs)
         if inputs is None or any(has_hooks(container) for container in self._blocks(model)):
             return own(model, *args, **kwargs)
         is_inference = not (model.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
@@ -114,7 +131,7 @@ class Graft:
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "executor": None, "_function": None, "_containers": None}
+        return {**self.__dict__, "check": None, "executor": None, "_function": None, "_containers": None}
 
 
 def original_forward(model: nn.Module) -> Callable[..., Any]:
@@ -138,6 +155,11 @@ def snapped_graph(graph: fx.Graph, plan: GraphPlan) -> fx.Graph:
             for user in [user for user in copied.users if user is not snap]:
                 user.replace_input_with(copied, snap)
     return made
+
+
+def is_graph(model: nn.Module) -> bool:
+    """Whether ``model`` computes by a graph."""
+    return graft_of(model) is not None
 
 
 def graph_of(model: nn.Module) -> fx.GraphModule | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any, final
 
+import torch
 from torch import nn
 
 from inc_torch.core.errors import InexactWarning
+from inc_torch.core.ranks import Ranks
 from inc_torch.core.user_warning import warn_user
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._prepare import Prepared, fake_quant_modules, prepare_fake_quant
@@ -30,15 +33,16 @@ class GraphStage:
     """Quantizes one model as a whole graph where that is possible.
 
     Args:
-        in_training: The graph is verified in the first forward of the training, otherwise in the first at all.
+        ranks: Who trains the model together: the graph is verified in the first forward in training mode, and used by
+            all of them or by none. None if it is not trained: the graph is verified in the first forward at all.
 
     Attributes:
         reason: Why the model is quantized class by class instead, as a part of a sentence; None if it is not.
     """
 
-    def __init__(self, *, in_training: bool = False) -> None:
+    def __init__(self, ranks: Ranks | None = None) -> None:
         self.reason: str | None = None
-        self._in_training = in_training
+        self._ranks = ranks
 
     def prepare(self, model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]:
         """Do what `prepare_fake_quant` does, and if ``model`` is one graph, let it compute by it.
@@ -57,6 +61,7 @@ class GraphStage:
     def _captured(self, model: nn.Module, spec: QuantSpec) -> Captured | None:
         reasons = {
             "it is a single layer": not model._modules,
+            "its forward was replaced on the instance": "forward" in model.__dict__,
             "its weights are on the meta device": any(parameter.is_meta for parameter in model.parameters()),
             "from_pretrained could not rebuild its graph": hasattr(model, "from_pretrained"),
         }
@@ -108,18 +113,29 @@ class GraphStage:
         _place_snaps(model, plan)
         graft.check = self._check
 
+    def begin(self, model: nn.Module) -> None:
+        """Let the graph be verified outside of what `torch.compile` compiles; called when the training begins."""
+        graft = graft_of(model)
+        if graft is not None and graft.check is not None and "torch._dynamo" in sys.modules:
+            graft.check = torch.compiler.disable(self._check)  # type: ignore[no-untyped-call]  # torch leaves it so
+
     def _check(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Verify the graph in the first forward; whether it is to be used in this one."""
         graft = graft_of(model)
-        if graft is None or (self._in_training and not model.training):
+        if graft is None or (self._ranks is not None and not model.training):
             return False
-        reason = self._reason_in(model, graft, args, kwargs)
+        reason = self._agreed(self._reason_in(model, graft, args, kwargs), model)
         graft.check = None
         if reason is not None:
             self.give_up(model, reason)
         return reason is None
 
-    _check._torchdynamo_disable = True  # type: ignore[attr-defined]  # it only watches, and is not worth compiling
+    def _agreed(self, reason: str | None, model: nn.Module) -> str | None:
+        if self._ranks is None or self._ranks.count == 1:
+            return reason
+        device = next((parameter.device for parameter in model.parameters()), None)
+        is_refused = self._ranks.maximum_(torch.tensor(float(reason is not None), device=device))
+        return "it was refused in another process" if reason is None and is_refused else reason
 
     def _reason_in(self, model: nn.Module, graft: Graft, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         inputs = graft._inputs(args, kwargs)
@@ -135,12 +151,15 @@ class GraphStage:
 
     def give_up(self, model: nn.Module, reason: str) -> None:
         """Let ``model`` compute by its own forward from now on."""
+        graft = graft_of(model)
+        has_lost = graft is not None and bool(graft.plan.folds or graft.plan.snaps)
         ungraft(model)
         self._give_up(model, reason)
-        if self._in_training:
+        if self._ranks is not None and has_lost:
             message = (
                 f"{type(model).__name__} is trained layer by layer, not as a graph: {reason}. Batch normalization is "
-                "not folded, and sums stay in float; graph='off' asks for that without this warning."
+                "not folded, and nothing stays in int8 between layers; QuantizationAwareTrainingConfig(graph='off') "
+                "asks for that without this warning."
             )
             warn_user(message, InexactWarning)
 
