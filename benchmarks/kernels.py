@@ -50,10 +50,28 @@ RESNET50 = [
     (512, 7, 512, 3, 1, 2),
 ]
 # Depthwise convolutions of EfficientNet-Lite0 and MobileNets: channels, size, kernel, stride.
-DEPTHWISE = [(32, 112, 3, 1), (96, 112, 3, 2), (144, 56, 3, 1), (144, 56, 5, 2), (240, 28, 5, 1), (480, 14, 5, 1),
-             (672, 14, 5, 1), (1152, 7, 5, 1)]
-LINEAR = [(128, 768, 3072), (128, 3072, 768), (128, 768, 768), (128, 768, 2304), (1024, 768, 3072), (1024, 3072, 768),
-          (1, 768, 3072), (1, 576, 1536), (1, 1536, 576), (16, 768, 3072)]
+DEPTHWISE = [
+    (32, 112, 3, 1),
+    (96, 112, 3, 2),
+    (144, 56, 3, 1),
+    (144, 56, 5, 2),
+    (240, 28, 5, 1),
+    (480, 14, 5, 1),
+    (672, 14, 5, 1),
+    (1152, 7, 5, 1),
+]
+LINEAR = [
+    (128, 768, 3072),
+    (128, 3072, 768),
+    (128, 768, 768),
+    (128, 768, 2304),
+    (1024, 768, 3072),
+    (1024, 3072, 768),
+    (1, 768, 3072),
+    (1, 576, 1536),
+    (1, 1536, 576),
+    (16, 768, 3072),
+]
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,11 @@ def conv_pair(
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """A convolution with ReLU, uint8 to uint8."""
     source = codes(batch, channels, size, size).to(memory_format=torch.channels_last)
-    weight, bias, scale = weights(outputs, channels // groups, kernel, kernel), torch.randn(outputs), torch.rand(outputs)
+    weight, bias, scale = (
+        weights(outputs, channels // groups, kernel, kernel),
+        torch.randn(outputs),
+        torch.rand(outputs),
+    )
     padding = kernel // 2
     side = (size + 2 * padding - kernel) // stride + 1
     target = torch.empty(batch, outputs, side, side, dtype=torch.uint8).to(memory_format=torch.channels_last)
@@ -143,9 +165,7 @@ def conv_pair(
     return Program([step]).run, theirs
 
 
-def attention_pair(
-    heads: int, queries: int, keys: int, size: int
-) -> tuple[Callable[[], object], Callable[[], object]]:
+def attention_pair(heads: int, queries: int, keys: int, size: int) -> tuple[Callable[[], object], Callable[[], object]]:
     """Attention of float32 heads beside explicit products in bfloat16, or SDPA for one query."""
     query, key, value = (torch.randn(1, count, heads, size).transpose(1, 2) for count in (queries, keys, keys))
     output = torch.empty(1, queries, heads, size)
@@ -202,7 +222,9 @@ def table_of(title: str) -> Table:
 def linear_table(rounds: int) -> Table:
     table = table_of("Linear, uint8 to uint8, beside oneDNN")
     for rows, columns, outputs in LINEAR:
-        for activation in (Activation.NONE, Activation.GELU) if (columns, outputs) == (768, 3072) else (Activation.NONE,):
+        for activation in (
+            (Activation.NONE, Activation.GELU) if (columns, outputs) == (768, 3072) else (Activation.NONE,)
+        ):
             result = compare(*linear_pair(rows, columns, outputs, activation), rounds)
             row(table, f"{rows} x {columns} x {outputs} {activation.value}", result, 2 * rows * columns * outputs)
     return table
