@@ -91,7 +91,9 @@ def test_rebinding_names_the_roles_there_are():
     step = kernels.quantize(torch.randn(4, 6), codes(4, 6), Grid(1.0, 0))
     assert step.roles == ("input", "output")
     assert repr(step) == "Step(quantize: input, output)"
-    with pytest.raises(OperandError, match=r"no operand 'inputs', expected one of input, output\. Did you mean 'input'"):
+    with pytest.raises(
+        OperandError, match=r"no operand 'inputs', expected one of input, output\. Did you mean 'input'"
+    ):
         step.rebind("inputs", 0)
     with pytest.raises(OperandError, match="no operand 'dynamic'"):
         step.rebind("dynamic", 0)
