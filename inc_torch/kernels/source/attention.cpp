@@ -169,6 +169,17 @@ INLINE float weigh(const Attention& a, float* scores, int64_t visible, int64_t p
     const __m512 minus_infinity = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
     const __m512 factor = _mm512_set1_ps(a.scale * LOG2E);
     __m512 greatest = minus_infinity;
+    if (!a.mask_type && visible == padded && a.scale > 0) {  // scores need no pass of their own
+        for (int64_t key = 0; key < padded; key += 16) greatest = _mm512_max_ps(greatest, _mm512_load_ps(scores + key));
+        const __m512 highest = _mm512_mul_ps(_mm512_set1_ps(_mm512_reduce_max_ps(greatest)), factor);
+        __m512 total = _mm512_setzero_ps();
+        for (int64_t key = 0; key < padded; key += 16) {
+            __m512 weight = exp2_of(_mm512_fmsub_ps(_mm512_load_ps(scores + key), factor, highest));
+            total = _mm512_add_ps(total, weight);
+            store(key, weight);
+        }
+        return _mm512_reduce_add_ps(total);
+    }
     for (int64_t key = 0; key < padded; key += 16) {
         const __mmask16 mask = lanes(visible - key);
         __m512 score = _mm512_mul_ps(_mm512_load_ps(scores + key), factor);
