@@ -87,9 +87,10 @@ def test_outputs_follow_the_formula(groups, dtype, activation, residual):
         torch.testing.assert_close(output.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("width", [12, 13])
 @pytest.mark.parametrize(("channels", "stride"), [(16, 1), (32, 1), (32, 2), (64, 1), (144, 1)])
-def test_depthwise_codes_are_right_where_pixels_are_joined(channels, stride):
-    source, weight = codes(2, channels, 13, 12).to(memory_format=CHANNELS_LAST), weights(channels, 1, 3, 3)
+def test_depthwise_codes_are_right_where_pixels_are_joined(channels, stride, width):
+    source, weight = codes(2, channels, 13, width).to(memory_format=CHANNELS_LAST), weights(channels, 1, 3, 3)
     scale, bias, output_grid = torch.rand(channels) * 0.01 + 0.001, torch.randn(channels), grid(0.3, 20)
     values = (source.double() - 9) * 0.05
     exact = F.conv2d(values, weight.double() * scale.double().view(-1, 1, 1, 1), bias.double(), stride, 1, 1, channels)
