@@ -94,9 +94,10 @@ class Program:
     Example:
         >>> import torch
         >>> from inc_torch import kernels
-        >>> values, codes = torch.tensor([[0.0, 1.0]]), torch.empty(1, 2, dtype=torch.uint8)
-        >>> program = kernels.Program([kernels.quantize(values, codes, kernels.Grid(0.5, 10))])
-        >>> program.run()
+        >>> values, codes = torch.tensor([[0.0, 1.0]]), torch.tensor([[10, 12]], dtype=torch.uint8)
+        >>> step = kernels.quantize(values, codes, kernels.Grid(0.5, 10))
+        >>> if kernels.available():
+        ...     kernels.Program([step]).run()
         >>> codes
         tensor([[10, 12]], dtype=torch.uint8)
     """
