@@ -91,7 +91,7 @@ class MatrixArguments(ctypes.Structure):
         *_integers("rows columns padded_columns groups taps depth pixel_stride line_stride image_stride"),
         *_integers("height width channels output_height output_width"),
         *_WINDOW,
-        *_integers("spatial zero_point"),
+        *_integers("spatial"),
         ("epilogue", EpilogueArguments),
     )
 
@@ -167,7 +167,7 @@ class PoolArguments(ctypes.Structure):
         *_WINDOW,
         *_integers("count_padding"),
         *_floats("scale zero inverse shift"),
-        *_short("output_type padding"),
+        *_integers("output_type"),
     )
 
 

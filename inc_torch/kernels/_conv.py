@@ -95,7 +95,6 @@ def _choose_form(
     taps = weight.kernel[0] * weight.kernel[1]
     border = torch.full((channels + 64,), grid.zero_point, dtype=torch.uint8)
     arguments.padding = border.data_ptr()
-    arguments.zero_point = grid.zero_point
     arguments.rows = images * arguments.output_height * arguments.output_width
     if weight.form == "depthwise":
         arguments.operation = Operation.DEPTHWISE

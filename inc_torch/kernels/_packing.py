@@ -57,11 +57,6 @@ class PackedWeight:
             return -(-self.rows // WIDE) * WIDE
         return -(-(self.rows // self.groups) // LANES) * LANES
 
-    @property
-    def bytes_of_group(self) -> int:
-        """Of the packed data."""
-        return self.data.numel() // self.groups
-
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """Copy a vector of output channels to the padded length, zero where there is no channel.
 

@@ -42,7 +42,6 @@ struct Matrix {
     int64_t kernel_height, kernel_width, stride_height, stride_width;
     int64_t padding_height, padding_width, dilation_height, dilation_width;
     int64_t spatial;             // 0: rows are rows; 1: convolution; 2: convolution through `scratch`
-    int64_t zero_point;
     Epilogue epilogue;
 };
 
@@ -113,7 +112,7 @@ struct Pool {
     int64_t padding_height, padding_width, dilation_height, dilation_width;
     int64_t count_padding;
     float scale, zero, inverse, shift;
-    int32_t output_type, padding;
+    int64_t output_type;
 };
 
 enum Operation : int64_t {

@@ -45,7 +45,7 @@ int64_t divisor(const Pool& p, const Window& w, int64_t row) {
 INLINE void store_average(const Pool& p, int64_t row, int64_t channel, __m512i sum, float factor, float zero,
                           __mmask16 mask) {
     __m512 y = _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(zero)), _mm512_set1_ps(factor));
-    store_any(p.output, row * p.output_stride + channel, p.output_type, y, p.inverse, p.shift, mask);
+    store_any(p.output, row * p.output_stride + channel, int32_t(p.output_type), y, p.inverse, p.shift, mask);
 }
 
 }  // namespace
