@@ -35,6 +35,7 @@ from inc_torch.core.sharding import held
 from inc_torch.core.streaming import attached_weights
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export import adorn, attach_report, attached_report
+from inc_torch.inference import run_graph_fused
 from inc_torch.metric import Measure, read_metric
 from inc_torch.quantizers import (
     Calibration,
@@ -263,6 +264,7 @@ class _Job:
         if not self._inplace:
             own_parameters_(self.model, self._source)
         decisions = left_to_bfloat16(self.model, decisions, unasked=self.spec.bfloat16)
+        run_graph_fused(self.model)
         adorn(self.model)
         findings = [Finding(name, scheme=made.scheme, note=made.reason) for name, made in decisions.items()]
         before = () if earlier is None else earlier.findings()

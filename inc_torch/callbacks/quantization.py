@@ -15,6 +15,7 @@ from inc_torch.core.report import Finding
 from inc_torch.core.sharding import require_unshardable
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
+from inc_torch.inference import run_graph_fused
 from inc_torch.quantizers import (
     GraphStage,
     Prepared,
@@ -135,6 +136,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
             convert(self.model, self.progress.ranks)
             thaw_batch_norm(self.model)
             self._decisions = left_to_bfloat16(self.model, self._decisions, unasked=False)
+            run_graph_fused(self.model)
             self._is_converted = True
 
     def _fix_ranges(self) -> None:

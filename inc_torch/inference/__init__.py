@@ -6,6 +6,7 @@ over memory that is used again where there is a compiler and a processor for the
 
 from __future__ import annotations
 
+from inc_torch.inference._graph_executor import run_graph_fused
 from inc_torch.inference._optimize import optimize_for_inference
 
-__all__ = ["optimize_for_inference"]
+__all__ = ["optimize_for_inference", "run_graph_fused"]

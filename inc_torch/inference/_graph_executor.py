@@ -8,6 +8,7 @@ from typing import Any, Final, final
 
 import torch
 from torch import nn
+from torch.func import functionalize
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -60,7 +61,7 @@ class _GraphExecutor:
             if can_hide(module):
                 hide(module)
         with capturing(), torch.no_grad():
-            captured = make_fx(self._graph, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+            captured = make_fx(functionalize(self._graph), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
         return FusedGraph(captured, tolerance=TOLERANCE, plans=True)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
 from torch.fx import GraphModule
 
 from inc_torch import kernels
@@ -56,6 +55,8 @@ def _as_inputs(example: object) -> Inputs:
 
 
 def _backend(tolerance: float) -> Callable[..., Any]:
+    from torch._dynamo.backends.common import aot_autograd  # takes more than a second
+
     def compile_graph(graph: GraphModule, _: Sequence[Any]) -> Callable[[list[Any]], Any]:
         fused = FusedGraph(graph, tolerance=tolerance, plans=kernels.available())
 
