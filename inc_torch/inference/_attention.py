@@ -31,11 +31,13 @@ class Attend(Operation):
         output_grid: Of what comes out; None is float32.
     """
 
-    input_roles = ("query", "key", "value", "mask")
-
     scale: float | None
     causal: bool
     output_grid: InputGrid | None = None
+
+    @property
+    def input_roles(self) -> tuple[str, ...]:
+        return ("query", "key", "value", "mask")
 
     def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         query = inputs[0]

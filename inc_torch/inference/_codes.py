@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
@@ -10,9 +11,9 @@ import torch
 
 from inc_torch import kernels
 from inc_torch.inference._operations import Operation
-from inc_torch.quantizers import InputGrid, decode, encode
+from inc_torch.quantizers import InputGrid, QuantScheme, decode, dynamic_grid, encode
 
-__all__ = ["Decode", "Encode", "kernel_grid"]
+__all__ = ["Decode", "Encode", "EncodeInRange", "FindRange", "kernel_grid"]
 
 _IMAGE_RANK: Final = 4
 
@@ -65,3 +66,55 @@ class Decode(Operation):
 
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
         return kernels.dequantize(inputs[0], kernel_grid(self.grid), outputs[0])
+
+
+@final
+@dataclass(frozen=True)
+class FindRange(Operation):
+    """The grid that fits the values that came: float32 [2], scale and zero point; NaN if one of them is not finite.
+
+    Attributes:
+        symmetric: The zero point is 128.
+    """
+
+    symmetric: bool
+
+    def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (values,) = inputs
+        return (torch.empty(2, device=values.device),)
+
+    def compute(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (values,) = inputs
+        grid = dynamic_grid(values, QuantScheme(symmetric_input=self.symmetric, dynamic=True))
+        return (torch.tensor([math.nan, 0.0] if grid is None else [grid.scale, float(grid.zero_point)]),)
+
+    @property
+    def output_roles(self) -> tuple[str, ...]:
+        return ("result",)
+
+    def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
+        return kernels.dynamic_range(inputs[0], outputs[0], self.symmetric)
+
+
+@final
+@dataclass(frozen=True)
+class EncodeInRange(Operation):
+    """Floats to uint8 codes of the grid that `FindRange` found."""
+
+    @property
+    def input_roles(self) -> tuple[str, ...]:
+        return ("input", "dynamic")
+
+    def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (torch.empty_like(inputs[0], dtype=torch.uint8),)
+
+    def compute(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values, found = inputs
+        scale, zero_point = found.tolist()
+        if math.isnan(scale):
+            return (torch.zeros_like(values, dtype=torch.uint8),)  # whatever they are, what is computed of them is NaN
+        grid = InputGrid(scale, int(zero_point), QuantScheme().top)
+        return (encode(values, grid, grid.shift),)
+
+    def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
+        return kernels.quantize(inputs[0], outputs[0], None, dynamic=inputs[1])

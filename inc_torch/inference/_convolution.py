@@ -11,7 +11,7 @@ import torch
 from inc_torch import kernels
 from inc_torch.inference._codes import kernel_grid
 from inc_torch.inference._product import ProductOnCodes
-from inc_torch.quantizers import NO_POST_OPERATION, PLAIN_OUTPUT
+from inc_torch.quantizers import NO_POST_OPERATION, PLAIN_OUTPUT, InputGrid
 
 __all__ = ["ConvOnCodes"]
 
@@ -40,20 +40,20 @@ class ConvOnCodes(ProductOnCodes):
         size = [
             (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
             for length, kernel, stride, padding, dilation in zip(
-                codes.shape[2:], self.weights.codes.shape[2:], self.stride, self.padding, self.dilation, strict=True
+                codes.shape[2:], self.weights.window, self.stride, self.padding, self.dilation, strict=True
             )
         ]
         shape = (codes.shape[0], len(self.weights.scale), *size)
         layout = torch.channels_last
         return (torch.empty(shape, dtype=self._written_dtype, device=codes.device, memory_format=layout),)
 
-    def _product(self, codes: torch.Tensor) -> torch.Tensor:
+    def _product(self, codes: torch.Tensor, grid: InputGrid) -> torch.Tensor:
         weights = self.weights
         product: torch.Tensor = torch.ops.onednn.qconv_pointwise(
             codes,
-            weights.grid.scale,
-            weights.grid.zero_point,
-            weights.prepacked_conv(self.stride, self.padding, self.dilation, self.groups, codes.shape),
+            grid.scale,
+            grid.zero_point,
+            weights.prepacked_conv(grid, self.stride, self.padding, self.dilation, self.groups, codes.shape),
             weights.scale,
             weights.zero_points,
             weights.bias,
@@ -68,11 +68,10 @@ class ConvOnCodes(ProductOnCodes):
         return product
 
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
-        codes, residual = inputs[0], inputs[1] if len(inputs) > 1 else None
         return kernels.conv2d(
-            codes,
+            inputs[0],
             self.weights.packed_conv,
-            kernel_grid(self.weights.grid),
+            kernel_grid(self._grid(inputs[1:])),
             self.weights.scale,
             self.weights.bias,
             self.stride,
@@ -80,6 +79,6 @@ class ConvOnCodes(ProductOnCodes):
             self.dilation,
             self.groups,
             outputs[0],
-            residual=residual,
+            residual=inputs[1] if len(inputs) > 1 else None,
             **self._kernel_options(),
         )

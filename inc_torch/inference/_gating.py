@@ -26,10 +26,12 @@ class Gate(Operation):
         output_grid: Of what comes out; None is float32.
     """
 
-    input_roles = ("gate", "input")
-
     activation: str
     output_grid: InputGrid | None = None
+
+    @property
+    def input_roles(self) -> tuple[str, ...]:
+        return ("gate", "input")
 
     def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         gate, _ = inputs

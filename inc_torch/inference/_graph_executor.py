@@ -26,21 +26,22 @@ _SHAPES: Final = 16
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
 
 
-def run_graph_fused(model: nn.Module) -> None:
+def run_graph_fused(model: nn.Module, tolerance: float = TOLERANCE) -> None:
     """Let a model that was quantized as a graph compute it fused in evaluation, where compiled kernels are available.
 
     Nothing changes in other models, and as long as somebody's hooks want to see what modules compute.
     """
     graph = graph_of(model)
     if graph is not None:
-        set_executor(model, _GraphExecutor(graph))
+        set_executor(model, _GraphExecutor(graph, tolerance))
 
 
 @final
 class _GraphExecutor:
     """Computes a graph; captured and fused for each shape of inputs when it first comes."""
 
-    def __init__(self, graph: GraphModule) -> None:
+    def __init__(self, graph: GraphModule, tolerance: float) -> None:
+        self._tolerance = tolerance
         self._graph = graph
         self._hooks = [getattr(module, name) for module in graph.modules() for name in _HOOKS]
         self._fused: OrderedDict[object, FusedGraph] = OrderedDict()
@@ -62,7 +63,7 @@ class _GraphExecutor:
                 hide(module)
         with capturing(), torch.no_grad():
             captured = make_fx(functionalize(self._graph), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-        return FusedGraph(captured, tolerance=TOLERANCE, plans=True)
+        return FusedGraph(captured, tolerance=self._tolerance, plans=True)
 
 
 def _is_plain(value: object) -> bool:

@@ -10,7 +10,7 @@ import torch
 from inc_torch import kernels
 from inc_torch.inference._codes import kernel_grid
 from inc_torch.inference._product import ProductOnCodes
-from inc_torch.quantizers import NO_POST_OPERATION, PLAIN_OUTPUT
+from inc_torch.quantizers import NO_POST_OPERATION, PLAIN_OUTPUT, InputGrid
 
 __all__ = ["LinearOnCodes"]
 
@@ -24,12 +24,12 @@ class LinearOnCodes(ProductOnCodes):
         shape = (*codes.shape[:-1], len(self.weights.scale))
         return (torch.empty(shape, dtype=self._written_dtype, device=codes.device),)
 
-    def _product(self, codes: torch.Tensor) -> torch.Tensor:
+    def _product(self, codes: torch.Tensor, grid: InputGrid) -> torch.Tensor:
         weights = self.weights
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             codes,
-            weights.grid.scale,
-            weights.grid.zero_point,
+            grid.scale,
+            grid.zero_point,
             weights.prepacked_linear,
             weights.scale,
             weights.zero_points,
@@ -41,14 +41,15 @@ class LinearOnCodes(ProductOnCodes):
         return product
 
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
-        codes, residual = inputs[0], inputs[1] if len(inputs) > 1 else None
+        rows = {role: value for role, value in zip(self.input_roles, inputs, strict=False)}
         return kernels.linear(
-            codes.flatten(0, -2),
+            rows["input"].flatten(0, -2),
             self.weights.packed_linear,
-            kernel_grid(self.weights.grid),
+            None if self.weights.grid is None else kernel_grid(self.weights.grid),
             self.weights.scale,
             self.weights.bias,
             outputs[0].flatten(0, -2),
-            residual=None if residual is None else residual.flatten(0, -2),
+            residual=rows["residual"].flatten(0, -2) if "residual" in rows else None,
+            dynamic=rows.get("dynamic"),
             **self._kernel_options(),
         )

@@ -32,8 +32,6 @@ class Normalize(Operation):
         grid: Of the output that is codes; None is no such output.
     """
 
-    input_roles = ("input", "weight", "bias")
-
     epsilon: float
     root_mean_square: bool = False
     as_float: bool = True
@@ -42,6 +40,10 @@ class Normalize(Operation):
     @property
     def output_roles(self) -> tuple[str, ...]:
         return ("output",) * self.as_float + ("codes",) * (self.grid is not None)
+
+    @property
+    def input_roles(self) -> tuple[str, ...]:
+        return ("input", "weight", "bias")
 
     def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = inputs[0]

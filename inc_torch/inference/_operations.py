@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,7 @@ class Operation(ABC):
     """What a node of a fused graph computes: by operators of torch, or by one step of compiled kernels.
 
     An operation returns one new tensor for each output; it writes to none of its inputs.
-
-    Attributes:
-        input_roles: What the step calls the inputs.
     """
-
-    input_roles: ClassVar[tuple[str, ...]] = ("input",)
 
     @property
     def __name__(self) -> str:
@@ -42,6 +37,11 @@ class Operation(ABC):
     @abstractmethod
     def compute(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs, by operators of torch."""
+
+    @property
+    def input_roles(self) -> tuple[str, ...]:
+        """What the step calls the inputs; the last ones may be missing."""
+        return ("input",)
 
     @property
     def output_roles(self) -> tuple[str, ...]:

@@ -13,7 +13,9 @@ from inc_torch import kernels
 from inc_torch.core.batches import Inputs, run
 from inc_torch.core.errors import ModelError
 from inc_torch.inference._fused_graph import TOLERANCE, FusedGraph
+from inc_torch.inference._graph_executor import run_graph_fused
 from inc_torch.inference._opaque import can_hide, hide
+from inc_torch.quantizers import is_graph
 
 __all__ = ["optimize_for_inference"]
 
@@ -39,9 +41,12 @@ def optimize_for_inference(model: nn.Module, example_inputs: Any = None, *, tole
         message = f"{type(model).__name__} has no int8 modules: expected what quantization.fit returns."
         raise ModelError(message)
     model.eval().requires_grad_(requires_grad=False)
-    for module in modules:
-        hide(module)
-    model.compile(backend=_backend(tolerance))
+    if is_graph(model):
+        run_graph_fused(model, tolerance)
+    else:
+        for module in modules:
+            hide(module)
+        model.compile(backend=_backend(tolerance))
     if example_inputs is not None:
         with torch.no_grad():
             run(model, _as_inputs(example_inputs))

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 
 from inc_torch import kernels
-from inc_torch.quantizers import InputGrid, Int8Conv2d, Int8Linear, named_scheme
+from inc_torch.quantizers import InputGrid, Int8Conv2d, Int8DynamicLinear, Int8Linear, named_scheme
 
 __all__ = ["Int8Weights"]
 
@@ -20,19 +20,28 @@ class Int8Weights:
 
     Attributes:
         modules: Whose weights they are.
-        grid: Of the codes that go in.
-        codes: int8 [out, in] or [out, in / groups, height, width].
+        grid: Of the codes that go in; None if each input has its own.
         scale: float32 [out].
         bias: float32 [out], or None.
     """
 
-    def __init__(self, modules: Sequence[Int8Linear | Int8Conv2d]) -> None:
+    def __init__(self, modules: Sequence[Int8Linear | Int8DynamicLinear | Int8Conv2d]) -> None:
         self.modules = tuple(modules)
         self.grid = input_grid_of(modules[0])
-        self.codes = torch.cat([module.qweight for module in modules])
         self.scale = torch.cat([module.weight_scale for module in modules])
         self.bias = _joined_bias(modules)
         self._prepacked_conv: torch.Tensor | None = None
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """int8 [out, in] or [out, in / groups, height, width]."""
+        first, *others = (module.qweight for module in self.modules)
+        return torch.cat([first, *others]) if others else first
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Height and width of the window of convolutions."""
+        return tuple(self.modules[0].weight_shape[2:])
 
     @cached_property
     def packed_linear(self) -> kernels.PackedWeight:
@@ -53,6 +62,7 @@ class Int8Weights:
 
     def prepacked_conv(
         self,
+        grid: InputGrid,
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
@@ -62,7 +72,7 @@ class Int8Weights:
         """The codes in the layout of oneDNN, best for inputs of ``shape``, which was that of the first call."""
         if self._prepacked_conv is None:
             self._prepacked_conv = torch.ops.onednn.qconv_prepack(
-                self.codes, self.scale, self.grid.scale, self.grid.zero_point, stride, padding, dilation, groups, shape
+                self.codes, self.scale, grid.scale, grid.zero_point, stride, padding, dilation, groups, shape
             )
         return self._prepacked_conv
 
@@ -72,12 +82,14 @@ class Int8Weights:
         return torch.zeros(len(self.scale), dtype=torch.int32)
 
 
-def input_grid_of(module: Int8Linear | Int8Conv2d) -> InputGrid:
-    """The grid of a module's inputs."""
+def input_grid_of(module: Int8Linear | Int8DynamicLinear | Int8Conv2d) -> InputGrid | None:
+    """The grid of a module's inputs, or None if each input has its own."""
+    if isinstance(module, Int8DynamicLinear):
+        return None
     return InputGrid(module.input_scale.item(), int(module.input_zero_point.item()), named_scheme(module.scheme).top)
 
 
-def _joined_bias(modules: Sequence[Int8Linear | Int8Conv2d]) -> torch.Tensor | None:
+def _joined_bias(modules: Sequence[Int8Linear | Int8DynamicLinear | Int8Conv2d]) -> torch.Tensor | None:
     if all(module.bias is None for module in modules):
         return None
     return torch.cat(

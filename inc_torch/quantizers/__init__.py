@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from inc_torch.quantizers._batch_norm import batch_norms, freeze_batch_norm, thaw_batch_norm
 from inc_torch.quantizers._calibration import Calibration, InputRecord, calibrate
-from inc_torch.quantizers._codes import InputGrid, decode, encode
+from inc_torch.quantizers._codes import InputGrid, decode, dynamic_grid, encode
 from inc_torch.quantizers._convert import convert, convert_calibrated, describe_int8, int8_kernels, rebuild_int8
 from inc_torch.quantizers._flow import Flow, trace_flow
 from inc_torch.quantizers._int8_conv import Int8Conv1d, Int8Conv2d, Int8Conv3d
@@ -84,6 +84,7 @@ __all__ = [
     "describe_graph",
     "describe_int8",
     "disable_fake_quant",
+    "dynamic_grid",
     "enable_fake_quant",
     "encode",
     "fake_quant_modules",

@@ -19,7 +19,7 @@ from inc_torch.inference._graph import (
     target_of,
     value_of,
 )
-from inc_torch.inference._product import product_of
+from inc_torch.inference._product import has_residual, product_of
 
 __all__ = ["fuse_activations", "fuse_residuals"]
 
@@ -37,7 +37,7 @@ def fuse_residuals(graph: Graph) -> None:
 
 def _takes_residual(product: Node, residual: Node) -> bool:
     value = value_of(residual)
-    return _is_bare(product) and len(arguments(product)) == 1 and value is not None and value.dtype == torch.float32
+    return _is_bare(product) and not has_residual(product) and value is not None and value.dtype == torch.float32
 
 
 def _position(node: Node) -> int:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import torch
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
-from inc_torch.inference._codes import Decode, Encode
+from inc_torch.inference._codes import Decode, Encode, EncodeInRange, FindRange
 from inc_torch.inference._convolution import ConvOnCodes
 from inc_torch.inference._graph import arguments, aten, calls, put, replace, value_of
 from inc_torch.inference._linear import LinearOnCodes
 from inc_torch.inference._opaque import INT8_MODULE, hidden_module
 from inc_torch.inference._product import ProductOnCodes
-from inc_torch.inference._weights import Int8Weights, input_grid_of
-from inc_torch.quantizers import Int8Conv2d, Int8Linear, Int8Snap
+from inc_torch.inference._weights import Int8Weights
+from inc_torch.quantizers import Int8Conv2d, Int8DynamicLinear, Int8Linear, Int8Snap, named_scheme
 
 __all__ = ["drop_copies", "say_codes"]
 
@@ -33,30 +33,40 @@ def drop_copies(graph: Graph) -> None:
 
 
 def say_codes(graph: Graph) -> None:
-    """Turn calls of int8 modules on float32 into `Encode` and a product on codes."""
+    """Turn calls of int8 modules on float32 into encoding and a product on codes, and snaps into codes and back."""
     for node in calls(graph, INT8_MODULE):
         source, handle = arguments(node)
         module = hidden_module(handle)
-        product = _product_of(module, value_of(source))
-        if isinstance(module, Int8Snap) and _is_float32(value_of(source)) and module.grid.top == _TOP:
+        if not _is_float32(value_of(source)):
+            continue
+        if isinstance(module, Int8Snap) and module.grid.top == _TOP:
             codes = put(graph, node, Encode(module.grid, channels_last=True), source, like=source)
             replace(node, put(graph, node, Decode(module.grid), codes, like=node))
-        elif product is not None:
-            encode = Encode(product.weights.grid, channels_last=isinstance(product, ConvOnCodes))
-            codes = put(graph, node, encode, source, like=source)
-            replace(node, put(graph, node, product, codes, like=node))
+        elif (product := _product_of(module, value_of(source))) is not None:
+            replace(node, put(graph, node, product, *_encoded(graph, node, product), like=node))
 
 
-def _is_float32(values: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
+def _encoded(graph: Graph, node: Node, product: ProductOnCodes) -> list[Node]:
+    """The codes of what ``node`` reads, and their grid if it has to be found."""
+    source = arguments(node)[0]
+    if product.weights.grid is not None:
+        encode = Encode(product.weights.grid, channels_last=isinstance(product, ConvOnCodes))
+        return [put(graph, node, encode, source, like=source)]
+    scheme = named_scheme(product.weights.modules[0].scheme)
+    found = put(graph, node, FindRange(scheme.symmetric_input), source)
+    return [put(graph, node, EncodeInRange(), source, found, like=source), found]
+
+
+def _is_float32(values: torch.Tensor | None) -> bool:
     return values is not None and values.dtype == torch.float32 and values.device.type == "cpu"
 
 
 def _product_of(module: object, values: torch.Tensor | None) -> ProductOnCodes | None:
-    if not _is_float32(values) or values.dim() == 1:
+    if values is None or values.dim() == 1 or not isinstance(module, Int8Linear | Int8DynamicLinear | Int8Conv2d):
         return None
-    if not isinstance(module, Int8Linear | Int8Conv2d) or not _is_plain(module):
+    if module.input_factor is not None or named_scheme(module.scheme).top != _TOP:
         return None
-    if isinstance(module, Int8Linear):
+    if isinstance(module, Int8Linear | Int8DynamicLinear):
         return LinearOnCodes(Int8Weights([module]))
     around = module._reversed_padding_repeated_twice
     padding = around[-2::-2], around[-1::-2]
@@ -65,7 +75,3 @@ def _product_of(module: object, values: torch.Tensor | None) -> ProductOnCodes |
     geometry: Any = (module.stride, tuple(padding[0]), module.dilation)
     stride, before, dilation = geometry
     return ConvOnCodes(Int8Weights([module]), stride=stride, padding=before, dilation=dilation, groups=module.groups)
-
-
-def _is_plain(module: Int8Linear | Int8Conv2d) -> bool:
-    return module.input_factor is None and input_grid_of(module).top == _TOP

@@ -14,6 +14,7 @@ from inc_torch.inference._gating import Gate
 from inc_torch.inference._graph import VIEWS, arguments, aten, calls, is_call, operation_of, put, replace, value_of
 from inc_torch.inference._linear import LinearOnCodes
 from inc_torch.inference._normalization import Normalize
+from inc_torch.inference._product import has_residual
 
 __all__ = ["find_attention", "find_gates", "find_norms", "halve_heads"]
 
@@ -103,7 +104,7 @@ def find_gates(graph: Graph) -> None:
     for node in calls(graph, aten.mul.Tensor):
         for gate, values in (arguments(node), arguments(node)[::-1]):
             gated, plain = operation_of(gate, LinearOnCodes), operation_of(values, LinearOnCodes)
-            if gated is None or plain is None or arguments(gate) != arguments(values) or len(arguments(gate)) > 1:
+            if gated is None or plain is None or arguments(gate) != arguments(values) or has_residual(gate):
                 continue
             if gated.activation == "none" or plain.activation != "none" or len(gate.users) > 1 or len(values.users) > 1:
                 continue

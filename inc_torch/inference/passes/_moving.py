@@ -27,7 +27,7 @@ from inc_torch.inference._graph import (
 )
 from inc_torch.inference._normalization import Normalize
 from inc_torch.inference._pooling import AverageOfCodes, MaxPoolOfCodes
-from inc_torch.inference._product import ProductOnCodes, product_of
+from inc_torch.inference._product import ProductOnCodes, has_residual, product_of
 
 __all__ = ["move_codes"]
 
@@ -129,10 +129,10 @@ def _encoded(graph: Graph, source: Node, encode: Encode) -> Node:
 
 def _sink_into_residual(graph: Graph, node: Node, user: Node) -> bool:
     product = product_of(user)
-    if product is None or product.residual_grid is not None or list(arguments(user)[1:]) != [node]:
+    if product is None or product.residual_grid is not None or not has_residual(user) or user.args[-1] is not node:
         return False
     fused = changed(product, residual_grid=target_of(node).grid)
-    replace(user, put(graph, user, fused, arguments(user)[0], arguments(node)[0], like=user))
+    replace(user, put(graph, user, fused, *user.args[:-1], node.args[0], like=user))
     return True
 
 
