@@ -13,13 +13,14 @@ from inc_torch.kernels._attention import attention
 from inc_torch.kernels._build import KernelsUnavailableError
 from inc_torch.kernels._checks import OperandError
 from inc_torch.kernels._conv import conv2d
-from inc_torch.kernels._elementwise import activation, add, affine, gated, requantize
+from inc_torch.kernels._elementwise import activation, add, affine, gated, requantize, scale_channels
 from inc_torch.kernels._library import available, reason, require
 from inc_torch.kernels._linear import linear
 from inc_torch.kernels._normalization import layer_norm
 from inc_torch.kernels._packing import PackedWeight, pack_conv, pack_linear
 from inc_torch.kernels._pooling import avg_pool2d, global_avg_pool, max_pool2d
 from inc_torch.kernels._program import Program, Step
+from inc_torch.kernels._rotation import rotate
 from inc_torch.kernels._rounding import dequantize, dynamic_range, quantize
 from inc_torch.kernels._types import Activation, Clamp, Grid
 
@@ -52,4 +53,6 @@ __all__ = [
     "reason",
     "requantize",
     "require",
+    "rotate",
+    "scale_channels",
 ]

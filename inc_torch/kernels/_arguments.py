@@ -18,6 +18,7 @@ __all__ = [
     "Operation",
     "PoolArguments",
     "QuantizeArguments",
+    "RotateArguments",
 ]
 
 _Field = tuple[str, type]
@@ -40,6 +41,8 @@ class Operation(IntEnum):
     MAX_POOL = 11
     AVERAGE_POOL = 12
     GLOBAL_AVERAGE_POOL = 13
+    SCALE_CHANNELS = 14
+    ROTATE = 15
 
 
 def _pointers(names: str) -> list[_Field]:
@@ -150,7 +153,7 @@ class ElementwiseArguments(ctypes.Structure):
     _fields_: ClassVar[Sequence[_Field]] = (
         *_OPERATION,
         *_pointers("first second output channel_scale channel_shift"),
-        *_integers("rows columns first_stride second_stride output_stride"),
+        *_integers("rows columns first_stride second_stride output_stride rows_of_image"),
         *_floats("first_scale first_zero second_scale second_zero inverse shift low high"),
         *_short("first_type second_type output_type activation"),
     )
@@ -171,7 +174,25 @@ class PoolArguments(ctypes.Structure):
     )
 
 
-_ELEMENTWISE = (Operation.ADD, Operation.REQUANTIZE, Operation.GATED, Operation.ACTIVATE, Operation.AFFINE)
+class RotateArguments(ctypes.Structure):
+    """Rotary position embedding."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("input cosine sine output"),
+        *_integers("batch heads positions half"),
+        *_arrays("input_strides cosine_strides sine_strides output_strides", 3),
+    )
+
+
+_ELEMENTWISE = (
+    Operation.ADD,
+    Operation.REQUANTIZE,
+    Operation.GATED,
+    Operation.ACTIVATE,
+    Operation.AFFINE,
+    Operation.SCALE_CHANNELS,
+)
 _POOLS = (Operation.MAX_POOL, Operation.AVERAGE_POOL, Operation.GLOBAL_AVERAGE_POOL)
 STRUCTURES: dict[Operation, type[ctypes.Structure]] = {
     Operation.MATRIX: MatrixArguments,
@@ -180,6 +201,7 @@ STRUCTURES: dict[Operation, type[ctypes.Structure]] = {
     Operation.DYNAMIC_RANGE: DynamicRangeArguments,
     Operation.LAYER_NORM: LayerNormArguments,
     Operation.ATTENTION: AttentionArguments,
+    Operation.ROTATE: RotateArguments,
     **dict.fromkeys(_ELEMENTWISE, ElementwiseArguments),
     **dict.fromkeys(_POOLS, PoolArguments),
 }

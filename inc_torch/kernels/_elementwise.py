@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from inc_torch.kernels._arguments import ElementwiseArguments, Operation
-from inc_torch.kernels._checks import check, grid_of, operand, shaped, vector
+from inc_torch.kernels._checks import check, even_pixels, grid_of, operand, shaped, vector
 from inc_torch.kernels._epilogue import FLOATS_AND_CODES, inverse_and_shift
 from inc_torch.kernels._layout import rows_and_columns
 from inc_torch.kernels._program import Step
 from inc_torch.kernels._types import Activation, Clamp, Grid, in_numbers
 
-__all__ = ["activation", "add", "affine", "gated", "requantize"]
+__all__ = ["activation", "add", "affine", "gated", "requantize", "scale_channels"]
 
 _Operand = tuple[str, torch.Tensor, Grid | None]
 
@@ -204,3 +204,44 @@ def affine(
     scale, shift = vector(scale, step, "scale", channels), vector(shift, step, "shift", channels)
     arguments.channel_scale, arguments.channel_shift = scale.data_ptr(), shift.data_ptr()
     return _step(step, arguments, {"input": input, "output": output}, scale, shift)
+
+
+def scale_channels(
+    input: torch.Tensor,
+    grid: Grid,
+    factor: torch.Tensor,
+    output: torch.Tensor,
+    output_grid: Grid | None = None,
+) -> Step:
+    """Build ``output = input * factor`` with one factor for each channel of each image: squeeze and excitation.
+
+    Args:
+        input: uint8 [n, c, h, w] in channels-last memory, pixels at even distances; so is the output.
+        grid: Meaning of the input.
+        factor: float32 [n, c, 1, 1], dense.
+        output: uint8 or float32 [n, c, h, w].
+        output_grid: Meaning of a uint8 output.
+
+    Returns:
+        A step with the roles "input", "factor" and "output".
+
+    Raises:
+        OperandError: An operand has the wrong dtype, shape, device or layout.
+    """
+    step = "scale_channels"
+    arguments = ElementwiseArguments(operation=Operation.SCALE_CHANNELS)
+    arguments.first_type = operand(input, step, "input", (torch.uint8,))
+    arguments.first_stride = even_pixels(input, step, "input")
+    known = grid_of(grid, input.dtype, step, "grid")
+    arguments.first_scale, arguments.first_zero = known.scale, known.zero_point
+    images, channels, height, width = input.shape
+    arguments.second_type = operand(factor, step, "factor", (torch.float32,))
+    shaped(factor, step, "factor", (images, channels, 1, 1))
+    check(factor.is_contiguous(), step, "factor", f"of strides {factor.stride()}", "dense")
+    arguments.second_stride = channels
+    arguments.output_type = operand(output, step, "output", (torch.uint8, torch.float32))
+    shaped(output, step, "output", input.shape)
+    arguments.output_stride = even_pixels(output, step, "output")
+    arguments.inverse, arguments.shift = inverse_and_shift(grid_of(output_grid, output.dtype, step, "output_grid"))
+    arguments.rows, arguments.columns, arguments.rows_of_image = images * height * width, channels, height * width
+    return _step(step, arguments, {"input": input, "factor": factor, "output": output})

@@ -25,7 +25,14 @@ def _arguments(step: str, operation: Operation, input: torch.Tensor, window: Win
 
 
 def max_pool2d(
-    input: torch.Tensor, output: torch.Tensor, kernel: Pair, stride: Pair, padding: Pair = 0, dilation: Pair = 1
+    input: torch.Tensor,
+    output: torch.Tensor,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    *,
+    ceil_mode: bool = False,
 ) -> Step:
     """Build the greatest code of each window; the grid stays.
 
@@ -36,6 +43,7 @@ def max_pool2d(
         stride: Distance of windows.
         padding: Border that holds no value; at most half of the kernel.
         dilation: Distance of taps.
+        ceil_mode: Whether a last window that reaches beyond the border counts, as in torch.
 
     Returns:
         A step with the roles "input" and "output".
@@ -44,7 +52,7 @@ def max_pool2d(
         OperandError: An operand has the wrong dtype, shape, device or layout.
     """
     step = "max_pool2d"
-    window = Window.of(kernel, stride, padding, dilation, step)
+    window = Window.of(kernel, stride, padding, dilation, step, ceil_mode=ceil_mode)
     arguments, shape = _arguments(step, Operation.MAX_POOL, input, window)
     operand(output, step, "output", (torch.uint8,))
     shaped(output, step, "output", shape)

@@ -22,21 +22,33 @@ def _pair(value: Pair, least: int, step: str, name: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Height and width of a kernel, of its steps, of the border and between its taps."""
+    """Height and width of a kernel, of its steps, of the border and between its taps.
+
+    Attributes:
+        kernel: Taps.
+        stride: Distance of places.
+        padding: Border on both sides.
+        dilation: Distance of taps.
+        ceil_mode: Whether a last place that only partly covers the image counts, if it begins inside.
+    """
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    ceil_mode: bool = False
 
     @classmethod
-    def of(cls, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, step: str) -> Window:
+    def of(
+        cls, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, step: str, *, ceil_mode: bool = False
+    ) -> Window:
         """Check what the user gave."""
         return cls(
             _pair(kernel, 1, step, "kernel"),
             _pair(stride, 1, step, "stride"),
             _pair(padding, 0, step, "padding"),
             _pair(dilation, 1, step, "dilation"),
+            ceil_mode,
         )
 
     @property
@@ -47,7 +59,12 @@ class Window:
     def positions(self, axis: int, size: int) -> int:
         """Return how many places the kernel has along an axis of ``size``; none or fewer if it does not fit."""
         reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
-        return (size + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
+        stride, padding = self.stride[axis], self.padding[axis]
+        room = size + 2 * padding - reach
+        if not self.ceil_mode or room < 0:
+            return room // stride + 1
+        count = -(-room // stride) + 1
+        return count - ((count - 1) * stride >= size + padding)
 
 
 def fill_image(

@@ -98,6 +98,7 @@ struct Elementwise {
     const float* channel_scale;  // affine
     const float* channel_shift;
     int64_t rows, columns, first_stride, second_stride, output_stride;
+    int64_t rows_of_image;      // scale_channels: rows of `first` that share a row of `second`
     float first_scale, first_zero, second_scale, second_zero, inverse, shift, low, high;
     int32_t first_type, second_type, output_type, activation;
 };
@@ -115,9 +116,19 @@ struct Pool {
     int64_t output_type;
 };
 
+struct Rotate {
+    int64_t operation;
+    const float* input;
+    const float* cosine;
+    const float* sine;
+    float* output;
+    int64_t batch, heads, positions, half;
+    int64_t input_strides[3], cosine_strides[3], sine_strides[3], output_strides[3];  // batch, head, position
+};
+
 enum Operation : int64_t {
     MATRIX, DEPTHWISE, QUANTIZE, DYNAMIC_RANGE, LAYER_NORM, ATTENTION, ADD, REQUANTIZE, GATED, ACTIVATE, AFFINE,
-    MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, OPERATIONS,
+    MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, SCALE_CHANNELS, ROTATE, OPERATIONS,
 };
 
 }  // namespace inc

@@ -170,4 +170,28 @@ void run_affine(const Elementwise& e) {
     });
 }
 
+namespace {
+
+template <int TYPE>
+void scale_rows(const Elementwise& e, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+        const float* factor = (const float*)e.second + row / e.rows_of_image * e.second_stride;
+        for (int64_t column = 0; column < e.columns; column += 16) {
+            const __mmask16 mask = lanes(e.columns - column);
+            const __m512 values = load_any(e.first, row * e.first_stride + column, UINT8, e.first_scale, e.first_zero, mask);
+            store_any(e.output, row * e.output_stride + column, TYPE,
+                      _mm512_mul_ps(values, load_float(factor + column, mask)), e.inverse, e.shift, mask);
+        }
+    }
+}
+
+}  // namespace
+
+void run_scale_channels(const Elementwise& e) {
+    parallel(e.rows, e.rows * e.columns, [&](int64_t first, int64_t last) {
+        if (e.output_type == UINT8) scale_rows<UINT8>(e, first, last);
+        else scale_rows<FLOAT32>(e, first, last);
+    });
+}
+
 }  // namespace inc

@@ -18,6 +18,8 @@ void run_affine(const Elementwise&);
 void run_max_pool(const Pool&);
 void run_average_pool(const Pool&);
 void run_global_average_pool(const Pool&);
+void run_scale_channels(const Elementwise&);
+void run_rotate(const Rotate&);
 
 }  // namespace inc
 
@@ -41,6 +43,8 @@ extern "C" void inc_run(const void* const* steps, int64_t count) {
             case MAX_POOL: run_max_pool(*(const Pool*)step); break;
             case AVERAGE_POOL: run_average_pool(*(const Pool*)step); break;
             case GLOBAL_AVERAGE_POOL: run_global_average_pool(*(const Pool*)step); break;
+            case SCALE_CHANNELS: run_scale_channels(*(const Elementwise*)step); break;
+            case ROTATE: run_rotate(*(const Rotate*)step); break;
         }
     }
 }
@@ -57,10 +61,12 @@ extern "C" int64_t inc_size_of_arguments(int64_t operation) {
         case REQUANTIZE:
         case GATED:
         case ACTIVATE:
-        case AFFINE: return sizeof(Elementwise);
+        case AFFINE:
+        case SCALE_CHANNELS: return sizeof(Elementwise);
         case MAX_POOL:
         case AVERAGE_POOL:
         case GLOBAL_AVERAGE_POOL: return sizeof(Pool);
+        case ROTATE: return sizeof(Rotate);
         default: return -1;
     }
 }

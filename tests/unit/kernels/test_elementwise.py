@@ -81,6 +81,23 @@ def test_each_channel_has_its_own_line(shape):
     torch.testing.assert_close(output.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 10, 5, 5), (1, 70, 1, 3), (3, 16, 4, 2)], ids=str)
+def test_channels_of_each_image_have_a_factor(shape):
+    whole = image(shape[0], shape[1] + 6, *shape[2:])
+    source, factor = whole[:, 6:], torch.rand(*shape[:2], 1, 1)
+    floats = torch.empty(shape).to(memory_format=CHANNELS_LAST)
+    target = torch.zeros(shape[0], shape[1] + 3, *shape[2:], dtype=torch.uint8).to(memory_format=CHANNELS_LAST)
+    run(
+        kernels.scale_channels(source, GRID, factor, floats),
+        kernels.scale_channels(source, GRID, factor, target[:, 2:-1], OTHER),
+    )
+    exact = values(source, GRID) * factor
+    torch.testing.assert_close(floats.double(), exact, rtol=1e-6, atol=1e-6)
+    assert_rounded(target[:, 2:-1], exact, OTHER)
+    assert not target[:, :2].any()
+    assert not target[:, -1].any()
+
+
 @pytest.mark.parametrize("shape", [(1, 64, 20, 20), (2, 5, 7, 9), (1, 70, 9, 9)], ids=str)
 @pytest.mark.parametrize("window", [(3, 2, 1), (2, 2, 0), (3, 1, 1), ((3, 1), (1, 2), (1, 0))], ids=str)
 def test_windows_are_pooled(shape, window):
@@ -109,6 +126,21 @@ def test_taps_of_a_window_may_be_apart():
     assert torch.equal(output.float(), most)
 
 
+@pytest.mark.parametrize("size", range(4, 12))
+@pytest.mark.parametrize("window", [(3, 2, 0, 1), (2, 2, 1, 1), (3, 2, 1, 2), (2, 3, 0, 1), (1, 3, 0, 1)], ids=str)
+def test_a_window_that_reaches_out_may_count(size, window):
+    source = image(1, 5, size, size + 1)
+    try:
+        most = F.max_pool2d(source.float(), *window, ceil_mode=True)
+    except RuntimeError:  # the kernel does not fit
+        with pytest.raises(OperandError, match="an image that the kernel"):
+            kernels.max_pool2d(source, source, *window, ceil_mode=True)
+        return
+    output = torch.empty(most.shape, dtype=torch.uint8).to(memory_format=CHANNELS_LAST)
+    run(kernels.max_pool2d(source, output, *window, ceil_mode=True))
+    assert torch.equal(output.float(), most)
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["[n, c]", "[n, c, 1, 1]"])
 def test_whole_images_are_averaged(kept):
     source = image(3, 37, 7, 5)
@@ -134,6 +166,11 @@ def test_wrong_operands_are_refused_when_the_step_is_built():
             lambda: kernels.max_pool2d(first, output, 3, 1),
             r"output is of shape .*, expected \[2, 10, 3, 3\]|\(2, 10, 3, 3\)",
         ),
+        (
+            lambda: kernels.scale_channels(first, GRID, torch.ones(2, 10), first, GRID),
+            r"factor is of shape \(2, 10\), expected \(2, 10, 1, 1\)",
+        ),
+        (lambda: kernels.scale_channels(first, GRID, torch.ones(2, 10, 1, 1), first), "output_grid is None"),
         (lambda: kernels.max_pool2d(codes(2, 10, 5, 5), output, 2, 2), "channels-last memory"),
         (lambda: kernels.global_avg_pool(floats, Grid(1.0, 0), floats, None), "expected \\[n, c, h, w\\]"),
     ):
