@@ -243,7 +243,9 @@ FROZEN_AFTER = 2
 def with_freezing(wrap: Callable[[nn.Module], nn.Module]) -> dict[str, Any]:
     """Ranges and statistics of batch normalization stay after the second of four steps."""
     model = Normed()
-    config = QuantizationAwareTrainingConfig(freeze_observers_step=FROZEN_AFTER, freeze_batch_norm_step=FROZEN_AFTER)
+    config = QuantizationAwareTrainingConfig(
+        freeze_observers_step=FROZEN_AFTER, freeze_batch_norm_step=FROZEN_AFTER, graph="off"
+    )
     manager = prepare_compression(model, config)
     wrapped = wrap(model)
     optimizer = torch.optim.SGD(wrapped.parameters(), 0.05)

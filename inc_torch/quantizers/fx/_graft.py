@@ -56,14 +56,15 @@ class Graft:
     Attributes:
         captured: The graph as it was traced.
         plan: What was decided on it.
-        check: Called at the first forward with the model and its arguments; says why the graph must not be used. None
-            if that is known already.
+        is_pending: Nobody knows yet whether the graph may be used.
+        check: Called as long as that is so, with the model and its arguments; says whether to use the graph this time.
         executor: Runs the model instead of the graph in evaluation without gradients; None is nobody.
     """
 
     def __init__(self, captured: Captured, plan: GraphPlan) -> None:
         self.captured, self.plan = captured, plan
-        self.check: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool] | None = None
+        self.is_pending = False
+        self.check: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool] = _use
         self.executor: Executor | None = None
         self._function: Callable[..., Any] | None = None
         self._containers: tuple[nn.Module, ...] | None = None
@@ -94,7 +95,7 @@ class Graft:
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401  anything
         """Compute the output of ``model``."""
         own, inputs = original_forward(model), self._inputs(args, kwargs)
-        if self.check is not None:
+        if self.is_pending:
             is_compiling = torch.compiler.is_compiling() and not hasattr(self.check, _DISABLED)
             if is_compiling or not self.check(model, args, kwargs):  # it may take the graph away
                 return own(model, *args, **kwargs)
@@ -131,7 +132,11 @@ class Graft:
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "check": None, "executor": None, "_function": None, "_containers": None}
+        return {**self.__dict__, "check": _use, "executor": None, "_function": None, "_containers": None}
+
+
+def _use(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:  # noqa: ARG001  a check
+    return True
 
 
 def original_forward(model: nn.Module) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from inc_torch.core.errors import InexactWarning
 from inc_torch.core.ranks import Ranks
+from inc_torch.core.sharding import plain_class
 from inc_torch.core.user_warning import warn_user
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._prepare import Prepared, fake_quant_modules, prepare_fake_quant
@@ -99,7 +100,8 @@ class GraphStage:
 
     def _give_up(self, model: nn.Module, reason: str) -> None:
         self.reason = reason
-        logger.info("%s is quantized layer by layer, not as a graph: %s.", type(model).__name__, reason)
+        name = plain_class(type(model)).__name__
+        logger.info("%s is quantized layer by layer, not as a graph: %s.", name, reason)
 
     def _graft(self, model: nn.Module, captured: Captured) -> None:
         plan = plan_graph(captured.graph_of(model), model)
@@ -111,12 +113,12 @@ class GraphStage:
         graft.attach(model)
         _fold(model, plan)
         _place_snaps(model, plan)
-        graft.check = self._check
+        graft.check, graft.is_pending = self._check, True
 
     def begin(self, model: nn.Module) -> None:
         """Let the graph be verified outside of what `torch.compile` compiles; called when the training begins."""
         graft = graft_of(model)
-        if graft is not None and graft.check is not None and "torch._dynamo" in sys.modules:
+        if graft is not None and graft.is_pending and "torch._dynamo" in sys.modules:
             graft.check = torch.compiler.disable(self._check)  # type: ignore[no-untyped-call]  # torch leaves it so
 
     def _check(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -125,7 +127,7 @@ class GraphStage:
         if graft is None or (self._ranks is not None and not model.training):
             return False
         reason = self._agreed(self._reason_in(model, graft, args, kwargs), model)
-        graft.check = None
+        graft.is_pending = False
         if reason is not None:
             self.give_up(model, reason)
         return reason is None
@@ -157,7 +159,7 @@ class GraphStage:
         self._give_up(model, reason)
         if self._ranks is not None and has_lost:
             message = (
-                f"{type(model).__name__} is trained layer by layer, not as a graph: {reason}. Batch normalization is "
+                f"{plain_class(type(model)).__name__} is trained layer by layer, not as a graph: {reason}. Batch normalization is "
                 "not folded, and nothing stays in int8 between layers; QuantizationAwareTrainingConfig(graph='off') "
                 "asks for that without this warning."
             )

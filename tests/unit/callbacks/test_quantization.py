@@ -173,7 +173,7 @@ def test_a_run_cut_and_resumed_equals_the_uncut_run(cut, extra_batches):
 def test_wrong_states_are_refused():
     callback, _ = bound()
     state = callback.state_dict()
-    assert callback.state_version == 2
+    assert callback.state_version == 3
     with pytest.raises(StateError, match=r"does not fit: missing \[\], unexpected \['extra'\]"):
         callback.load_state_dict({**state, "extra": 1})
     callback.on_train_begin()
