@@ -64,7 +64,7 @@ class GraphStage:
             "it is a single layer": not model._modules,
             "its forward was replaced on the instance": "forward" in model.__dict__,
             "its weights are on the meta device": any(parameter.is_meta for parameter in model.parameters()),
-            "from_pretrained could not rebuild its graph": hasattr(model, "from_pretrained"),
+            "from_pretrained of transformers could not rebuild its graph": _is_of_hugging_face(model),
         }
         if reason := next((reason for reason, holds in reasons.items() if holds), None):
             self._give_up(model, reason)
@@ -159,9 +159,9 @@ class GraphStage:
         self._give_up(model, reason)
         if self._ranks is not None and has_lost:
             message = (
-                f"{plain_class(type(model)).__name__} is trained layer by layer, not as a graph: {reason}. Batch normalization is "
-                "not folded, and nothing stays in int8 between layers; QuantizationAwareTrainingConfig(graph='off') "
-                "asks for that without this warning."
+                f"{plain_class(type(model)).__name__} is trained layer by layer, not as a graph: {reason}. Batch "
+                "normalization is not folded, and nothing stays in int8 between layers; "
+                "QuantizationAwareTrainingConfig(graph='off') asks for that without this warning."
             )
             warn_user(message, InexactWarning)
 
@@ -189,6 +189,10 @@ def settle_snaps(model: nn.Module) -> None:
     for name, snapped in kept.items():
         _share(model, holder._modules[name], snapped.readers)
     graft.use(settled)
+
+
+def _is_of_hugging_face(model: nn.Module) -> bool:
+    return any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__)
 
 
 def _leave_lent_weights(model: nn.Module, captured: Captured, decisions: dict[str, Prepared]) -> None:

@@ -97,8 +97,10 @@ def _padded(node: fx.Node, module: nn.Module) -> tuple[int, ...] | None:
         child = node.graph.owning_module or module
         padder = child.get_submodule(str(node.target))
         around = padder.padding if type(padder) in _ZERO_PADS else None
-    elif node.target is F.pad and len(node.args) == 2 and not node.kwargs:  # noqa: PLR2004  input and padding
-        around = node.args[1]
+    elif node.target is F.pad:
+        given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
+        is_zero = given.get("mode", "constant") == "constant" and given.get("value") in (None, 0)
+        around = given.get("pad") if is_zero else None
     if around is None:
         return (0,) * rank if meaning_of(node, module) is Meaning.PASS else None
     fits = isinstance(around, tuple | list) and all(isinstance(size, int) for size in around) and len(around) <= rank
