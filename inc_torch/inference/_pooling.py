@@ -42,7 +42,9 @@ class MaxPoolOfCodes(Operation):
         return F.max_pool2d(values, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
-        return kernels.max_pool2d(inputs[0], outputs[0], self.kernel_size, self.stride, self.padding, self.dilation)
+        return kernels.max_pool2d(
+            inputs[0], outputs[0], self.kernel_size, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode
+        )
 
 
 @final

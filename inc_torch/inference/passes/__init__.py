@@ -16,7 +16,7 @@ from inc_torch.inference._graph import merge_equal
 from inc_torch.inference._operations import Operation
 from inc_torch.inference.passes._epilogues import fuse_activations, fuse_residuals
 from inc_torch.inference.passes._explicit import drop_copies, say_codes
-from inc_torch.inference.passes._finding import find_attention, find_gates, find_norms, halve_heads
+from inc_torch.inference.passes._finding import find_attention, find_gates, find_norms, find_rotations, halve_heads
 from inc_torch.inference.passes._layouts import keep_layouts
 from inc_torch.inference.passes._merging import merge_linears
 from inc_torch.inference.passes._moving import move_codes
@@ -32,6 +32,7 @@ _PASSES: Final[tuple[Callable[[Graph], None], ...]] = (
     fuse_activations,
     find_gates,
     merge_linears,
+    find_rotations,
     find_attention,
     find_norms,
     halve_heads,

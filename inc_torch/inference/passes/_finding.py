@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace as changed
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.fx import Graph, Node
@@ -15,8 +15,9 @@ from inc_torch.inference._graph import VIEWS, arguments, aten, calls, is_call, o
 from inc_torch.inference._linear import LinearOnCodes
 from inc_torch.inference._normalization import Normalize
 from inc_torch.inference._product import has_residual
+from inc_torch.inference._rotation import Rotate
 
-__all__ = ["find_attention", "find_gates", "find_norms", "halve_heads"]
+__all__ = ["find_attention", "find_gates", "find_norms", "find_rotations", "halve_heads"]
 
 
 def find_attention(graph: Graph) -> None:
@@ -97,6 +98,41 @@ def _root_mean_square(node: object) -> tuple[Node, float] | None:
 def _is_along_last(weight: object, values: Node) -> bool:
     found, along = value_of(weight), value_of(values)
     return found is not None and along is not None and str(tuple(found.shape)) == str(tuple(along.shape[-1:]))
+
+
+def find_rotations(graph: Graph) -> None:
+    """Rotary embeddings whose pairs lie half a head apart."""
+    for node in calls(graph, aten.add.Tensor):
+        for plain, turned in (arguments(node), arguments(node)[::-1]):
+            found = _rotation(plain, turned)
+            if found is not None and not node.kwargs:
+                replace(node, put(graph, node, Rotate(), *found, like=node))
+                break
+
+
+def _rotation(plain: object, turned: object) -> tuple[Node, Node, Node] | None:
+    """``x``, ``cosine`` and ``sine`` if both summands are ``x * cosine`` and ``cat(-second, first) * sine``."""
+    if not is_call(plain, aten.mul.Tensor) or not is_call(turned, aten.mul.Tensor):
+        return None
+    (values, cosine), (halves, sine) = arguments(plain), arguments(turned)
+    value = value_of(values)
+    if not is_call(halves, aten.cat.default) or list(arguments(halves)[1:]) != [-1] or not _is_float32(values):
+        return None
+    if value is None or value.dim() != _HEADS_RANK or not isinstance(value.shape[-1], int):
+        return None
+    negative, *rest = arguments(halves)[0]
+    if not is_call(negative, aten.neg.default) or len(rest) != 1:
+        return None
+    size = value.shape[-1]
+    second, first = arguments(negative)[0], rest[0]
+    if not is_call(second, aten.slice.Tensor) or not is_call(first, aten.slice.Tensor):
+        return None
+    expected = [(values, 3, size // 2, size), (values, 3, 0, size // 2)]
+    found = [(*arguments(part)[:3], min(arguments(part)[3], size)) for part in (second, first)]
+    return (values, cosine, sine) if found == expected else None
+
+
+_HEADS_RANK: Final = 4
 
 
 def find_gates(graph: Graph) -> None:

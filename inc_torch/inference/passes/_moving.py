@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace as changed
 from typing import Any, Final
 
+import torch
 from torch.fx import Graph, Node
 
 from inc_torch.inference._attention import Attend
+from inc_torch.inference._channels import ScaleChannels
 from inc_torch.inference._codes import Decode, Encode
 from inc_torch.inference._gating import Gate
 from inc_torch.inference._graph import (
@@ -90,9 +92,16 @@ def _climb_over_max_pool(graph: Graph, node: Node) -> bool:
     return True
 
 
+_WRITERS: Final = (ProductOnCodes, Attend, AverageOfCodes, Gate, ScaleChannels)
+"""They write floats, or codes of any grid."""
+
+
 def _climb_into_producer(graph: Graph, node: Node) -> bool:
     source = arguments(node)[0]
-    if not isinstance(source.target, ProductOnCodes | Attend | AverageOfCodes | Gate) or len(source.users) > 1:
+    if (
+        not isinstance(source.target, ProductOnCodes | Attend | AverageOfCodes | Gate | ScaleChannels)
+        or len(source.users) > 1
+    ):
         return False
     if target_of(source).output_grid is not None:
         return False
@@ -174,6 +183,20 @@ def _sink_into_average(graph: Graph, node: Node, user: Node) -> bool:
     return True
 
 
+def _sink_into_scaling(graph: Graph, node: Node, user: Node) -> bool:
+    if not is_call(user, aten.mul.Tensor):
+        return False
+    others = [operand for operand in arguments(user) if operand is not node]
+    image, factor = value_of(node), value_of(others[0]) if others else None
+    if image is None or factor is None or image.dim() != _IMAGE_RANK or factor.dtype != torch.float32:
+        return False
+    if str((*image.shape[:2], 1, 1)) != str(tuple(factor.shape)):
+        return False
+    scale = put(graph, user, ScaleChannels(target_of(node).grid), arguments(node)[0], others[0], like=user)
+    replace(user, scale)
+    return True
+
+
 def _is_max_pool(node: object) -> bool:
     """Whether a node is a max pool whose indices nobody reads."""
     return (
@@ -232,4 +255,5 @@ _SINKING: Final[tuple[Callable[[Graph, Node, Node], bool], ...]] = (
     _sink_under_concatenation,
     _sink_under_max_pool,
     _sink_into_average,
+    _sink_into_scaling,
 )
