@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import final
 
-import torch
 from torch import nn
 
 __all__ = ["Watch"]
@@ -29,21 +28,15 @@ class Watch:
     """
 
     def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
-        self._seen = [
-            (module._buffers, name, tensor, _version(tensor))
-            for module in modules
-            for name, tensor in module._buffers.items()
+        self._places = [
+            (module._buffers, name, tensor) for module in modules for name, tensor in module._buffers.items()
         ]
+        tensors = (tensor for _, _, tensor in self._places if tensor is not None)
+        self._versions = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
 
     @property
     def sees_no_change(self) -> bool:
         """Whether every module still has the same buffers, and nothing was written to them that torch counts."""
-        return all(
-            holder[name] is tensor and (tensor is None or version < 0 or tensor._version == version)
-            for holder, name, tensor, version in self._seen
+        return all(holder[name] is tensor for holder, name, tensor in self._places) and all(
+            tensor._version == version for tensor, version in self._versions
         )
-
-
-def _version(tensor: torch.Tensor | None) -> int:
-    """How often torch saw a tensor being written to; -1 if it does not count that."""
-    return -1 if tensor is None or tensor.is_inference() else tensor._version

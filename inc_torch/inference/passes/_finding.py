@@ -17,6 +17,9 @@ from inc_torch.inference._normalization import Normalize
 from inc_torch.inference._product import has_residual
 from inc_torch.inference._rotation import Rotate
 
+_HEADS_RANK: Final = 4
+_HEADS_AXIS: Final = 1
+
 __all__ = ["find_attention", "find_gates", "find_norms", "find_rotations", "halve_heads"]
 
 
@@ -29,12 +32,28 @@ def find_attention(graph: Graph) -> None:
         if dropout or not is_float or any(arguments(user)[1] != 0 for user in node.users):
             continue
         options: dict[str, Any] = dict(node.kwargs)
+        key, value = _grouped(key), _grouped(value)
         operation = Attend(options.get("scale"), bool(causal))
         masks = [mask for mask in (options.get("attn_mask"),) if mask is not None]
         attend = put(graph, node, operation, query, key, value, *masks)
         for user in list(node.users):
             replace(user, put(graph, user, aten.transpose.int, attend, 1, 2, like=user))
         graph.erase_node(node)  # it may have dropout, so elimination of dead code would leave it
+
+
+def _grouped(node: Node) -> Node:
+    """The heads that are repeated for several query heads each, which `Attend` does not need, or ``node`` itself."""
+    copies = arguments(node)[0] if is_call(node, aten._unsafe_view.default, aten.view.default) else None
+    spread = arguments(copies)[0] if is_call(copies, aten.clone.default) else copies
+    added = arguments(spread)[0] if is_call(spread, aten.expand.default) else None
+    if not is_call(added, aten.unsqueeze.default) or arguments(added)[1] != _HEADS_AXIS + 1:
+        return node
+    heads: Node = arguments(added)[0]
+    before, after = value_of(heads), value_of(node)
+    if before is None or after is None or before.dim() != _HEADS_RANK or after.dim() != _HEADS_RANK:
+        return node
+    is_repeat = all(str(before.shape[axis]) == str(after.shape[axis]) for axis in (0, 2, 3))
+    return heads if is_repeat else node
 
 
 def halve_heads(graph: Graph) -> None:
@@ -130,9 +149,6 @@ def _rotation(plain: object, turned: object) -> tuple[Node, Node, Node] | None:
     expected = [(values, 3, size // 2, size), (values, 3, 0, size // 2)]
     found = [(*arguments(part)[:3], min(arguments(part)[3], size)) for part in (second, first)]
     return (values, cosine, sine) if found == expected else None
-
-
-_HEADS_RANK: Final = 4
 
 
 def find_gates(graph: Graph) -> None:
