@@ -9,6 +9,7 @@ SHELL := /bin/sh
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VISION := $(VENV)/vision/.installed
 OLDEST := .venv-oldest
 
 # The interpreter that makes the environment. Another one: make PYTHON=/path/to/python demo
@@ -44,6 +45,13 @@ $(STAMP): pyproject.toml constraints/main.txt constraints/assets.txt
 	@echo "Installing inc_torch and what it needs into $(VENV) (minutes the first time, seconds later) ..."
 	@$(INSTALL) -c constraints/main.txt -e '.[hf,trainers,dev]'
 	@$(INSTALL) --no-deps --require-hashes -r constraints/assets.txt
+	@touch $@
+
+.PHONY: vision
+vision: $(VISION) ## Install torchvision beside the environment, for the tests of graphs
+
+$(VISION): $(STAMP) constraints/vision.txt
+	@$(INSTALL) --no-deps --upgrade --target $(VENV)/vision -r constraints/vision.txt
 	@touch $@
 
 # ------------------------------------------------------------------------------ run
@@ -103,11 +111,11 @@ $(IPEX)/bin/python:
 # ------------------------------------------------------------------------------ test
 
 .PHONY: test
-test: $(STAMP) ## Run the whole test suite
+test: $(VISION) ## Run the whole test suite
 	@$(PYTEST) $(WORKERS) $(ARGS)
 
 .PHONY: test-fast
-test-fast: $(STAMP) ## Run the tests that take seconds
+test-fast: $(VISION) ## Run the tests that take seconds
 	@$(PYTEST) $(WORKERS) $(FAST) $(ARGS)
 
 .PHONY: nightly

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import sys
 import warnings
@@ -21,15 +22,16 @@ import torch
 from torch import nn
 
 FOLDER = Path(os.environ.get("INC_TORCH_VISION", Path(sys.prefix) / "vision"))
-"""Where ``make`` installs torchvision and EfficientNet-Lite0."""
+"""Where ``make vision`` installs torchvision."""
 _DECLARED: list[torch.library.Library] = []
 _OPERATORS = ("nms", "qnms")
 
 
 def imported(name: str) -> Any:
-    """The module ``name`` of `FOLDER`; skips the tests where it is not installed."""
-    if not (FOLDER / name.partition(".")[0]).is_dir():
-        pytest.skip(f"{name} is not installed in {FOLDER}: run `make vision`", allow_module_level=True)
+    """The module ``name``, of `FOLDER` or installed; skips the tests where it is neither."""
+    package = name.partition(".")[0]
+    if not (FOLDER / package).is_dir() and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed in {FOLDER}: run `make vision`", allow_module_level=True)
     sys.path.insert(0, str(FOLDER))
     try:
         if name.startswith("torchvision"):
