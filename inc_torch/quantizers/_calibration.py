@@ -177,16 +177,16 @@ class _Watch:
 
     def _summary(self, name: str, module: FakeQuantModule, values: torch.Tensor, geometry: _Geometry) -> InputRecord:
         version = -1 if values.is_inference() else values._version
-        serial = None
+        serial = statistics = None
         for reference, seen_version, seen_geometry, summary in self._known:
             if version >= 0 and _is_same(reference(), values) and seen_version == version:
-                serial = summary.sources[0]
+                serial, statistics = summary.sources[0], summary.tensor
                 if seen_geometry == geometry:
                     return summary
         if serial is None:
             serial = self._serial
             self._serial += 1
-        summary = _summarised(name, module, values.detach(), serial)
+        summary = _summarised(name, module, values.detach(), serial, statistics)
         self._known = [(weakref.ref(values), version, geometry, summary), *self._known[: _REMEMBERED - 1]]
         return summary
 
@@ -201,7 +201,9 @@ def _is_same(first: torch.Tensor | None, second: torch.Tensor) -> bool:
     )
 
 
-def _summarised(name: str, module: nn.Module, values: torch.Tensor, serial: int) -> InputRecord:
+def _summarised(
+    name: str, module: nn.Module, values: torch.Tensor, serial: int, statistics: TensorStatistics | None
+) -> InputRecord:
     batch = _batched(module, values) if _has_channels(module) else values.unsqueeze(-1)
     others = [dimension for dimension in range(batch.dim()) if dimension != batch.dim() + _channel_axis(module)]
     low, high = (extreme.cpu().double() for extreme in (batch.amin(others), batch.amax(others)))
@@ -213,7 +215,7 @@ def _summarised(name: str, module: nn.Module, values: torch.Tensor, serial: int)
         )
         raise CalibrationError(message)
     window_sum, windows = _windows(module, values)
-    return InputRecord(TensorStatistics.of(values), low, high, window_sum, windows, (serial,))
+    return InputRecord(statistics or TensorStatistics.of(values), low, high, window_sum, windows, (serial,))
 
 
 def _geometry(module: FakeQuantModule) -> _Geometry:

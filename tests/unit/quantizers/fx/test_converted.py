@@ -136,6 +136,16 @@ def test_a_model_quantized_layer_by_layer_is_saved_as_before(tmp_path: Path) -> 
     assert_same(inc_torch.load(tmp_path, model=Net()), model)
 
 
+def test_modules_in_bfloat16_beside_a_graph_are_saved_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_BF16", "1")
+    rule = {"head": {"weight": {"dtype": "bf16"}, "activation": {"dtype": "bf16"}}}
+    model = fitted(op_name_dict=rule)
+    assert model.head.weight.dtype == torch.bfloat16
+    assert is_graph(model)
+    model.save(tmp_path)
+    assert_same(inc_torch.load(tmp_path, model=Net()), model)
+
+
 def test_the_report_says_what_the_graph_did() -> None:
     notes = {row.name: row.notes for row in fitted().report().modules}
     assert notes["first"] == ("'norm' is folded into it; 'relu' stays in int8",)
