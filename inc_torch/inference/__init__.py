@@ -6,7 +6,20 @@ over memory that is used again where there is a compiler and a processor for the
 
 from __future__ import annotations
 
-from inc_torch.inference._graph_executor import run_graph_fused
-from inc_torch.inference._optimize import optimize_for_inference
+import importlib
+from typing import TYPE_CHECKING
+
+from inc_torch.inference._graphs import run_graph_fused
+
+if TYPE_CHECKING:
+    from inc_torch.inference._optimize import optimize_for_inference
 
 __all__ = ["optimize_for_inference", "run_graph_fused"]
+
+
+def __getattr__(name: str) -> object:
+    """Import what captures graphs when it is asked for."""
+    if name == "optimize_for_inference":
+        return importlib.import_module("inc_torch.inference._optimize").optimize_for_inference
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)

@@ -21,16 +21,9 @@ from inc_torch.inference._plan import Plan
 from inc_torch.inference._watch import Watch
 from inc_torch.inference.passes import fuse
 
-__all__ = ["TOLERANCE", "FusedGraph"]
+__all__ = ["FusedGraph"]
 
 logger = logging.getLogger(__name__)
-
-TOLERANCE: Final = 0.1
-"""Root mean square of a difference over that of the output that is accepted if nobody says otherwise.
-
-What a deep int8 model computes moves by some percent when values beside a border between two codes are rounded the
-other way, as they are whenever floats are added in another order.
-"""
 
 _PLANS: Final = 8
 """Plans that are kept, each with its memory; the one not used for longest goes first."""

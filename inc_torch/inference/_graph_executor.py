@@ -1,4 +1,4 @@
-"""Models that were quantized as a graph run fused without being asked."""
+"""Compute the graph of a model fused."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections import OrderedDict
 from typing import Any, Final, final
 
 import torch
-from torch import nn
 from torch.func import functionalize
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from inc_torch import kernels
-from inc_torch.inference._fused_graph import TOLERANCE, FusedGraph
+from inc_torch.inference._fused_graph import FusedGraph
 from inc_torch.inference._opaque import can_hide, capturing, hide
-from inc_torch.quantizers import graph_of, set_executor
 
-__all__ = ["run_graph_fused"]
+__all__ = ["GraphExecutor"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,25 +24,15 @@ _SHAPES: Final = 16
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
 
 
-def run_graph_fused(model: nn.Module, tolerance: float = TOLERANCE) -> None:
-    """Let a model that was quantized as a graph compute it fused in evaluation, where compiled kernels are available.
-
-    Nothing changes in other models, and as long as somebody's hooks want to see what modules compute.
-    """
-    graph = graph_of(model)
-    if graph is not None:
-        set_executor(model, _GraphExecutor(graph, tolerance))
-
-
 @final
-class _GraphExecutor:
+class GraphExecutor:
     """Computes a graph; captured and fused for each shape of inputs when it first comes."""
 
     def __init__(self, graph: GraphModule, tolerance: float) -> None:
         self._tolerance = tolerance
         self._graph = graph
         self._hooks = [getattr(module, name) for module in graph.modules() for name in _HOOKS]
-        self._fused: OrderedDict[object, FusedGraph] = OrderedDict()
+        self._fused: OrderedDict[object, FusedGraph | None] = OrderedDict()
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401  as the model
         if not all(map(_is_plain, inputs)) or any(self._hooks) or not kernels.available():
@@ -55,9 +43,18 @@ class _GraphExecutor:
             if len(self._fused) > _SHAPES:
                 self._fused.popitem(last=False)
         self._fused.move_to_end(key)
-        return self._fused[key](*inputs)
+        run = self._fused[key]
+        return self._graph(*inputs) if run is None else run(*inputs)
 
-    def _captured(self, inputs: tuple[torch.Tensor, ...]) -> FusedGraph:
+    def _captured(self, inputs: tuple[torch.Tensor, ...]) -> FusedGraph | None:
+        """The fused graph for such inputs; None if something in the model cannot be captured."""
+        try:
+            return self._capture(inputs)
+        except Exception as error:  # noqa: BLE001  whatever tracing stumbles over, the graph itself computes it
+            logger.info("%s does not run fused: %s: %s", type(self._graph).__name__, type(error).__name__, error)
+            return None
+
+    def _capture(self, inputs: tuple[torch.Tensor, ...]) -> FusedGraph:
         for module in self._graph.modules():
             if can_hide(module):
                 hide(module)

@@ -12,8 +12,8 @@ from torch.fx import GraphModule
 from inc_torch import kernels
 from inc_torch.core.batches import Inputs, run
 from inc_torch.core.errors import ModelError
-from inc_torch.inference._fused_graph import TOLERANCE, FusedGraph
-from inc_torch.inference._graph_executor import run_graph_fused
+from inc_torch.inference._fused_graph import FusedGraph
+from inc_torch.inference._graphs import TOLERANCE, run_graph_fused
 from inc_torch.inference._opaque import can_hide, hide
 from inc_torch.quantizers import is_graph
 
