@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from inc_torch import PostTrainingQuantConfig, QuantizationAwareTrainingConfig, prepare_compression, quantization
-from inc_torch.quantizers import Int8Conv2d, is_graph
+from inc_torch.quantizers import Int8Conv2d, describe_graph, is_graph
 from inc_torch.quantizers.fx._capture import Refused, capture
 from inc_torch.quantizers.fx._graft import SNAPS
 
@@ -298,3 +298,28 @@ def assert_equal_states(first: nn.Module, second: nn.Module) -> None:
     expected = second.state_dict()
     assert first.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in first.state_dict().items())
+
+
+class Ending(nn.Module):
+    """A tensor that the last layer and a sum read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.middle(torch.relu(self.first(x))))
+        return self.last(x) + x
+
+
+def test_a_snap_goes_when_a_reader_of_it_turns_out_to_stay_in_float() -> None:
+    both = fitted(Ending())
+    assert torch.equal(both.get_submodule(f"{SNAPS}.relu_1").scale, both.last.input_scale)
+    quantized = fitted(Ending(), recipes={"last_conv_or_matmul_quantization": False})
+    assert type(quantized.last) is nn.Conv2d
+    assert is_graph(quantized)
+    assert not describe_graph(quantized)["snaps"]
+    assert not [name for name in quantized.state_dict() if name.startswith(SNAPS)]
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(DATA[0]), Ending()(DATA[0]), rtol=0.1, atol=0.05)
