@@ -17,6 +17,7 @@ __all__ = ["reason_against"]
 
 _IMAGE_RANK: Final = 4
 _MATRIX_RANK: Final = 2
+_FIRST: Final = "the first batch"
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
 
 Function = Callable[..., Any]
@@ -37,7 +38,7 @@ def reason_against(model: nn.Module, own: Function, graph: Function, inputs: tup
         Why the graph is not the model, as a part of a sentence; None if it is.
     """
     with torch.no_grad(), evaluating(model), without_compiling(), _in_float(model), _without_hooks(model):
-        reason = _compared(model, own, graph, inputs, "the first batch")
+        reason = _compared(model, own, graph, inputs, _FIRST)
         reason = reason or _reason_of_rank(model, graph, inputs)
         for what, shaped in _other_shapes(inputs):
             reason = reason or _compared(model, own, graph, shaped, what)
@@ -48,8 +49,8 @@ def _compared(model: nn.Module, own: Function, graph: Function, inputs: tuple[An
     try:
         with _random_kept():
             expected = own(model, *_copied(inputs))
-    except Exception:  # noqa: BLE001  the model does not take such inputs; on its own batch it will say so itself
-        return None
+    except Exception as error:  # noqa: BLE001  the model does not take such inputs
+        return f"in evaluation it fails on {what}: {type(error).__name__}" if what is _FIRST else None
     try:
         with _random_kept():
             found = graph(model, *_copied(inputs))

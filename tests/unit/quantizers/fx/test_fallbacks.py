@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from inc_torch import PostTrainingQuantConfig, QuantizationAwareTrainingConfig, prepare_compression, quantization
+from inc_torch.core.errors import InexactWarning
 from inc_torch.quantizers import Int8Conv2d, describe_graph, is_graph
 from inc_torch.quantizers.fx._capture import Refused, capture
 from inc_torch.quantizers.fx._graft import SNAPS
@@ -170,6 +171,16 @@ def test_a_graph_that_depends_on_shapes_is_given_up_at_the_first_batch() -> None
     assert "its graph gives something else on one sample" in note
     assert_equal_states(quantized, fitted(Sized(), graph="off"))
     assert SNAPS not in dict(quantized.named_children())
+
+
+def test_a_first_batch_that_fails_is_the_models_own_error_and_the_graph_is_not_trusted() -> None:
+    model = Net()
+    manager = prepare_compression(model, QuantizationAwareTrainingConfig())
+    manager.on_train_begin()
+    warns = pytest.warns(InexactWarning, match="it fails on the first batch: RuntimeError")
+    with warns, pytest.raises(RuntimeError, match="expected input"):
+        model.train()(torch.randn(2, 5, 8, 8))
+    assert not is_graph(model)
 
 
 def test_a_layer_whose_weight_a_function_reads_stays_in_float() -> None:
