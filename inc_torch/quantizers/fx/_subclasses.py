@@ -33,7 +33,7 @@ def padding_convolutions(model: nn.Module, spec: QuantSpec | None = None) -> dic
 
     Args:
         model: Any module, not prepared.
-        spec: Those that one of its rules names by their own class are left out.
+        spec: Those that one of its rules names by their own class, and not by that of torch, are left out.
 
     Returns:
         By name, the zeros around the input, as in `torch.nn.functional.pad`.
@@ -53,7 +53,8 @@ def padding_convolutions(model: nn.Module, spec: QuantSpec | None = None) -> dic
             continue
         if kind in _KNOWN or isinstance(module, FakeQuantModule) or module.padding_mode != "zeros":
             continue
-        if any(rule.catches(name, kind.__name__) for rule in rules):
+        plain = next(base.__name__ for base in PADDED_CONVS if isinstance(module, base))
+        if any(rule.catches(name, kind.__name__) and not rule.catches(name, plain) for rule in rules):
             continue
         if (around := _padding_of(module)) is not None:
             found[name] = around

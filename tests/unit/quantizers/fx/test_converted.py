@@ -146,6 +146,12 @@ def test_modules_in_bfloat16_beside_a_graph_are_saved_too(tmp_path: Path, monkey
     assert_same(inc_torch.load(tmp_path, model=Net()), model)
 
 
+@pytest.mark.parametrize(("pattern", "kind"), [(".*", "Int8Conv1d"), ("Conv1d", "Int8Conv1d"), ("Causal", "Causal")])
+def test_rules_by_class_name_mean_convolutions_that_pad_too(pattern: str, kind: str) -> None:
+    model = fitted(op_type_dict={pattern: {"activation": {"algorithm": "minmax"}}})
+    assert type(model.causal).__name__ == kind
+
+
 def test_the_report_says_what_the_graph_did() -> None:
     notes = {row.name: row.notes for row in fitted().report().modules}
     assert notes["first"] == ("'norm' is folded into it; 'relu' stays in int8",)
