@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from inc_torch import kernels
 from inc_torch.inference._fused_graph import FusedGraph
 from inc_torch.inference._opaque import can_hide, capturing, hide
+from inc_torch.quantizers import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d
 
 __all__ = ["GraphExecutor"]
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _SHAPES: Final = 16
 """Shapes of inputs for which a fused graph is kept."""
+_NOT_CAPTURED: Final = (Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d)
+"""They would keep what they packed of the stand-ins for tensors that a capture runs on."""
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -48,6 +51,8 @@ class GraphExecutor:
 
     def _captured(self, inputs: tuple[torch.Tensor, ...]) -> FusedGraph | None:
         """The fused graph for such inputs; None if something in the model cannot be captured."""
+        if any(isinstance(module, _NOT_CAPTURED) for module in self._graph.modules()):
+            return None
         try:
             return self._capture(inputs)
         except Exception as error:  # noqa: BLE001  whatever tracing stumbles over, the graph itself computes it
