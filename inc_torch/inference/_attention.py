@@ -41,7 +41,8 @@ class Attend(Operation):
 
     def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         query = inputs[0]
-        batch, heads, length, size = query.shape
+        batch, heads, length, _ = query.shape
+        size = inputs[2].shape[-1]
         dtype = torch.float32 if self.output_grid is None else torch.uint8
         return (torch.empty((batch, length, heads, size), dtype=dtype, device=query.device),)
 
@@ -57,7 +58,8 @@ class Attend(Operation):
         if self.causal:
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu_(1)
             scores.masked_fill_(hidden, float("-inf"))
-        result = (scores.softmax(-1).to(torch.bfloat16) @ value).transpose(1, 2).float().contiguous()
+        is_blind = scores.amax(-1, keepdim=True) == float("-inf")  # such a query gets 0, as from torch
+        result = (scores.softmax(-1).masked_fill_(is_blind, 0.0).to(torch.bfloat16) @ value).transpose(1, 2).float().contiguous()
         return (result if self.output_grid is None else encode(result, self.output_grid, self.output_grid.shift),)
 
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:

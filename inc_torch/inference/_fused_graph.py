@@ -7,15 +7,16 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import torch
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from inc_torch.core.errors import InexactWarning
 from inc_torch.core.user_warning import warn_user
-from inc_torch.inference._graph import arguments, calls
+from inc_torch.inference._graph import arguments, aten, calls
 from inc_torch.inference._opaque import INT8_MODULE, hidden_module
 from inc_torch.inference._plan import Plan
 from inc_torch.inference._watch import Watch
@@ -47,46 +48,42 @@ class FusedGraph:
         self._captured = captured
         self._tolerance = tolerance
         self._uses_plans = plans
+        self._is_random = any(_is_random(node) for node in captured.graph.nodes)
         self._lock = threading.Lock()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._fused: GraphModule | None = None
-        self._watch = Watch()
-        self._is_refused = False
-        self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
-        self._seen: set[tuple[int, ...]] = set()
+        self._state: _State | None = None
+        if self._is_random:
+            logger.info("A graph that draws random numbers, as in training, is not fused.")
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401  whatever the graph takes and returns
         """The outputs of the graph."""
         with torch.no_grad():
-            if not self._watch.sees_no_change:
-                self._forget()
-            fused = self._fused
-            if fused is None:
+            state = self._state
+            if self._is_random:
+                return Interpreter(self._captured).run(*inputs)
+            if state is None or not state.watch.sees_no_change:
                 return self._run_first(inputs)
-            if self._is_refused:
+            if state.fused is None:
                 return Interpreter(self._captured).run(*inputs)
             # Plans own memory: a second thread runs without one.
             if self._uses_plans and self._lock.acquire(blocking=False):
                 try:
-                    return self._run_planned(fused, inputs)
+                    return _run_planned(state, state.fused, inputs)
                 finally:
                     self._lock.release()
-            return Interpreter(fused).run(*inputs)
+            return Interpreter(state.fused).run(*inputs)
 
     def _run_first(self, inputs: Sequence[Any]) -> Any:  # noqa: ANN401
+        watch = Watch(hidden_module(arguments(node)[1]) for node in calls(self._captured.graph, INT8_MODULE))
         fused = GraphModule(self._captured, copy.deepcopy(self._captured.graph))
         fuse(fused.graph)
-        self._watch = Watch(hidden_module(arguments(node)[1]) for node in calls(self._captured.graph, INT8_MODULE))
-        self._fused = fused
         expected = Interpreter(self._captured).run(*inputs)
         found = Plan(fused, inputs).run(inputs) if self._uses_plans else Interpreter(fused).run(*inputs)
         distance = max(map(_distance, _floats(found), _floats(expected)), default=0.0)
         logger.info("The fused graph differs from the unfused one by %.2g of the output's root mean square.", distance)
         if distance <= self._tolerance:
+            self._state = _State(watch, fused)
             return found
-        self._is_refused = True
+        self._state = _State(watch, None)
         message = (
             f"optimize_for_inference left the model as it was: fused, an output differs by {distance:.2g} of its root "
             f"mean square, expected at most {self._tolerance:.2g}. Pass a greater tolerance if that is acceptable."
@@ -94,18 +91,44 @@ class FusedGraph:
         warn_user(message, InexactWarning)
         return expected
 
-    def _run_planned(self, fused: GraphModule, inputs: Sequence[Any]) -> Any:  # noqa: ANN401
-        key = tuple(value for value in inputs if isinstance(value, int))
-        plan = self._plans.get(key)
-        if plan is None:
-            if key not in self._seen:
-                self._seen.add(key)
-                return Interpreter(fused).run(*inputs)
-            plan = self._plans[key] = Plan(fused, inputs)
-            if len(self._plans) > _PLANS:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(key)
-        return plan.run(inputs)
+
+@final
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What is known of a graph as long as its modules stay as they are.
+
+    Attributes:
+        watch: Of these modules.
+        fused: The fused graph; None if it is too far from the captured one.
+        plans: For shapes that came twice.
+        seen: Shapes that came.
+    """
+
+    watch: Watch
+    fused: GraphModule | None
+    plans: OrderedDict[tuple[int, ...], Plan] = field(default_factory=OrderedDict)
+    seen: set[tuple[int, ...]] = field(default_factory=set)
+
+
+def _run_planned(state: _State, fused: GraphModule, inputs: Sequence[Any]) -> Any:  # noqa: ANN401
+    key = tuple(value for value in inputs if isinstance(value, int))
+    plan = state.plans.get(key)
+    if plan is None:
+        if key not in state.seen:
+            state.seen.add(key)
+            return Interpreter(fused).run(*inputs)
+        plan = state.plans[key] = Plan(fused, inputs)
+        if len(state.plans) > _PLANS:
+            state.plans.popitem(last=False)
+    state.plans.move_to_end(key)
+    return plan.run(inputs)
+
+
+def _is_random(node: Node) -> bool:
+    target = node.target
+    if target is aten._scaled_dot_product_flash_attention_for_cpu.default:
+        return bool(arguments(node)[3:4] and arguments(node)[3])
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
 
 
 def _floats(outputs: Any) -> list[torch.Tensor]:  # noqa: ANN401
@@ -117,6 +140,14 @@ def _floats(outputs: Any) -> list[torch.Tensor]:  # noqa: ANN401
 
 
 def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    found, expected = found.double(), expected.double()
+    """Of values that are expected to be numbers; infinite ones must be the same."""
+    is_number = ~expected.isnan()
+    found, expected = found[is_number].double(), expected[is_number].double()
+    is_finite = expected.isfinite()
+    if not (torch.equal(found[~is_finite], expected[~is_finite]) and found[is_finite].isfinite().all()):
+        return float("inf")
+    found, expected = found[is_finite], expected[is_finite]
+    if not expected.numel():
+        return 0.0
     reference = expected.square().mean().sqrt()
     return float((found - expected).square().mean().sqrt() / reference) if reference else float(found.abs().max())

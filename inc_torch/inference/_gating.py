@@ -10,7 +10,7 @@ import torch
 
 from inc_torch import kernels
 from inc_torch.inference._codes import kernel_grid
-from inc_torch.inference._operations import Operation, activated
+from inc_torch.inference._operations import Operation, activated, as_rows
 from inc_torch.quantizers import InputGrid, encode
 
 __all__ = ["Gate"]
@@ -31,7 +31,7 @@ class Gate(Operation):
 
     @property
     def input_roles(self) -> tuple[str, ...]:
-        return ("gate", "input")
+        return ("gate", "up")
 
     def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         gate, _ = inputs
@@ -46,9 +46,9 @@ class Gate(Operation):
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
         gate, values = inputs
         return kernels.gated(
-            gate.flatten(0, -2),
-            values.flatten(0, -2),
-            outputs[0].flatten(0, -2),
+            as_rows(gate),
+            as_rows(values),
+            as_rows(outputs[0]),
             activation=kernels.Activation[self.activation.upper()],
             output_grid=None if self.output_grid is None else kernel_grid(self.output_grid),
         )

@@ -24,6 +24,7 @@ __all__ = [
     "put",
     "replace",
     "shape_text",
+    "shown_by",
     "target_of",
     "value_of",
 ]
@@ -99,6 +100,24 @@ def value_of(node: object) -> torch.Tensor | None:
     """The fake tensor that was recorded for a node, if any."""
     found = node.meta.get("val") if isinstance(node, Node) else None
     return found if isinstance(found, torch.Tensor) else None
+
+
+def shown_by(node: Node) -> Node:
+    """The node whose memory ``node`` shows: itself unless it is a view."""
+    while node.op == "call_function" and isinstance(arguments(node)[0] if arguments(node) else None, Node):
+        if node.target is not operator.getitem and not _is_view(node.target):
+            break
+        if node.target is operator.getitem and not _is_view(target_of(arguments(node)[0])):
+            break
+        node = arguments(node)[0]
+    return node
+
+
+def _is_view(target: object) -> bool:
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    returned = target._schema.returns
+    return target is aten._unsafe_view.default or (len(returned) == 1 and returned[0].alias_info is not None)
 
 
 def shape_text(node: object) -> str | None:

@@ -38,7 +38,8 @@ class GraphExecutor:
         self._fused: OrderedDict[object, FusedGraph | None] = OrderedDict()
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401  as the model
-        if not all(map(_is_plain, inputs)) or any(self._hooks) or not kernels.available():
+        is_simple = all(map(_is_plain, inputs)) and not torch.is_autocast_enabled("cpu")
+        if not is_simple or any(self._hooks) or not kernels.available():
             return self._graph(*inputs)
         key = tuple((value.dtype, value.shape, value.stride()) for value in inputs)
         if key not in self._fused:

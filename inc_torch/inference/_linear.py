@@ -9,6 +9,7 @@ import torch
 
 from inc_torch import kernels
 from inc_torch.inference._codes import kernel_grid
+from inc_torch.inference._operations import as_rows
 from inc_torch.inference._product import ProductOnCodes
 from inc_torch.quantizers import NO_POST_OPERATION, PLAIN_OUTPUT, InputGrid
 
@@ -43,13 +44,13 @@ class LinearOnCodes(ProductOnCodes):
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
         rows = {role: value for role, value in zip(self.input_roles, inputs, strict=False)}
         return kernels.linear(
-            rows["input"].flatten(0, -2),
+            as_rows(rows["input"]),
             self.weights.packed_linear,
             None if self.weights.grid is None else kernel_grid(self.weights.grid),
             self.weights.scale,
             self.weights.bias,
-            outputs[0].flatten(0, -2),
-            residual=rows["residual"].flatten(0, -2) if "residual" in rows else None,
+            as_rows(outputs[0]),
+            residual=as_rows(rows["residual"]) if "residual" in rows else None,
             dynamic=rows.get("dynamic"),
             **self._kernel_options(),
         )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from inc_torch import kernels
 from inc_torch.inference._codes import kernel_grid
-from inc_torch.inference._operations import Operation
+from inc_torch.inference._operations import Operation, as_rows
 from inc_torch.quantizers import InputGrid, encode
 
 __all__ = ["Normalize"]
@@ -60,10 +60,10 @@ class Normalize(Operation):
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
         values, *affine = inputs
         weight, bias = (*affine, None, None)[:2]
-        floats = outputs[0].flatten(0, -2) if self.as_float else None
-        codes = None if self.grid is None else outputs[-1].flatten(0, -2)
+        floats = as_rows(outputs[0]) if self.as_float else None
+        codes = None if self.grid is None else as_rows(outputs[-1])
         return kernels.layer_norm(
-            values.flatten(0, -2),
+            as_rows(values),
             weight,
             bias,
             self.epsilon,

@@ -81,7 +81,7 @@ def _make_class(original: type[nn.Module]) -> type[nn.Module]:
 
     def forward(self: Any, input: torch.Tensor) -> torch.Tensor:  # noqa: A002, ANN401  torch's argument name
         if (_captures or torch.compiler.is_compiling()) and _HANDLE in self.__dict__:
-            hidden: torch.Tensor = INT8_MODULE(input, self.__dict__[_HANDLE])
+            hidden: torch.Tensor = INT8_MODULE(input, self.__dict__[_HANDLE], output_dtype(input))
             return hidden
         return plain_forward(self, input)  # type: ignore[no-any-return]
 
@@ -106,15 +106,15 @@ def _empty(original: type[nn.Module]) -> nn.Module:
 
 
 @torch.library.custom_op(
-    "inc_torch::int8_module", mutates_args=(), schema="(Tensor input, int handle) -> Tensor"
+    "inc_torch::int8_module", mutates_args=(), schema="(Tensor input, int handle, ScalarType dtype) -> Tensor"
 )  # a schema, as annotations are strings here
-def _run(input: torch.Tensor, handle: int) -> torch.Tensor:  # noqa: A002  torch's argument name
-    result = cast("_Hidden", _modules[handle]).plain_forward(input)
+def _run(input: torch.Tensor, handle: int, dtype: torch.dtype) -> torch.Tensor:  # noqa: A002  torch's argument name
+    result = cast("_Hidden", _modules[handle]).plain_forward(input).to(dtype)
     return result.clone() if result.data_ptr() == input.data_ptr() else result
 
 
 @_run.register_fake
-def _(input: torch.Tensor, handle: int) -> torch.Tensor:  # noqa: A002  torch's argument name
+def _(input: torch.Tensor, handle: int, dtype: torch.dtype) -> torch.Tensor:  # noqa: A002  torch's argument name
     module = hidden_module(handle)
     if isinstance(module, Int8Conv1d | Int8Conv2d | Int8Conv3d):
         values, padding = module._padded(input)
@@ -126,9 +126,20 @@ def _(input: torch.Tensor, handle: int) -> torch.Tensor:  # noqa: A002  torch's 
     else:
         outputs = cast("Int8Linear", module).weight_shape[0]
         result = input.new_empty((*input.shape[:-1], outputs))
-    shaped: torch.Tensor = result.to(output_dtype(input))
+    shaped: torch.Tensor = result.to(dtype)
     return shaped
 
 
+def _let_no_gradient_through(ctx: Any, inputs: object, output: torch.Tensor) -> None:  # noqa: ANN401, ARG001
+    ctx.mark_non_differentiable(output)
+
+
+def _no_gradients(ctx: object, gradient: object) -> tuple[None, None, None]:  # noqa: ARG001
+    return None, None, None
+
+
+_run.register_autograd(_no_gradients, setup_context=_let_no_gradient_through)
+
+
 INT8_MODULE: Final[Any] = torch.ops.inc_torch.int8_module.default
-"""Calls the int8 module of a handle."""
+"""Calls the int8 module of a handle; outside of autocast too it returns the dtype that it was captured with."""

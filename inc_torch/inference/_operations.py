@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from inc_torch import kernels
 
-__all__ = ["ACTIVATIONS", "Operation", "activated"]
+__all__ = ["ACTIVATIONS", "Operation", "activated", "as_rows"]
 
 
 class Operation(ABC):
@@ -90,3 +90,16 @@ ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 def activated(values: torch.Tensor, activation: str) -> torch.Tensor:
     """Apply the activation of that name."""
     return ACTIVATIONS[activation](values)
+
+
+def as_rows(values: torch.Tensor) -> torch.Tensor:
+    """Show [..., n] as [rows, n]; never a copy, which a step would read instead of the values.
+
+    Raises:
+        OperandError: The rows do not lie at one distance.
+    """
+    try:
+        return values.view(values.shape[:-1].numel(), values.shape[-1])
+    except RuntimeError:
+        message = f"rows of shape {tuple(values.shape)} and strides {values.stride()} do not lie at one distance."
+        raise kernels.OperandError(message) from None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -46,11 +47,21 @@ def optimize_for_inference(model: nn.Module, example_inputs: Any = None, *, tole
     else:
         for module in modules:
             hide(module)
-        model.compile(backend=_backend(tolerance))
+        model.compile(backend=_backend(tolerance), **_OWN_LIMIT)
     if example_inputs is not None:
         with torch.no_grad():
             run(model, _as_inputs(example_inputs))
     return model
+
+
+_RECOMPILATIONS: Final = 64
+"""Graphs of a model for other ranks, dtypes and modes; sizes are symbols from the second one on."""
+_OWN_LIMIT: Final[dict[str, Any]] = (
+    {"recompile_limit": _RECOMPILATIONS, "isolate_recompiles": True}
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    else {}
+)
+"""Graphs are counted for each model, where torch can; otherwise all models of a class share torch's limit of 8."""
 
 
 def _as_inputs(example: object) -> Inputs:

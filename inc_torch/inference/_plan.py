@@ -23,9 +23,6 @@ __all__ = ["Plan"]
 
 logger = logging.getLogger(__name__)
 
-_HIDDEN_VIEWS: Final = frozenset({torch.ops.aten._unsafe_view.default})
-"""Operators that give a view though their schema does not say so."""
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -35,12 +32,13 @@ class _Batch:
     Attributes:
         program: The steps, as one call.
         results: What leaves the plan is new memory in each run: step, role, node and a tensor of that layout.
-        bindings: What lies elsewhere in each run: step, role and node.
+        bindings: What lies elsewhere in each run: step, role, node and a meta tensor of the layout that the step
+            reads.
     """
 
     program: kernels.Program
     results: tuple[tuple[kernels.Step, str, Node, torch.Tensor], ...]
-    bindings: tuple[tuple[kernels.Step, str, Node], ...]
+    bindings: tuple[tuple[kernels.Step, str, Node, torch.Tensor], ...]
 
 
 @final
@@ -82,14 +80,21 @@ class Plan:
                 _run_batch(work, values)
             else:
                 _run_call(work, values)
-        return map_arg(self._outputs, lambda node: values[node].clone() if node in self._fixed else values[node])
+        return map_arg(self._outputs, lambda node: self._given_away(node, values[node]))
+
+    def _given_away(self, node: Node, value: Any) -> Any:  # noqa: ANN401  what the graph returns there
+        """A constant is kept, so who may write to it gets a copy."""
+        is_kept = node in self._fixed and isinstance(value, torch.Tensor)
+        return value.clone() if is_kept else value
 
 
 def _run_batch(batch: _Batch, values: dict[Node, Any]) -> None:
     for step, role, node, like in batch.results:
         values[node] = result = torch.empty_like(like)
         step.rebind(role, result.data_ptr())
-    for step, role, node in batch.bindings:
+    for step, role, node, like in batch.bindings:
+        if values[node].stride() != like.stride() or values[node].dtype != like.dtype:
+            values[node] = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype).copy_(values[node])
         step.rebind(role, values[node].data_ptr())
     batch.program.run()
 
@@ -116,7 +121,7 @@ class _Planner:
         self._layouts: dict[Node, Any] = {}
         self._steps: list[kernels.Step] = []
         self._results: list[tuple[kernels.Step, str, Node, torch.Tensor]] = []
-        self._bindings: list[tuple[kernels.Step, str, Node]] = []
+        self._bindings: list[tuple[kernels.Step, str, Node, torch.Tensor]] = []
         self._find_layouts(inputs)
         self._roots = self._find_roots()
         self._escaping = {self._roots.get(node, node) for node in self._nodes[-1].all_input_nodes}
@@ -144,16 +149,19 @@ class _Planner:
                     self._layouts[node] = _faked(mode, self.fixed[node])
                 else:
                     with mode:
-                        self._layouts[node] = _called(node, self._layouts, only_layout=True)
+                        self._layouts[node] = layout = _called(node, self._layouts, only_layout=True)
+                    if isinstance(layout, int | float):  # a size
+                        self.fixed[node] = layout
 
     def _find_roots(self) -> dict[Node, Node]:
-        """The node whose memory a view shows, for each view; that of an output for each pick of one."""
+        """The first node that shows some memory, for each other node that shows it."""
         roots: dict[Node, Node] = {}
-        for node in self._nodes:
-            if node.op == "call_function" and node.target is not operator.getitem and _is_view(node.target):
-                roots[node] = roots.get(arguments(node)[0], arguments(node)[0])
-            elif node.target is operator.getitem and arguments(node)[0] in roots:
-                roots[node] = roots[arguments(node)[0]]
+        owners: dict[int, Node] = {}
+        for node, layout in self._layouts.items():
+            if isinstance(layout, torch.Tensor):
+                owner = owners.setdefault(layout.untyped_storage()._cdata, node)
+                if owner is not node:
+                    roots[node] = owner
         return roots
 
     def _place_values(self) -> None:
@@ -174,11 +182,12 @@ class _Planner:
         offsets, self.arena_size = assign_offsets(
             [Lifetime(_size(layout), begin, end) for _, _, layout, begin, end in places]
         )
-        block = torch.empty(self.arena_size, dtype=torch.uint8)
-        self._places = {
-            (node, position): _tensor_at(block, offset, layout)
-            for (node, position, layout, _, _), offset in zip(places, offsets, strict=True)
-        }
+        with torch.inference_mode(mode=False):  # runs in every mode write to it
+            block = torch.empty(self.arena_size, dtype=torch.uint8)
+            self._places = {
+                (node, position): _tensor_at(block, offset, layout)
+                for (node, position, layout, _, _), offset in zip(places, offsets, strict=True)
+            }
 
     def _outputs_of(self, node: Node) -> Iterator[tuple[int, Node, torch.Tensor]]:
         """Position, the node that stands for it, and layout of each output of an operation."""
@@ -229,7 +238,7 @@ class _Planner:
         self._steps.append(step)
         for role, source in zip(operation.input_roles, arguments(node), strict=False):
             if isinstance(source, Node) and source not in self.fixed:
-                self._bindings.append((step, role, source))
+                self._bindings.append((step, role, source, _empty_like(self._layouts[source], device="meta")))
         for role, holder, place, target in zip(operation.output_roles, holders, places, targets, strict=True):
             if place is None:
                 self._results.append((step, role, holder, target))
@@ -261,13 +270,6 @@ def _faked(mode: FakeTensorMode, value: object) -> object:
     return type(value)(_faked(mode, item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _is_view(target: object) -> bool:
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    returned = target._schema.returns
-    return target in _HIDDEN_VIEWS or (len(returned) == 1 and returned[0].alias_info is not None)
-
-
 def _size(layout: torch.Tensor) -> int:
     return int(layout.untyped_storage().nbytes())
 
@@ -277,5 +279,5 @@ def _tensor_at(block: torch.Tensor, offset: int, layout: torch.Tensor) -> torch.
     return flat.as_strided(layout.shape, layout.stride())
 
 
-def _empty_like(layout: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(layout.shape, layout.stride(), dtype=layout.dtype)
+def _empty_like(layout: torch.Tensor, device: str = "cpu") -> torch.Tensor:
+    return torch.empty_strided(layout.shape, layout.stride(), dtype=layout.dtype, device=device)

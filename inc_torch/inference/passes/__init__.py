@@ -17,7 +17,7 @@ from inc_torch.inference._operations import Operation
 from inc_torch.inference.passes._epilogues import fuse_activations, fuse_residuals
 from inc_torch.inference.passes._explicit import drop_copies, say_codes
 from inc_torch.inference.passes._finding import find_attention, find_gates, find_norms, find_rotations, halve_heads
-from inc_torch.inference.passes._layouts import keep_layouts
+from inc_torch.inference.passes._layouts import keep_apart, keep_layouts, owners_of_results, relax_views
 from inc_torch.inference.passes._merging import merge_linears
 from inc_torch.inference.passes._moving import move_codes
 
@@ -38,15 +38,18 @@ _PASSES: Final[tuple[Callable[[Graph], None], ...]] = (
     halve_heads,
     move_codes,
     merge_equal,
+    relax_views,
     keep_layouts,
 )
 
 
 def fuse(graph: Graph) -> None:
     """Rewrite ``graph`` in place."""
+    owners = owners_of_results(graph)
     for rewrite in _PASSES:
         rewrite(graph)
         graph.eliminate_dead_code(_has_effects)
+    keep_apart(graph, owners)
     graph.lint()
 
 

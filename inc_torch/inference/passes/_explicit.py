@@ -35,7 +35,9 @@ def drop_copies(graph: Graph) -> None:
 def say_codes(graph: Graph) -> None:
     """Turn calls of int8 modules on float32 into encoding and a product on codes, and snaps into codes and back."""
     for node in calls(graph, INT8_MODULE):
-        source, handle = arguments(node)
+        source, handle, dtype = arguments(node)
+        if dtype != torch.float32 or _is_empty(value_of(source)):
+            continue
         module = hidden_module(handle)
         if not _is_float32(value_of(source)):
             continue
@@ -55,6 +57,10 @@ def _encoded(graph: Graph, node: Node, product: ProductOnCodes) -> list[Node]:
     scheme = named_scheme(product.weights.modules[0].scheme)
     found = put(graph, node, FindRange(scheme.symmetric_input), source)
     return [put(graph, node, EncodeInRange(), source, found, like=source), found]
+
+
+def _is_empty(values: torch.Tensor | None) -> bool:
+    return values is not None and any(isinstance(size, int) and size == 0 for size in values.shape)
 
 
 def _is_float32(values: torch.Tensor | None) -> bool:

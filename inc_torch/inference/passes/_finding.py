@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from inc_torch.inference._attention import Attend
 from inc_torch.inference._gating import Gate
-from inc_torch.inference._graph import VIEWS, arguments, aten, calls, is_call, operation_of, put, replace, value_of
+from inc_torch.inference._graph import VIEWS, arguments, aten, calls, is_call, operation_of, put, replace, shape_text, value_of
 from inc_torch.inference._linear import LinearOnCodes
 from inc_torch.inference._normalization import Normalize
 from inc_torch.inference._product import has_residual
@@ -85,6 +85,8 @@ def find_norms(graph: Graph) -> None:
         values, shape, weight, bias, epsilon = arguments(node)
         if len(shape) != 1 or not _is_float32(values) or any(arguments(user)[1] != 0 for user in node.users):
             continue
+        if weight is None and bias is not None:
+            continue  # an operation takes the first of both for the weight
         affine = [parameter for parameter in (weight, bias) if parameter is not None]
         normalize = put(graph, node, Normalize(epsilon), values, *affine, like=values)
         for user in list(node.users):
@@ -92,7 +94,7 @@ def find_norms(graph: Graph) -> None:
     for node in calls(graph, aten.mul.Tensor):
         for weight, scaled in (arguments(node), arguments(node)[::-1]):
             found = _root_mean_square(scaled)
-            if found is not None and _is_along_last(weight, found[0]) and _is_float32(node):
+            if found is not None and _is_along_last(weight, found[0]) and all(map(_is_float32, (weight, found[0]))):
                 values, epsilon = found
                 operation = Normalize(epsilon, root_mean_square=True)
                 replace(node, put(graph, node, operation, values, weight, like=node))
@@ -105,6 +107,8 @@ def _root_mean_square(node: object) -> tuple[Node, float] | None:
         return None
     values, root = arguments(node)
     if not is_call(root, aten.rsqrt.default) or not is_call(arguments(root)[0], aten.add.Tensor):
+        return None
+    if arguments(root)[0].kwargs:
         return None
     mean, epsilon = arguments(arguments(root)[0])
     if not is_call(mean, aten.mean.dim) or list(arguments(mean)[1:]) != [[-1], True] or not isinstance(epsilon, float):
@@ -160,6 +164,8 @@ def find_gates(graph: Graph) -> None:
                 continue
             if gated.activation == "none" or plain.activation != "none" or len(gate.users) > 1 or len(values.users) > 1:
                 continue
+            if shape_text(gate) != shape_text(values):
+                continue
             before = put(graph, gate, changed(gated, activation="none"), *arguments(gate), like=gate)
             replace(node, put(graph, node, Gate(gated.activation), before, values, like=node))
             break
@@ -167,4 +173,4 @@ def find_gates(graph: Graph) -> None:
 
 def _is_float32(node: object) -> bool:
     value = value_of(node)
-    return value is not None and value.dtype == torch.float32
+    return value is not None and value.dtype == torch.float32 and value.device.type == "cpu"

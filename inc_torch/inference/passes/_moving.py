@@ -129,11 +129,13 @@ def _climb_into_norm(graph: Graph, node: Node) -> bool:
 
 
 def _encoded(graph: Graph, source: Node, encode: Encode) -> Node:
-    """The codes of ``source``: those that are there already, or new ones."""
+    """The codes of ``source``: those that are there already, moved up to where it is made, or new ones."""
+    made = insert_after(graph, source, encode, source, like=source)
     for user in source.users:
-        if user.target == encode:
-            return user
-    return insert_after(graph, source, encode, source, like=source)
+        if user is not made and user.target == encode:
+            replace(user, made)
+            break
+    return made
 
 
 def _sink_into_residual(graph: Graph, node: Node, user: Node) -> bool:
