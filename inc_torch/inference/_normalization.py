@@ -60,6 +60,10 @@ class Normalize(Operation):
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
         values, *affine = inputs
         weight, bias = (*affine, None, None)[:2]
+        for parameter in affine:
+            if not parameter.is_contiguous():  # the step would read a copy, not what the parameter becomes
+                message = f"an affine parameter has strides {parameter.stride()}, expected it dense."
+                raise kernels.OperandError(message)
         floats = as_rows(outputs[0]) if self.as_float else None
         codes = None if self.grid is None else as_rows(outputs[-1])
         return kernels.layer_norm(
