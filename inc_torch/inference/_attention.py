@@ -59,7 +59,12 @@ class Attend(Operation):
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu_(1)
             scores.masked_fill_(hidden, float("-inf"))
         is_blind = scores.amax(-1, keepdim=True) == float("-inf")  # such a query gets 0, as from torch
-        result = (scores.softmax(-1).masked_fill_(is_blind, 0.0).to(torch.bfloat16) @ value).transpose(1, 2).float().contiguous()
+        result = (
+            (scores.softmax(-1).masked_fill_(is_blind, 0.0).to(torch.bfloat16) @ value)
+            .transpose(1, 2)
+            .float()
+            .contiguous()
+        )
         return (result if self.output_grid is None else encode(result, self.output_grid, self.output_grid.shift),)
 
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from typing import Any, Final, final
 
@@ -15,6 +16,8 @@ from inc_torch import kernels
 from inc_torch.inference._fused_graph import FusedGraph
 from inc_torch.inference._opaque import can_hide, capturing, hide
 from inc_torch.quantizers import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d
+from inc_torch.inference._watch import Watch
+from inc_torch.quantizers import graph_of
 
 __all__ = ["GraphExecutor"]
 
@@ -31,15 +34,27 @@ _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
 class GraphExecutor:
     """Computes a graph; captured and fused for each shape of inputs when it first comes."""
 
-    def __init__(self, graph: GraphModule, tolerance: float) -> None:
+    def __init__(self, model: nn.Module, graph: GraphModule, tolerance: float) -> None:
+        self._model = weakref.ref(model)
         self._tolerance = tolerance
+        self._use(graph)
+
+    def _use(self, graph: GraphModule) -> None:
         self._graph = graph
+        self._watch = Watch(self._all_modules(), everything=True)
+        self._modules = list(graph.modules())
         self._hooks = [getattr(module, name) for module in graph.modules() for name in _HOOKS]
         self._fused: OrderedDict[object, FusedGraph | None] = OrderedDict()
 
+    def _all_modules(self) -> list[nn.Module]:
+        model = self._model()
+        return [] if model is None else list(model.modules())
+
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401  as the model
+        if not self._watch.sees_no_change:
+            self._renew()
         is_simple = all(map(_is_plain, inputs)) and not torch.is_autocast_enabled("cpu")
-        if not is_simple or any(self._hooks) or not kernels.available():
+        if not is_simple or any(self._hooks) or self._is_training or not kernels.available():
             return self._graph(*inputs)
         key = tuple((value.dtype, value.shape, value.stride()) for value in inputs)
         if key not in self._fused:
@@ -49,6 +64,17 @@ class GraphExecutor:
         self._fused.move_to_end(key)
         run = self._fused[key]
         return self._graph(*inputs) if run is None else run(*inputs)
+
+    @property
+    def _is_training(self) -> bool:
+        """Whether some module is left in training mode though the model is not, such as dropout that goes on."""
+        return any(module.training for module in self._modules)
+
+    def _renew(self) -> None:
+        """Capture anew, as constants of what was captured are no longer those of the model."""
+        model: Any = self._model()
+        graph: Any = graph_of(model)
+        self._use(graph)
 
     def _captured(self, inputs: tuple[torch.Tensor, ...]) -> FusedGraph | None:
         """The fused graph for such inputs; None if something in the model cannot be captured."""

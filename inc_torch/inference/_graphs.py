@@ -24,4 +24,4 @@ def run_graph_fused(model: nn.Module, tolerance: float = TOLERANCE) -> None:
     if is_graph(model) and (graph := graph_of(model)) is not None:
         from inc_torch.inference._graph_executor import GraphExecutor  # takes time that others need not spend
 
-        set_executor(model, GraphExecutor(graph, tolerance))
+        set_executor(model, GraphExecutor(model, graph, tolerance))

@@ -24,6 +24,8 @@ from inc_torch.quantizers import (
 __all__ = ["INT8_MODULE", "can_hide", "hidden_module", "hide"]
 
 _HANDLE: Final = "_inc_torch_handle"
+_OWN: Final = (_HANDLE, "_compiled_call_impl")
+"""What copies of a module do not get."""
 _numbers = itertools.count()
 _modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 _hidden_classes: dict[type[nn.Module], type[nn.Module]] = {}
@@ -41,6 +43,11 @@ def capturing() -> Iterator[None]:
         yield
     finally:
         _captures.pop()
+
+
+def _is_captured() -> bool:
+    """Whether a graph for this process is made; one that is exported must do without our operator."""
+    return bool(_captures) or (torch.compiler.is_compiling() and not torch.compiler.is_exporting())
 
 
 class _Hidden(Protocol):
@@ -80,14 +87,18 @@ def _make_class(original: type[nn.Module]) -> type[nn.Module]:
     plain_forward: Any = original.forward
 
     def forward(self: Any, input: torch.Tensor) -> torch.Tensor:  # noqa: A002, ANN401  torch's argument name
-        if (_captures or torch.compiler.is_compiling()) and _HANDLE in self.__dict__:
+        if _is_captured() and _HANDLE in self.__dict__:
             hidden: torch.Tensor = INT8_MODULE(input, self.__dict__[_HANDLE], output_dtype(input))
             return hidden
         return plain_forward(self, input)  # type: ignore[no-any-return]
 
-    def reduce(self: Any, _: object) -> tuple[Any, ...]:  # noqa: ANN401
-        state = self.__getstate__()
-        return _empty, (original,), {name: value for name, value in state.items() if name != _HANDLE}
+    def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:  # noqa: ANN401  SupportsIndex, as in object
+        if original.__reduce_ex__ is object.__reduce_ex__:
+            build: tuple[Any, ...] = (_empty, (original,))
+            state = self.__getstate__()
+        else:
+            *build, state = original.__reduce_ex__(self, protocol)[:3]
+        return *build, {name: value for name, value in state.items() if name not in _OWN}
 
     namespace = {
         "forward": forward,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
 
-from inc_torch import kernels
 from inc_torch.core.batches import Inputs, run
 from inc_torch.core.errors import ModelError
-from inc_torch.inference._fused_graph import FusedGraph
+from inc_torch.inference._compiled_call import CompiledCall
 from inc_torch.inference._graphs import TOLERANCE, run_graph_fused
 from inc_torch.inference._opaque import can_hide, hide
 from inc_torch.quantizers import is_graph
@@ -47,42 +44,14 @@ def optimize_for_inference(model: nn.Module, example_inputs: Any = None, *, tole
     else:
         for module in modules:
             hide(module)
-        model.compile(backend=_backend(tolerance), **_OWN_LIMIT)
+        model._compiled_call_impl = CompiledCall(model, tolerance)  # type: ignore[assignment]  # where compile() puts it
     if example_inputs is not None:
         with torch.no_grad():
             run(model, _as_inputs(example_inputs))
     return model
 
 
-_RECOMPILATIONS: Final = 64
-"""Graphs of a model for other ranks, dtypes and modes; sizes are symbols from the second one on."""
-_OWN_LIMIT: Final[dict[str, Any]] = (
-    {"recompile_limit": _RECOMPILATIONS, "isolate_recompiles": True}
-    if "isolate_recompiles" in inspect.signature(torch.compile).parameters
-    else {}
-)
-"""Graphs are counted for each model, where torch can; otherwise all models of a class share torch's limit of 8."""
-
-
 def _as_inputs(example: object) -> Inputs:
     if isinstance(example, Mapping):
         return Inputs(kwargs=dict(example))
     return Inputs(args=tuple(example) if isinstance(example, tuple | list) else (example,))
-
-
-def _backend(tolerance: float) -> Callable[..., Any]:
-    from torch._dynamo.backends.common import aot_autograd  # takes more than a second
-
-    def compile_graph(graph: GraphModule, _: Sequence[Any]) -> Callable[[list[Any]], Any]:
-        fused = FusedGraph(graph, tolerance=tolerance, plans=kernels.available())
-
-        def call(inputs: list[Any]) -> Any:  # noqa: ANN401
-            values = tuple(inputs)
-            inputs.clear()
-            return fused(*values)
-
-        call._boxed_call = True  # type: ignore[attr-defined]  # what AOTAutograd asks for
-        return call
-
-    backend: Callable[..., Any] = aot_autograd(fw_compiler=compile_graph, inference_compiler=compile_graph)
-    return backend

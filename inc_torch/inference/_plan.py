@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, final
 
+import torch
 from torch import nn
 
 __all__ = ["Watch"]
@@ -16,6 +17,7 @@ class Watch:
 
     Args:
         modules: Whose buffers.
+        everything: Parameters and children too.
 
     Example:
         >>> module = nn.BatchNorm1d(2)
@@ -27,16 +29,31 @@ class Watch:
         False
     """
 
-    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
-        self._places = [
-            (module._buffers, name, tensor) for module in modules for name, tensor in module._buffers.items()
+    def __init__(self, modules: Iterable[nn.Module] = (), *, everything: bool = False) -> None:
+        held = [
+            (holder, name, value)
+            for module in modules
+            for holder in _holders(module, everything=everything)
+            for name, value in holder.items()
         ]
-        tensors = (tensor for _, _, tensor in self._places if tensor is not None)
+        self._places = held
+        tensors = [value for _, _, value in held if isinstance(value, torch.Tensor)]
         self._versions = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
+        # ``parameter.data = …``, as ``.to(dtype)`` does, counts as no write.
+        self._addresses = [(tensor, tensor.data_ptr()) for tensor in tensors if isinstance(tensor, nn.Parameter)]
 
     @property
     def sees_no_change(self) -> bool:
-        """Whether every module still has the same buffers, and nothing was written to them that torch counts."""
-        return all(holder[name] is tensor for holder, name, tensor in self._places) and all(
-            tensor._version == version for tensor, version in self._versions
+        """Whether every module still holds the same, and nothing was written to it that torch counts."""
+        return (
+            all(holder.get(name) is value for holder, name, value in self._places)
+            and all(tensor._version == version for tensor, version in self._versions)
+            and all(tensor.data_ptr() == address for tensor, address in self._addresses)
         )
+
+
+def _holders(module: nn.Module, *, everything: bool) -> Iterator[Mapping[str, Any]]:
+    yield module._buffers
+    if everything:
+        yield module._parameters
+        yield module._modules

@@ -11,7 +11,18 @@ from torch.fx import Graph, Node
 
 from inc_torch.inference._attention import Attend
 from inc_torch.inference._gating import Gate
-from inc_torch.inference._graph import VIEWS, arguments, aten, calls, is_call, operation_of, put, replace, shape_text, value_of
+from inc_torch.inference._graph import (
+    VIEWS,
+    arguments,
+    aten,
+    calls,
+    is_call,
+    operation_of,
+    put,
+    replace,
+    shape_text,
+    value_of,
+)
 from inc_torch.inference._linear import LinearOnCodes
 from inc_torch.inference._normalization import Normalize
 from inc_torch.inference._product import has_residual
