@@ -41,14 +41,11 @@ class GraphExecutor:
 
     def _use(self, graph: GraphModule) -> None:
         self._graph = graph
-        self._watch = Watch(self._all_modules(), everything=True)
-        self._modules = list(graph.modules())
+        model = self._model()
+        self._modules = [] if model is None else list(model.modules())
+        self._watch = Watch(self._modules, everything=True)
         self._hooks = [getattr(module, name) for module in graph.modules() for name in _HOOKS]
         self._fused: OrderedDict[object, FusedGraph | None] = OrderedDict()
-
-    def _all_modules(self) -> list[nn.Module]:
-        model = self._model()
-        return [] if model is None else list(model.modules())
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401  as the model
         if not self._watch.sees_no_change:
