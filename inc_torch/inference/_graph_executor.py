@@ -8,6 +8,7 @@ from collections import OrderedDict
 from typing import Any, Final, final
 
 import torch
+from torch import nn
 from torch.func import functionalize
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -15,9 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from inc_torch import kernels
 from inc_torch.inference._fused_graph import FusedGraph
 from inc_torch.inference._opaque import can_hide, capturing, hide
-from inc_torch.quantizers import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d
 from inc_torch.inference._watch import Watch
-from inc_torch.quantizers import graph_of
+from inc_torch.quantizers import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d, graph_of
 
 __all__ = ["GraphExecutor"]
 

@@ -44,7 +44,7 @@ def optimize_for_inference(model: nn.Module, example_inputs: Any = None, *, tole
     else:
         for module in modules:
             hide(module)
-        model._compiled_call_impl = CompiledCall(model, tolerance)  # type: ignore[assignment]  # where compile() puts it
+        model._compiled_call_impl = CompiledCall(model, tolerance)  # where compile() puts it
     if example_inputs is not None:
         with torch.no_grad():
             run(model, _as_inputs(example_inputs))
