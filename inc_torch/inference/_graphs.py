@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
 from torch import nn
 
+from inc_torch.core.errors import ModelError
 from inc_torch.quantizers import graph_of, is_graph, set_executor
 
 __all__ = ["TOLERANCE", "run_graph_fused"]
 
-TOLERANCE = 0.1
+TOLERANCE: Final = 0.1
 """Root mean square of a difference over that of the output that is accepted if nobody says otherwise.
 
 What a deep int8 model computes moves by some percent when values beside a border between two codes are rounded the
@@ -21,7 +26,15 @@ def run_graph_fused(model: nn.Module, tolerance: float = TOLERANCE) -> None:
 
     Nothing changes in other models, and as long as somebody's hooks want to see what modules compute.
     """
-    if is_graph(model) and (graph := graph_of(model)) is not None:
-        from inc_torch.inference._graph_executor import GraphExecutor  # takes time that others need not spend
+    if is_graph(model):
+        set_executor(model, partial(_executor, tolerance=tolerance))
 
-        set_executor(model, GraphExecutor(model, graph, tolerance))
+
+def _executor(model: nn.Module, tolerance: float) -> Callable[..., Any]:
+    from inc_torch.inference._graph_executor import GraphExecutor  # takes time that others need not spend
+
+    graph = graph_of(model)
+    if graph is None:
+        message = f"{type(model).__name__} lost its graph: expected a model that was quantized as one."
+        raise ModelError(message)
+    return GraphExecutor(model, graph, tolerance)

@@ -41,6 +41,7 @@ _DISABLED: Final = "_torchdynamo_disable"
 """What torch marks functions with that it is not to compile."""
 
 Executor = Callable[..., Any]
+ExecutorFactory = Callable[[nn.Module], Executor]
 
 
 def graft_of(model: nn.Module) -> Graft | None:
@@ -58,14 +59,15 @@ class Graft:
         plan: What was decided on it.
         is_pending: Nobody knows yet whether the graph may be used.
         check: Called as long as that is so, with the model and its arguments; says whether to use the graph this time.
-        executor: Runs the model instead of the graph in evaluation without gradients; None is nobody.
+        make_executor: Makes what runs the model instead of the graph in evaluation without gradients; None is nothing.
     """
 
     def __init__(self, captured: Captured, plan: GraphPlan) -> None:
         self.captured, self.plan = captured, plan
         self.is_pending = False
         self.check: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool] = _use
-        self.executor: Executor | None = None
+        self.make_executor: ExecutorFactory | None = None
+        self._executor: Executor | None = None
         self._function: Callable[..., Any] | None = None
         self._containers: tuple[nn.Module, ...] | None = None
 
@@ -102,9 +104,18 @@ class Graft:
         if inputs is None or any(has_hooks(container) for container in self._blocks(model)):
             return own(model, *args, **kwargs)
         is_inference = not (model.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if self.executor is not None and is_inference:
-            return self.executor(*inputs)
+        if self.make_executor is not None and is_inference:
+            return self._executor_of(model, self.make_executor)(*inputs)
         return self.function(model)(model, *inputs)
+
+    def _executor_of(self, model: nn.Module, make: ExecutorFactory) -> Executor:
+        if self._executor is None:
+            self._executor = make(model)
+        return self._executor
+
+    def use_executor(self, make: ExecutorFactory | None) -> None:
+        """Let what ``make`` makes of the model run it; the one that there was is dropped."""
+        self.make_executor, self._executor = make, None
 
     def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """The arguments in the order of the graph; None if it does not take just these."""
@@ -128,11 +139,11 @@ class Graft:
     def __deepcopy__(self, memo: dict[int, Any]) -> Graft:
         """The graph of a copy of the model: everything but what belongs to the model itself is shared."""
         copied = copy.copy(self)
-        copied.executor = copied._containers = None
+        copied._executor = copied._containers = None
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "check": _use, "executor": None, "_function": None, "_containers": None}
+        return {**self.__dict__, "check": _use, "_executor": None, "_function": None, "_containers": None}
 
 
 def _use(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:  # noqa: ARG001  a check
@@ -195,10 +206,13 @@ def _replace_argument(user: fx.Node, node: fx.Node, constant: bool) -> None:
     user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), replaced)
 
 
-def set_executor(model: nn.Module, executor: Executor | None) -> None:
-    """Let ``executor`` compute the graph of ``model`` in evaluation without gradients; None gives it back.
+def set_executor(model: nn.Module, make: ExecutorFactory | None) -> None:
+    """Let an executor compute the graph of ``model`` in evaluation without gradients; None gives it back.
 
-    It gets the required inputs of the forward, by position. Copies of the model have none.
+    Args:
+        model: A model that was quantized as a graph.
+        make: Called with the model before it is first executed, and with a copy of the model before that is; pickled
+            with the model. What it returns gets the required inputs of the forward, by position.
 
     Raises:
         ModelError: ``model`` was not quantized as a graph.
@@ -210,7 +224,7 @@ def set_executor(model: nn.Module, executor: Executor | None) -> None:
             "print(model.report())."
         )
         raise ModelError(message)
-    graft.executor = executor
+    graft.use_executor(make)
 
 
 def snaps_of(model: nn.Module) -> dict[str, FakeQuantSnap | Int8Snap]:
