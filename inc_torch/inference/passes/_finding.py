@@ -139,7 +139,9 @@ def find_rotations(graph: Graph) -> None:
     for node in calls(graph, aten.add.Tensor):
         for plain, turned in (arguments(node), arguments(node)[::-1]):
             found = _rotation(plain, turned)
-            if found is not None and not node.kwargs:
+            if found is None or node.kwargs or shape_text(node) != shape_text(found[0]):
+                continue
+            if all(map(_is_float32, found)):
                 replace(node, put(graph, node, Rotate(), *found, like=node))
                 break
 
