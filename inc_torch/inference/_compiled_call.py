@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from inc_torch import kernels
 from inc_torch.inference._fused_graph import FusedGraph
+from inc_torch.inference._observed import is_observed
 
 __all__ = ["CompiledCall"]
 
@@ -33,11 +34,12 @@ class CompiledCall:
     """Calls ``model`` by fused graphs, which live as long as this object.
 
     Hooks are part of what is captured. As torch does not look for new ones, it is asked to capture anew when the same
-    hooks are there for the second time; the first time, and for hooks that come and go, the model runs as it is.
+    hooks are there for the second time; the first time, and for hooks that come and go, the model runs as it is. So it
+    does for tracers and modes that want to see its operators.
     """
 
     def __init__(self, model: nn.Module, tolerance: float) -> None:
-        self._model = weakref.ref(model)
+        self._model = model
         self._tolerance = tolerance
         self._hooks = [getattr(module, name) for module in model.modules() for name in _HOOKS]
         self._seen_hooks = self._current_hooks()
@@ -49,7 +51,9 @@ class CompiledCall:
         return tuple(chain.from_iterable(self._hooks)) if any(self._hooks) else ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  as the model
-        model: Any = self._model()
+        model: Any = self._model
+        if is_observed():
+            return model._call_impl(*args, **kwargs)
         hooks = self._current_hooks()
         if hooks != self._seen_hooks:
             self._seen_hooks = hooks

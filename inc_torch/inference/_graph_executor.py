@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from inc_torch import kernels
 from inc_torch.inference._fused_graph import FusedGraph
+from inc_torch.inference._observed import is_observed, is_wrapped
 from inc_torch.inference._opaque import can_hide, capturing, hide
 from inc_torch.inference._watch import Watch
 from inc_torch.quantizers import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d, graph_of
@@ -50,7 +51,7 @@ class GraphExecutor:
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401  as the model
         if not self._watch.sees_no_change:
             self._renew()
-        is_simple = all(map(_is_plain, inputs)) and not torch.is_autocast_enabled("cpu")
+        is_simple = all(map(_is_plain, inputs)) and not is_observed() and not torch.is_autocast_enabled("cpu")
         if not is_simple or any(self._hooks) or self._is_training or not kernels.available():
             return self._graph(*inputs)
         key = tuple((value.dtype, value.shape, value.stride()) for value in inputs)
@@ -93,4 +94,4 @@ class GraphExecutor:
 
 
 def _is_plain(value: object) -> bool:
-    return type(value) is torch.Tensor and value.device.type == "cpu"
+    return type(value) is torch.Tensor and value.device.type == "cpu" and not is_wrapped(value)

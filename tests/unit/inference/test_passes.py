@@ -1,0 +1,186 @@
+"""What a captured graph becomes, operation by operation, and what must stay as it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
+
+from inc_torch.inference._fused_graph import FusedGraph
+from inc_torch.inference._opaque import capturing, hide
+from inc_torch.quantizers import is_graph, set_executor
+from tests.unit.inference.made import assert_close, distance, fitted, graphs, names, pair
+
+X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+OPERATIONS = (
+    "Encode", "Decode", "FindRange", "EncodeInRange", "LinearOnCodes", "ConvOnCodes", "Normalize", "Attend", "Gate",
+    "MaxPoolOfCodes", "AverageOfCodes", "ScaleChannels", "Rotate",
+)  # fmt: skip
+
+
+class Block(nn.Module):
+    """Layers to be combined; the function is what a test looks at."""
+
+    def __init__(self, function, width=32):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.thin = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 1)
+        self.norm, self.plane = nn.LayerNorm(width), nn.LayerNorm((5, width))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def fused(function, x=X, calls=1):
+    """The names of operations and the others, after the result was compared with that of the model as it is."""
+    model = fitted(Block(function).requires_grad_(requires_grad=False), x)
+    with torch.no_grad():
+        expected = model(x)
+        if is_graph(model):
+            set_executor(model, None)
+        for module in model.modules():
+            if "Int8" in type(module).__name__:
+                hide(module)
+        with capturing():
+            captured = torch.fx.experimental.proxy_tensor.make_fx(
+                torch.func.functionalize(model), tracing_mode="fake", _allow_non_fake_inputs=True
+            )(x)
+        graph = FusedGraph(captured, tolerance=0.1, plans=True)
+        for _ in range(3):
+            assert_close(graph(x), expected)
+    return names(graph)
+
+
+def operations(found):
+    return [name for name in found if name in OPERATIONS]
+
+
+@pytest.mark.filterwarnings("ignore:No calibration data reached")
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda m, x: m.second(F.gelu(m.first(x))), ["Encode", "LinearOnCodes", "LinearOnCodes"]),
+        (lambda m, x: m.norm(m.first(x) + x), ["Encode", "LinearOnCodes", "Normalize"]),
+        (lambda m, x: m.second(m.norm(x)), ["Normalize", "LinearOnCodes"]),
+        (lambda m, x: m.norm(F.silu(m.first(x)) * m.second(x)), ["Encode", "LinearOnCodes", "Gate", "Normalize"]),
+        (lambda m, x: torch.cat([m.first(x), m.second(x)], -1), ["Encode", "LinearOnCodes"]),
+    ],
+)
+def test_what_follows_a_product_goes_into_it(function, expected):
+    found = operations(fused(function))
+    assert found == expected
+
+
+@pytest.mark.filterwarnings("ignore:No calibration data reached")
+@pytest.mark.parametrize(
+    ("function", "left"),
+    [
+        (lambda m, x: F.relu(p := m.first(x)) + p, "relu"),
+        (lambda m, x: F.mish(m.first(x)), "mish"),
+        (lambda m, x: torch.where(x > 0, m.first(x), x), "where"),
+        (lambda m, x: m.plane(m.first(x)), "native_layer_norm"),
+        (lambda m, x: m.first(x) + x[:, :1], "add"),
+        (lambda m, x: torch.add(m.first(x), x, alpha=2), "add"),
+        (lambda m, x: F.sigmoid(m.thin(x)) * m.first(x), "mul"),
+        (lambda m, x: F.sigmoid(m.first(x)) * m.second(x.flip(0)), "mul"),
+        (lambda m, x: F.layer_norm(m.first(x), (32,), None, m.norm.bias + 1), "native_layer_norm"),
+        (lambda m, x: m.first(x).double() + x, "add"),
+        (lambda m, x: x * torch.rsqrt(torch.add(x.pow(2).mean(-1, keepdim=True), 1e-5, alpha=3)) * m.norm.weight
+         + m.first(x), "rsqrt"),
+    ],
+)  # fmt: skip
+def test_what_is_something_else_stays(function, left):
+    assert left in fused(function)
+
+
+@pytest.mark.filterwarnings("ignore:No calibration data reached")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.norm(m.second(x.transpose(0, 1)) + m.first(x).transpose(0, 1)),
+        lambda m, x: m.norm(m.first(x).transpose(0, 1)),
+        lambda m, x: m.first(x).transpose(0, 1).reshape(-1, 32),
+        lambda m, x: m.second(m.first(x)[:, ::2, :]),
+        lambda m, x: m.second(m.first(x).unsqueeze(1).expand(-1, 3, -1, -1)),
+        lambda m, x: (p := m.first(x)) + p,
+        lambda m, x: m.first(x) + m.first(x),
+        lambda m, x: m.first(x.half().float()) + m.second(x),
+        lambda m, x: m.first(x[0, 0]) + m.second(x),
+        lambda m, x: m.second(m.first(x)).sum() + m.norm.weight,
+    ],
+)
+def test_views_and_double_readers_give_what_the_model_gives(function):
+    assert "LinearOnCodes" in fused(function)
+
+
+def test_layers_of_bert_use_eight_operations_each():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 50, "max_position_embeddings": 32}
+    model = BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=2, **sizes), add_pooling_layer=False)
+    inputs = {"input_ids": torch.randint(0, 50, (2, 9)), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
+    inputs["attention_mask"][1, 6:] = 0
+    plain, optimized = pair(model, inputs)
+    with torch.no_grad():
+        expected = plain(**inputs)
+        for _ in range(3):
+            found = optimized(**inputs)
+            assert type(found) is type(expected)
+            assert_close(found.last_hidden_state, expected.last_hidden_state)
+    (graph,) = graphs(optimized)
+    layer = ["LinearOnCodes", "Attend", "LinearOnCodes", "Normalize", "LinearOnCodes", "LinearOnCodes", "Normalize"]
+    assert operations(names(graph)) == ["Normalize", *layer, *layer]
+
+
+def test_layers_of_llama_use_nine_operations_each():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 50, "max_position_embeddings": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    model = LlamaModel(LlamaConfig(**sizes, **heads, use_cache=False))
+    inputs = {"input_ids": torch.randint(0, 50, (2, 9))}
+    plain, optimized = pair(model, inputs)
+    with torch.no_grad():
+        expected = plain(**inputs)
+        for _ in range(3):
+            assert_close(optimized(**inputs).last_hidden_state, expected.last_hidden_state)
+    found = operations(names(graphs(optimized)[-1]))
+    layer = ["Normalize", "LinearOnCodes", "Rotate", "Rotate", "Attend", "LinearOnCodes"]
+    feed_forward = ["Normalize", "LinearOnCodes", "Gate", "LinearOnCodes"]
+    assert found == [*layer, *feed_forward, *layer, *feed_forward, "Normalize"]
+
+
+class Pictures(nn.Module):
+    """Two convolutions, a residual, pools, a concatenation and a flat head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.branch, self.other = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.head, self.mean = nn.Linear(16 * 9, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.norm(self.stem(x))), 2)
+        x = F.relu(self.branch(x) + x)
+        both = F.max_pool2d(torch.cat([x, F.relu(self.other(x))], 1), 2)
+        return self.head(both.flatten(1)) + self.mean(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_images_stay_codes_from_the_first_layer_to_the_last():
+    images = torch.randn(2, 3, 12, 12)
+    model = fitted(Pictures().requires_grad_(requires_grad=False), images)
+    executor = model.__dict__["_inc_torch_graft"].executor
+    with torch.no_grad():
+        expected = executor._graph(images)
+        for _ in range(3):
+            assert_close(model(images), expected)
+    (graph,) = executor._fused.values()
+    found = names(graph)
+    assert operations(found).count("ConvOnCodes") == 3
+    assert operations(found).count("MaxPoolOfCodes") == 2
+    assert "AverageOfCodes" in found
+    assert "Decode" not in found
+    assert operations(found).count("Encode") <= 2
+    assert distance(model(images.flip(0)), model(images).flip(0)) < 1e-5
