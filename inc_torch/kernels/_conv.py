@@ -8,7 +8,7 @@ from inc_torch.kernels._arguments import MatrixArguments, Operation
 from inc_torch.kernels._checks import check, even_pixels, operand, pixels, shaped
 from inc_torch.kernels._epilogue import Constants, Finish
 from inc_torch.kernels._linear import product_step
-from inc_torch.kernels._packing import PackedWeight, check_packed, pack_taps
+from inc_torch.kernels._packing import QUAD, PackedWeight, check_packed, pack_taps
 from inc_torch.kernels._program import Step
 from inc_torch.kernels._types import Activation, Clamp, Grid
 from inc_torch.kernels._window import Pair, Window, fill_image
@@ -103,7 +103,7 @@ def _choose_form(
     if weight.form == "lines":
         arguments.taps, arguments.depth, arguments.spatial = weight.kernel[0], weight.kernel[1] * channels, 2
         room = images * (height + 2 * window.padding[0]) * (width + 2 * window.padding[1]) * channels
-        scratch = torch.empty(room, dtype=torch.uint8)
+        scratch = torch.zeros(room + QUAD, dtype=torch.uint8)
         arguments.scratch = scratch.data_ptr()
         return border, scratch
     arguments.taps, arguments.depth, arguments.spatial = taps, channels // weight.groups, 1

@@ -13,6 +13,7 @@ constexpr int64_t BLOCK = 192;      // rows whose pointers are made at once
 constexpr int MOST_ROWS = 12;       // of a tile
 constexpr int64_t BLOCK_BYTES = 200000;  // of a block's inputs, residuals and outputs: two blocks fit into L2
 constexpr int64_t FAR = 1 << 21;    // of all blocks: with more they do not stay in a near cache
+constexpr int64_t ROWS_OF_MEMORY = 64;   // with fewer, weights come slower than they are multiplied
 constexpr int64_t NEAR = 6;         // lines ahead, where weights are read once
 
 constexpr int rows_of_tile(int64_t vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
@@ -160,29 +161,36 @@ struct Panels {
     }
 };
 
+// Pointers for `count` neighbouring pixels of one line and one tap, those from `begin` to `end` inside the image.
+INLINE void fill_line(const uint8_t** entry, const uint8_t* origin, int64_t step, const uint8_t* padding, int64_t begin,
+                      int64_t end, int64_t count) {
+    std::fill(entry, entry + begin, padding);
+    for (int64_t i = begin; i < end; ++i) entry[i] = origin + i * step;
+    std::fill(entry + end, entry + count, padding);
+}
 
 void fill_pointers(const Matrix& m, const uint8_t* input, int64_t first, int64_t count, const uint8_t** table) {
     if (m.spatial == 0) {
         for (int64_t r = 0; r < count; ++r) table[r] = input + (first + r) * m.pixel_stride;
         return;
     }
-    const int64_t pixels = m.output_height * m.output_width;
-    int64_t image = first / pixels, pixel = first % pixels;
-    int64_t y = pixel / m.output_width, x = pixel % m.output_width;
-    for (int64_t r = 0; r < count; ++r) {
-        const int64_t top = y * m.stride_height - m.padding_height, left = x * m.stride_width - m.padding_width;
-        const uint8_t* origin = input + image * m.image_stride + top * m.line_stride + left * m.pixel_stride;
-        const uint8_t** entry = table + r;
-        for (int64_t i = 0; i < m.kernel_height; ++i) {
-            const int64_t down = i * m.dilation_height;
-            const bool line_inside = uint64_t(top + down) < uint64_t(m.height);
-            for (int64_t j = 0; j < m.kernel_width; ++j, entry += BLOCK) {
-                const int64_t right = j * m.dilation_width;
-                const bool inside = line_inside & (uint64_t(left + right) < uint64_t(m.width));
-                *entry = inside ? origin + down * m.line_stride + right * m.pixel_stride : m.padding;
+    const int64_t pixels = m.output_height * m.output_width, step = m.stride_width * m.pixel_stride;
+    for (int64_t j = 0; j < m.kernel_width; ++j) {
+        const int64_t right = j * m.dilation_width - m.padding_width;
+        const int64_t low = right < 0 ? ceil_div(-right, m.stride_width) : 0;
+        const int64_t high = right < m.width ? ceil_div(m.width - right, m.stride_width) : 0;
+        int64_t image = first / pixels, y = first % pixels / m.output_width, x = first % m.output_width;
+        for (int64_t r = 0; r < count;) {
+            const int64_t run = std::min(m.output_width - x, count - r);
+            const int64_t begin = std::clamp<int64_t>(low - x, 0, run), end = std::clamp(high - x, begin, run);
+            const uint8_t* origin = input + image * m.image_stride + (x * m.stride_width + right) * m.pixel_stride;
+            for (int64_t i = 0; i < m.kernel_height; ++i) {
+                const int64_t line = y * m.stride_height - m.padding_height + i * m.dilation_height;
+                const bool inside = uint64_t(line) < uint64_t(m.height);
+                fill_line(table + (i * m.kernel_width + j) * BLOCK + r, origin + line * m.line_stride, step, m.padding,
+                          inside ? begin : run, inside ? end : run, run);
             }
-        }
-        if (++x == m.output_width) {
+            r += run;
             x = 0;
             if (++y == m.output_height) y = 0, ++image;
         }
@@ -193,24 +201,28 @@ void fill_pointers(const Matrix& m, const uint8_t* input, int64_t first, int64_t
 void add_borders(const Matrix& m, int64_t images) {
     const int64_t width = m.width + 2 * m.padding_width, height = m.height + 2 * m.padding_height;
     const int64_t line = width * m.channels, border = m.padding_width * m.channels;
-    for (int64_t image = 0; image < images; ++image) {
-        uint8_t* to = m.scratch + image * height * line;
-        std::memset(to, int(m.padding[0]), m.padding_height * line);
-        std::memset(to + (height - m.padding_height) * line, int(m.padding[0]), m.padding_height * line);
-        to += m.padding_height * line;
-        const uint8_t* from = m.input + image * m.image_stride;
-        for (int64_t y = 0; y < m.height; ++y, to += line, from += m.line_stride) {
-            std::memset(to, int(m.padding[0]), border);
-            std::memcpy(to + border, from, m.width * m.channels);
-            std::memset(to + line - border, int(m.padding[0]), border);
+    const int zero = int(m.padding[0]);
+    parallel(images * height, images * height * line / 2, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t image = i / height, y = i % height - m.padding_height;
+            uint8_t* to = m.scratch + i * line;
+            if (y < 0 || y >= m.height) {
+                std::memset(to, zero, line);
+                continue;
+            }
+            std::memset(to, zero, border);
+            std::memcpy(to + border, m.input + image * m.image_stride + y * m.line_stride, m.width * m.channels);
+            std::memset(to + line - border, zero, border);
         }
-    }
+    });
 }
 
 // The convolution that is left after add_borders: a kernel of height x 1 on pixels that are `channels` bytes apart.
+// Runs are read in whole quads: `scratch` is that much longer, and the weights there are 0.
 Matrix bordered(const Matrix& m) {
     Matrix inner = m;
     inner.input = m.scratch;
+    inner.depth = ceil_div(m.depth, 4) * 4;
     inner.width = m.width + 2 * m.padding_width;
     inner.height = m.height + 2 * m.padding_height;
     inner.pixel_stride = m.channels;
@@ -291,7 +303,7 @@ void multiply_group(const Matrix& m, const uint8_t* input, const int8_t* weight,
     const Panels panels(m.padded_columns);
     const int64_t quads = m.depth / 4, rest = m.depth % 4;
     const int64_t depth = m.taps * ceil_div(m.depth, 4) * 4;
-    const int64_t cost = m.rows * m.padded_columns * depth / 256;
+    const int64_t cost = std::max(m.rows, ROWS_OF_MEMORY) * m.padded_columns * depth / 256;
     int64_t blocks = ceil_div(m.rows, rows_of_block(m, e));
     const int64_t threads = cost < SMALL_WORK ? 1 : omp_get_max_threads();
     if (threads > 1 && blocks * panels.count < 4 * threads)
