@@ -23,6 +23,8 @@ INSTALL := $(PIP) install --no-compile
 # More arguments for pytest, for example: make test ARGS="-k pruning -x"
 ARGS ?=
 PYTEST := $(BIN)/python -m pytest
+# Compiled once, so that no two workers do it at the same time; without a compiler the tests of kernels are left out.
+KERNELS := $(BIN)/python -m inc_torch.kernels || true
 # One worker a core, as the tests run with one thread each; few on big machines, where starting them costs more.
 WORKERS := -n logical --maxprocesses 4
 FAST := $(wildcard tests/unit tests/contracts tests/architecture tests/docs)
@@ -112,10 +114,12 @@ $(IPEX)/bin/python:
 
 .PHONY: test
 test: $(VISION) ## Run the whole test suite
+	@$(KERNELS)
 	@$(PYTEST) $(WORKERS) $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(VISION) ## Run the tests that take seconds
+	@$(KERNELS)
 	@$(PYTEST) $(WORKERS) $(FAST) $(ARGS)
 
 .PHONY: nightly
