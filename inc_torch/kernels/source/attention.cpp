@@ -1,7 +1,7 @@
 // softmax(query key' * scale + mask) value, for any number of heads. Products are in bfloat16 with float32 sums.
 //
 // Keys and values of a head are packed once, so that two neighbours along the summed dimension lie in one 32-bit lane.
-// Then six queries at a time go from scores to outputs; a single query is computed from the keys and values in place.
+// Then six queries at a time go from scores to outputs; one or two are computed from the keys and values in place.
 
 #include <vector>
 
@@ -15,6 +15,7 @@ namespace {
 constexpr float LOG2E = 1.44269504088896341f;
 constexpr int64_t ROWS = 6;
 constexpr int64_t FEW_QUERIES = 2;
+constexpr int64_t KEYS_AHEAD = 32;  // how far keys and values that are read once are brought into the cache
 
 // 32 values as bfloat16 pairs, zero beyond `count`.
 INLINE __m512i pairs(const void* from, int64_t index, int32_t type, int64_t count) {
@@ -311,55 +312,140 @@ void attend_packed(const Attention& a, int64_t batch, int64_t key_head, int64_t 
         }
 }
 
-INLINE __m512 load_value(const void* from, int64_t index, int32_t type, __mmask16 mask) {
-    return type == FLOAT32 ? load_float((const float*)from + index, mask)
+template <int TYPE>
+INLINE __m512 load_value(const void* from, int64_t index, __mmask16 mask) {
+    return TYPE == FLOAT32 ? load_float((const float*)from + index, mask)
                            : load_bfloat16((const uint16_t*)from + index, mask);
 }
 
-// One query of one head, in float32, without packing.
-void attend_one(const Attention& a, int64_t batch, int64_t head, int64_t query) {
-    constexpr int64_t MOST = 16;
+template <int TYPE>
+INLINE void prefetch_value(const void* from, int64_t index) {
+    _mm_prefetch((const char*)from + index * size_of(TYPE), _MM_HINT_T0);
+}
+
+// The sums of four vectors.
+INLINE __m128 sum_each(__m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m512 first = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 second = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(first), _mm512_castps_pd(second))),
+                                     _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(first), _mm512_castps_pd(second))));
+    const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+}
+
+// scores[head][key] = query[head] key, for heads that share the keys; four keys at a time.
+template <int HEADS, int TYPE>
+void score_few(const Attention& a, const float* queries, int64_t origin, int64_t visible, float* scores, int64_t padded) {
+    const int64_t vectors = ceil_div(a.size, 16);
+    for (int64_t key = 0; key < visible; key += 4) {
+        int64_t index[4];
+        for (int k = 0; k < 4; ++k) index[k] = origin + std::min(key + k, visible - 1) * a.key_strides[2];
+        __m512 sums[HEADS][4];
+        for (auto& sums_of_head : sums)
+            for (auto& sum : sums_of_head) sum = _mm512_setzero_ps();
+        for (int64_t v = 0; v < vectors; ++v) {
+            const __mmask16 mask = lanes(a.size - 16 * v);
+            __m512 keys[4];
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k) {
+                keys[k] = load_value<TYPE>(a.key, index[k] + 16 * v, mask);
+                prefetch_value<TYPE>(a.key, index[k] + 16 * v + KEYS_AHEAD * a.key_strides[2]);
+            }
+#pragma GCC unroll 4
+            for (int h = 0; h < HEADS; ++h) {
+                const __m512 query = _mm512_load_ps(queries + (h * vectors + v) * 16);
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; ++k) sums[h][k] = _mm512_fmadd_ps(query, keys[k], sums[h][k]);
+            }
+        }
+#pragma GCC unroll 4
+        for (int h = 0; h < HEADS; ++h)
+            _mm_store_ps(scores + h * padded + key, sum_each(sums[h][0], sums[h][1], sums[h][2], sums[h][3]));
+    }
+    for (int h = 0; h < HEADS; ++h) std::fill(scores + h * padded + visible, scores + (h + 1) * padded, 0.0f);
+}
+
+// output[head] = sum over keys of weight[head][key] * value[key], divided by the head's total; 64 columns at a time.
+template <int HEADS, int TYPE>
+void mix_few(const Attention& a, const float* weights, int64_t padded, const float* totals, int64_t origin,
+             int64_t visible, int64_t to) {
+    for (int64_t begin = 0; begin < a.value_size; begin += 64) {
+        __mmask16 masks[4];
+        for (int v = 0; v < 4; ++v) masks[v] = lanes(a.value_size - begin - 16 * v);
+        __m512 sums[HEADS][4];
+        for (auto& sums_of_head : sums)
+            for (auto& sum : sums_of_head) sum = _mm512_setzero_ps();
+        for (int64_t key = 0; key < visible; ++key) {
+            const int64_t index = origin + key * a.value_strides[2] + begin;
+            __m512 values[4];
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) {
+                values[v] = load_value<TYPE>(a.value, index + 16 * v, masks[v]);
+                prefetch_value<TYPE>(a.value, index + 16 * v + KEYS_AHEAD * a.value_strides[2]);
+            }
+#pragma GCC unroll 4
+            for (int h = 0; h < HEADS; ++h) {
+                const __m512 weight = _mm512_set1_ps(weights[h * padded + key]);
+#pragma GCC unroll 4
+                for (int v = 0; v < 4; ++v) sums[h][v] = _mm512_fmadd_ps(weight, values[v], sums[h][v]);
+            }
+        }
+        for (int h = 0; h < HEADS; ++h) {
+            const __m512 inverse = _mm512_set1_ps(totals[h] == 0 ? 0.0f : 1.0f / totals[h]);
+            for (int v = 0; v < 4; ++v)
+                if (masks[v])
+                    write(a, to + h * a.output_strides[1] + begin + 16 * v, _mm512_mul_ps(sums[h][v], inverse), masks[v]);
+        }
+    }
+}
+
+// One query of some heads that share a key head, in float32, without packing. What is computed for a head does not
+// depend on how many are computed with it.
+template <int HEADS>
+void attend_few(const Attention& a, int64_t batch, int64_t head, int64_t query) {
     const int64_t key_head = head / (a.heads / a.key_heads);
     const int64_t visible = visible_keys(a, query), padded = ceil_div(visible, 16) * 16;
     const int64_t vectors = ceil_div(a.size, 16);
-    memory.reserve(4 * (padded + 16 * vectors) + 1024);
-    float* scores = memory.take<float>(padded);
-    float* floats = memory.take<float>(16 * vectors);
-    const int64_t from = batch * a.query_strides[0] + head * a.query_strides[1] + query * a.query_strides[2];
-    for (int64_t v = 0; v < vectors; ++v)
-        _mm512_store_ps(floats + 16 * v, load_value(a.query, from + 16 * v, a.query_type, lanes(a.size - 16 * v)));
-    const int64_t keys = batch * a.key_strides[0] + key_head * a.key_strides[1];
-    for (int64_t key = 0; key < visible; ++key) {
-        __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    memory.reserve(4 * HEADS * (padded + 16 * vectors) + 1024);
+    float* scores = memory.take<float>(HEADS * padded);
+    float* queries = memory.take<float>(HEADS * 16 * vectors);
+    for (int h = 0; h < HEADS; ++h) {
+        const int64_t from = batch * a.query_strides[0] + (head + h) * a.query_strides[1] + query * a.query_strides[2];
         for (int64_t v = 0; v < vectors; ++v) {
-            const int64_t index = keys + key * a.key_strides[2] + 16 * v;
-            sums[v % 2] = _mm512_fmadd_ps(_mm512_load_ps(floats + 16 * v),
-                                          load_value(a.key, index, a.key_type, lanes(a.size - 16 * v)), sums[v % 2]);
+            const __mmask16 mask = lanes(a.size - 16 * v);
+            _mm512_store_ps(queries + (h * vectors + v) * 16,
+                            a.query_type == FLOAT32 ? load_value<FLOAT32>(a.query, from + 16 * v, mask)
+                                                    : load_value<BFLOAT16>(a.query, from + 16 * v, mask));
         }
-        scores[key] = _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
     }
-    for (int64_t key = visible; key < padded; ++key) scores[key] = 0;
-    const int64_t mask_index = batch * a.mask_strides[0] + head * a.mask_strides[1] + query * a.mask_strides[2];
-    const float total = weigh(a, scores, visible, padded, mask_index,
-                              [&](int64_t key, __m512 weight) { _mm512_store_ps(scores + key, weight); });
-    const __m512 inverse = _mm512_set1_ps(total == 0 ? 0.0f : 1.0f / total);
+    const int64_t keys = batch * a.key_strides[0] + key_head * a.key_strides[1];
+    if (a.key_type == FLOAT32) score_few<HEADS, FLOAT32>(a, queries, keys, visible, scores, padded);
+    else score_few<HEADS, BFLOAT16>(a, queries, keys, visible, scores, padded);
+    float totals[HEADS];
+    for (int h = 0; h < HEADS; ++h) {
+        float* own = scores + h * padded;
+        const int64_t mask_index =
+            batch * a.mask_strides[0] + (head + h) * a.mask_strides[1] + query * a.mask_strides[2];
+        totals[h] = weigh(a, own, visible, padded, mask_index,
+                          [&](int64_t key, __m512 weight) { _mm512_store_ps(own + key, weight); });
+    }
     const int64_t values = batch * a.value_strides[0] + key_head * a.value_strides[1];
     const int64_t to = batch * a.output_strides[0] + head * a.output_strides[1] + query * a.output_strides[2];
-    for (int64_t begin = 0; begin < a.value_size; begin += 16 * MOST) {
-        const int64_t end = std::min(a.value_size, begin + 16 * MOST);
-        __m512 sums[MOST];
-        for (auto& sum : sums) sum = _mm512_setzero_ps();
-        for (int64_t key = 0; key < visible; ++key) {
-            const __m512 weight = _mm512_set1_ps(scores[key]);
-            const int64_t index = values + key * a.value_strides[2];
-            for (int64_t column = begin; column < end; column += 16) {
-                __m512& sum = sums[(column - begin) / 16];
-                sum = _mm512_fmadd_ps(weight, load_value(a.value, index + column, a.value_type, lanes(end - column)), sum);
-            }
-        }
-        for (int64_t column = begin; column < end; column += 16)
-            write(a, to + column, _mm512_mul_ps(sums[(column - begin) / 16], inverse), lanes(end - column));
+    if (a.value_type == FLOAT32) mix_few<HEADS, FLOAT32>(a, scores, padded, totals, values, visible, to);
+    else mix_few<HEADS, BFLOAT16>(a, scores, padded, totals, values, visible, to);
+}
+
+// From `head` on, as many heads as share its keys, lie before `end` and fit into registers; returns how many.
+int64_t attend_some(const Attention& a, int64_t batch, int64_t query, int64_t head, int64_t end) {
+    const int64_t group = a.heads / a.key_heads;
+    const int64_t count = std::min({end - head, group - head % group, int64_t(4)});
+    switch (count) {
+        case 1: attend_few<1>(a, batch, head, query); break;
+        case 2: attend_few<2>(a, batch, head, query); break;
+        case 3: attend_few<3>(a, batch, head, query); break;
+        default: attend_few<4>(a, batch, head, query); break;
     }
+    return count;
 }
 
 }  // namespace
@@ -367,10 +453,11 @@ void attend_one(const Attention& a, int64_t batch, int64_t head, int64_t query) 
 void run_attention(const Attention& a) {
     const int64_t cost = a.batch * a.heads * a.queries * a.keys * (a.size + a.value_size) / 32;
     if (a.queries <= FEW_QUERIES) {
-        parallel(a.batch * a.heads * a.queries, cost * 4, [&](int64_t first, int64_t last) {
-            for (int64_t i = first; i < last; ++i) {
-                const int64_t head = i / a.queries;
-                attend_one(a, head / a.heads, head % a.heads, i % a.queries);
+        parallel(a.batch * a.queries * a.heads, cost * 2, [&](int64_t first, int64_t last) {
+            while (first < last) {
+                const int64_t query = first / a.heads, head = first % a.heads;
+                const int64_t end = std::min(a.heads, head + last - first);
+                first += attend_some(a, query / a.queries, query % a.queries, head, end);
             }
         });
         return;

@@ -23,6 +23,8 @@ SHAPES = [
     (1, 9, 3, 1, 77, 64, 64),
     (1, 2, 2, 2, 33, 24, 80),
     (1, 2, 1, 1, 40, 8, 300),
+    (1, 5, 1, 1, 70, 40, 72),
+    (2, 8, 2, 2, 35, 64, 130),
 ]
 
 
@@ -108,7 +110,7 @@ def test_outputs_may_be_codes_or_bfloat16():
     torch.testing.assert_close(halves.double(), exact, rtol=4e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", SHAPES[:2] + SHAPES[4:5], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES[:2], SHAPES[4], (1, 10, 2, 1, 1200, 64, 64)], ids=str)
 def test_two_threads_and_one_give_the_same_bits(shape):
     inputs, outputs = operands(shape), []
     for threads in (1, 2):

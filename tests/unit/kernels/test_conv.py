@@ -55,6 +55,22 @@ def test_sums_are_the_exact_integers(shape, sliced):
     assert torch.equal(output.double(), exact)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "kernel"), [(3, 7), (8, 3), (20, 1)])
+def test_big_images_are_computed_in_blocks(channels, kernel, stride):
+    torch.manual_seed(0)
+    source, weight = codes(2, channels, 69, 107).to(memory_format=CHANNELS_LAST), weights(90, channels, kernel, kernel)
+    exact = F.conv2d(source.double() - 9, weight.double(), None, stride, kernel // 2)
+    residual = torch.randint(-99, 99, exact.shape).float().to(memory_format=CHANNELS_LAST)
+    output, packed = torch.empty_like(residual), kernels.pack_conv(weight, 1)
+    run(
+        kernels.conv2d(
+            source, packed, Grid(1.0, 9), torch.ones(90), None, stride, kernel // 2, 1, 1, output, residual=residual
+        )
+    )
+    assert torch.equal(output.double(), exact + residual)
+
+
 @pytest.mark.parametrize("groups", [1, 40], ids=["dense", "depthwise"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
 @pytest.mark.parametrize("activation", [Activation.RELU, Activation.GELU], ids=str)
