@@ -291,24 +291,22 @@ struct Ahead {
     }
 };
 
-int64_t bytes_of_row(const Matrix& m, const Epilogue& e) {
+int64_t bytes_besides_weights(const Matrix& m, const Epilogue& e) {
     return m.depth + m.columns * (size_of(e.output_type) + (e.residual ? size_of(e.residual_type) : 0));
 }
 
-int64_t rows_of_block(const Matrix& m, const Epilogue& e) {
-    return std::clamp<int64_t>(BLOCK_BYTES / bytes_of_row(m, e) / 24 * 24, BLOCK / 8, BLOCK);
-}
 
 void multiply_group(const Matrix& m, const uint8_t* input, const int8_t* weight, const Epilogue& e, bool plain) {
     const Panels panels(m.padded_columns);
     const int64_t quads = m.depth / 4, rest = m.depth % 4;
     const int64_t depth = m.taps * ceil_div(m.depth, 4) * 4;
     const int64_t cost = std::max(m.rows, ROWS_OF_MEMORY) * m.padded_columns * depth / 256;
-    int64_t blocks = ceil_div(m.rows, rows_of_block(m, e));
+    const int64_t bytes_of_row = bytes_besides_weights(m, e);
+    const bool far = m.rows * bytes_of_row > FAR;
+    int64_t blocks = ceil_div(m.rows, far ? std::clamp(BLOCK_BYTES / bytes_of_row / 24 * 24, BLOCK / 8, BLOCK) : BLOCK);
     const int64_t threads = cost < SMALL_WORK ? 1 : omp_get_max_threads();
     if (threads > 1 && blocks * panels.count < 4 * threads)
         blocks = std::max(blocks, std::min(ceil_div(4 * threads, panels.count), ceil_div(m.rows, 24)));
-    const bool far = m.rows * bytes_of_row(m, e) > FAR;
     parallel(blocks * panels.count, cost, [&](int64_t first, int64_t last) {
         static thread_local const uint8_t** tables = nullptr;
         static thread_local int64_t room = 0;
