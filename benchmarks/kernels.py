@@ -70,6 +70,7 @@ LINEAR = [
     (1, 768, 3072),
     (1, 576, 1536),
     (1, 1536, 576),
+    (1, 576, 49152),
     (16, 768, 3072),
 ]
 
@@ -252,7 +253,7 @@ def depthwise_table(rounds: int) -> Table:
 
 def other_table(rounds: int) -> Table:
     table = table_of("Attention, norms, rounding")
-    for heads, queries, keys, size in ((12, 128, 128, 64), (12, 512, 512, 64), (9, 1, 128, 64)):
+    for heads, queries, keys, size in ((12, 128, 128, 64), (12, 512, 512, 64), (9, 1, 128, 64), (9, 1, 1024, 64)):
         result = compare(*attention_pair(heads, queries, keys, size), rounds)
         row(table, f"attention {heads} x {queries} x {keys} x {size}", result, 4 * heads * queries * keys * size)
     row(table, "layer norm of a sum, and codes, 128 x 768", compare(*norm_pair(128, 768), rounds))
