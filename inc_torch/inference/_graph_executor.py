@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from inc_torch import kernels
 from inc_torch.inference._fused_graph import FusedGraph
-from inc_torch.inference._observed import is_observed, is_wrapped
+from inc_torch.inference._observed import is_observed
 from inc_torch.inference._opaque import can_hide, capturing, hide
 from inc_torch.inference._watch import Watch
 from inc_torch.quantizers import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d, graph_of
@@ -94,4 +94,4 @@ class GraphExecutor:
 
 
 def _is_plain(value: object) -> bool:
-    return type(value) is torch.Tensor and value.device.type == "cpu" and not is_wrapped(value)
+    return type(value) is torch.Tensor and value.device.type == "cpu"

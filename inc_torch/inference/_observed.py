@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["is_observed", "is_wrapped"]
+__all__ = ["is_observed"]
 
 
 def is_observed() -> bool:
-    """Whether a tracer is at work, or a mode that sees operators, such as one that counts or fakes them."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-
-
-def is_wrapped(tensor: torch.Tensor) -> bool:
-    """Whether a tensor stands for another one in a transform of `torch.func`, and has no memory of its own."""
-    return torch._is_functional_tensor(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    """Whether a tracer is at work, a transform of `torch.func`, or a mode that sees operators to count or fake them."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )

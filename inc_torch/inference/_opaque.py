@@ -94,11 +94,11 @@ def _make_class(original: type[nn.Module]) -> type[nn.Module]:
 
     def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:  # noqa: ANN401  SupportsIndex, as in object
         if original.__reduce_ex__ is object.__reduce_ex__:
-            build: tuple[Any, ...] = (_empty, (original,))
-            state = self.__getstate__()
+            reduced: Any = _empty, (original,), self.__getstate__()
         else:
-            *build, state = original.__reduce_ex__(self, protocol)[:3]
-        return *build, {name: value for name, value in state.items() if name not in _OWN}
+            reduced = original.__reduce_ex__(self, protocol)
+        state = {name: value for name, value in reduced[2].items() if name not in _OWN}
+        return *reduced[:2], state
 
     namespace = {
         "forward": forward,
@@ -132,6 +132,7 @@ def _(input: torch.Tensor, handle: int, dtype: torch.dtype) -> torch.Tensor:  # 
         convolve: Any = (torch.conv1d, torch.conv2d, torch.conv3d)[module.rank - 1]
         weight = values.new_empty(module.weight_shape)
         result = convolve(values, weight, None, module.stride, list(padding), module.dilation, module.groups)
+        result = result.contiguous(memory_format=_layout_of(input))
     elif isinstance(module, Int8Snap):
         result = torch.empty_like(input)
     else:
@@ -139,6 +140,13 @@ def _(input: torch.Tensor, handle: int, dtype: torch.dtype) -> torch.Tensor:  # 
         result = input.new_empty((*input.shape[:-1], outputs))
     shaped: torch.Tensor = result.to(dtype)
     return shaped
+
+
+def _layout_of(input: torch.Tensor) -> torch.memory_format:  # noqa: A002  as above
+    """How int8 convolutions lay out what they make of ``input``."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
+    is_last = last is not None and not input.is_contiguous() and input.is_contiguous(memory_format=last)
+    return last if last is not None and is_last else torch.contiguous_format
 
 
 def _let_no_gradient_through(ctx: Any, inputs: object, output: torch.Tensor) -> None:  # noqa: ANN401, ARG001

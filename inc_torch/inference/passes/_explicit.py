@@ -60,7 +60,7 @@ def _encoded(graph: Graph, node: Node, product: ProductOnCodes) -> list[Node]:
 
 
 def _is_empty(values: torch.Tensor | None) -> bool:
-    return values is not None and any(isinstance(size, int) and size == 0 for size in values.shape)
+    return values is not None and any(str(size) == "0" for size in values.shape)
 
 
 def _is_float32(values: torch.Tensor | None) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from inc_torch.inference._graph import VIEWS, arguments, aten, calls, is_call, put, shown_by, value_of
+from inc_torch.inference._graph import arguments, aten, calls, put, shown_by, value_of
 from inc_torch.inference._operations import Operation
 
 __all__ = ["keep_apart", "keep_layouts", "owners_of_results", "relax_views"]
@@ -29,7 +29,7 @@ def _may_move(node: Node) -> bool:
     value = value_of(node)
     if isinstance(node.target, Operation):
         return value is not None and value.dim() == _IMAGE_RANK
-    return is_call(node, *VIEWS, aten.reshape.default)
+    return node.op == "call_function"
 
 
 def relax_views(graph: Graph) -> None:
@@ -56,7 +56,7 @@ def keep_apart(graph: Graph, owners: list[object]) -> None:
     before = iter(owners)
     given: dict[Node, set[object]] = {}
 
-    def apart(node: Node) -> Node:
+    def apart(node: Any) -> Any:  # noqa: ANN401  a node
         owner, shown = next(before), shown_by(node)
         others = given.setdefault(shown, {shown} if shown.op == "placeholder" else set())
         if others and (owner is None or owner not in others):
@@ -68,4 +68,5 @@ def keep_apart(graph: Graph, owners: list[object]) -> None:
 
 
 def _output_of(graph: Graph) -> Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    found: Node = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return found

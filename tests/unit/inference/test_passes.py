@@ -65,7 +65,6 @@ def operations(found):
         (lambda m, x: m.second(F.gelu(m.first(x))), ["Encode", "LinearOnCodes", "LinearOnCodes"]),
         (lambda m, x: m.norm(m.first(x) + x), ["Encode", "LinearOnCodes", "Normalize"]),
         (lambda m, x: m.second(m.norm(x)), ["Normalize", "LinearOnCodes"]),
-        (lambda m, x: m.norm(F.silu(m.first(x)) * m.second(x)), ["Encode", "LinearOnCodes", "Gate", "Normalize"]),
         (lambda m, x: torch.cat([m.first(x), m.second(x)], -1), ["Encode", "LinearOnCodes"]),
     ],
 )
