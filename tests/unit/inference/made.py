@@ -10,7 +10,9 @@ from torch import nn
 
 from inc_torch import PostTrainingQuantConfig, kernels, optimize_for_inference, quantization
 from inc_torch.inference._fused_graph import FusedGraph
+from inc_torch.quantizers import is_graph, set_executor
 from inc_torch.quantizers._codes import InputGrid, decode
+from inc_torch.quantizers.fx._graft import graft_of
 
 TOP = 255
 CLOSE = 0.03
@@ -39,7 +41,21 @@ def fitted(model: nn.Module, data: Any) -> Any:
 def pair(model: nn.Module, data: Any) -> tuple[Any, Any]:
     """The int8 model as it is, and the same made ready for inference."""
     plain = fitted(model.requires_grad_(requires_grad=False), data)
-    return plain, optimize_for_inference(copy.deepcopy(plain))
+    optimized = optimize_for_inference(copy.deepcopy(plain))
+    return unfused(plain), optimized
+
+
+def unfused(model: Any) -> Any:
+    """The model without what runs its graph, if it is a graph."""
+    if is_graph(model):
+        set_executor(model, None)
+    return model
+
+
+def executor_of(model: Any) -> Any:
+    """What runs the graph of a model; None if the model is none."""
+    graft = graft_of(model)
+    return None if graft is None else graft._executor
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -18,7 +18,7 @@ from inc_torch import PostTrainingQuantConfig, optimize_for_inference, quantizat
 from inc_torch.core.errors import InexactWarning, ModelError
 from inc_torch.inference._fused_graph import FusedGraph
 from inc_torch.inference._plan import Plan
-from tests.unit.inference.made import assert_close, distance, fitted, graphs, pair
+from tests.unit.inference.made import assert_close, distance, executor_of, fitted, graphs, pair, unfused
 
 X = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(0))
 
@@ -74,10 +74,9 @@ def fresh(request):
 
 
 def assert_computes_as_a_copy(model, x=X):
-    """A copy is captured anew, and is not optimized unless it is a graph."""
     for _ in range(3):
         with torch.no_grad():
-            assert_close(model(x), copy.deepcopy(model)(x))
+            assert_close(model(x), unfused(copy.deepcopy(model))(x))
 
 
 def test_the_model_is_the_same_object_with_the_same_class_and_state():
@@ -167,7 +166,7 @@ def test_a_graph_runs_in_inference_mode_and_out_of_it(fresh):
 
 def test_autocast_writes_the_dtype_that_it_wrote_before(fresh):
     with torch.autocast("cpu", torch.bfloat16):
-        expected = copy.deepcopy(fresh)(X)
+        expected = unfused(copy.deepcopy(fresh))(X)
         for _ in range(3):
             assert_close(fresh(X), expected)
     assert_computes_as_a_copy(fresh)
@@ -196,7 +195,7 @@ def test_dropout_that_is_on_draws_the_numbers_that_it_drew(fresh):
     for switch in (fresh, fresh.drop):
         for seed in range(2):
             outputs = []
-            for model in (fresh, copy.deepcopy(fresh)):
+            for model in (fresh, unfused(copy.deepcopy(fresh))):
                 (model if switch is fresh else model.drop).train()
                 torch.manual_seed(seed)
                 with torch.no_grad():
@@ -275,13 +274,6 @@ def test_tracers_and_modes_see_the_operators_of_torch(fresh):
         fresh(X)
     assert counter.get_total_flops() >= 0
     assert_close(torch.func.functionalize(fresh)(X), fresh(X))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")  # of torch.jit itself
-@torch.no_grad()
-def test_a_traced_model_depends_on_its_input(fresh):
-    traced = torch.jit.trace(fresh, X, check_trace=False)
-    assert_close(traced(X + 1), fresh(X + 1))
 
 
 def test_a_model_of_the_user_around_it_computes_and_compiles(fresh):
@@ -382,8 +374,8 @@ def test_threads_get_what_is_theirs(fresh):
 
 
 def parts_of(model):
-    graft = model.__dict__.get("_inc_torch_graft")
-    fused = graphs(model) if graft is None else graft.executor._fused.values()
+    executor = executor_of(model)
+    fused = graphs(model) if executor is None else executor._fused.values()
     return [weakref.ref(part) for part in (model, model.first, *fused)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +12,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from inc_torch.inference._fused_graph import FusedGraph
 from inc_torch.inference._opaque import capturing, hide
-from inc_torch.quantizers import is_graph, set_executor
-from tests.unit.inference.made import assert_close, distance, fitted, graphs, names, pair
+from tests.unit.inference.made import assert_close, distance, executor_of, fitted, graphs, names, pair, unfused
 
 X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
 OPERATIONS = (
@@ -38,9 +39,7 @@ def fused(function, x=X, calls=1):
     """The names of operations and the others, after the result was compared with that of the model as it is."""
     model = fitted(Block(function).requires_grad_(requires_grad=False), x)
     with torch.no_grad():
-        expected = model(x)
-        if is_graph(model):
-            set_executor(model, None)
+        expected = unfused(model)(x)
         for module in model.modules():
             if "Int8" in type(module).__name__:
                 hide(module)
@@ -170,12 +169,11 @@ class Pictures(nn.Module):
 def test_images_stay_codes_from_the_first_layer_to_the_last():
     images = torch.randn(2, 3, 12, 12)
     model = fitted(Pictures().requires_grad_(requires_grad=False), images)
-    executor = model.__dict__["_inc_torch_graft"].executor
     with torch.no_grad():
-        expected = executor._graph(images)
+        expected = unfused(copy.deepcopy(model))(images)
         for _ in range(3):
             assert_close(model(images), expected)
-    (graph,) = executor._fused.values()
+    (graph,) = executor_of(model)._fused.values()
     found = names(graph)
     assert operations(found).count("ConvOnCodes") == 3
     assert operations(found).count("MaxPoolOfCodes") == 2
