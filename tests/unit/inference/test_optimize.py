@@ -245,6 +245,8 @@ def test_a_single_layer_is_a_model_too():
         nn.Sequential(optimized),
     ):
         assert_close(copied(X), plain(X))
+    with torch.enable_grad():
+        assert not optimized(X.clone().requires_grad_()).requires_grad
     copied = copy.deepcopy(optimized)
     copied.weight_scale.mul_(2)
     assert distance(copied(X), plain(X)) > 0.5
@@ -285,13 +287,13 @@ def test_a_model_of_the_user_around_it_computes_and_compiles(fresh):
 
 
 @torch.no_grad()
-def test_twelve_shapes_and_twelve_models_run_fused():
+def test_twelve_shapes_and_nine_models_run_fused():
     plain, optimized = made()
     for size in range(1, 13):
         x = torch.randn(size, 14 - size, 32)
         assert_close(optimized(x), plain(x))
     assert 1 <= len(graphs(optimized)) <= 6
-    kept = [optimize_for_inference(copy.deepcopy(plain)) for _ in range(12)]
+    kept = [optimize_for_inference(copy.deepcopy(plain)) for _ in range(9)]
     for model in kept:
         assert_close(model(X), plain(X))
         assert len(graphs(model)) == 1
