@@ -32,11 +32,14 @@ def optimize_for_inference(model: nn.Module, example_inputs: Any = None, *, tole
         ``model``, in eval mode.
 
     Raises:
-        ModelError: The model has no int8 modules.
+        ModelError: The model has no int8 layers that compute on codes.
     """
     modules = [module for module in model.modules() if can_hide(module)]
     if not modules:
-        message = f"{type(model).__name__} has no int8 modules: expected what quantization.fit returns."
+        message = (
+            f"{type(model).__name__} has no int8 layers that can be fused: expected what quantization.fit returns with "
+            "approach 'static', 'dynamic' or 'auto'. Layers of approach 'weight_only' compute in float."
+        )
         raise ModelError(message)
     model.eval().requires_grad_(requires_grad=False)
     if is_graph(model):

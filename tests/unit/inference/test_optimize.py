@@ -97,7 +97,7 @@ def test_the_model_is_the_same_object_with_the_same_class_and_state():
 
 
 def test_a_model_without_int8_modules_is_refused():
-    with pytest.raises(ModelError, match="Sequential has no int8 modules"):
+    with pytest.raises(ModelError, match="Sequential has no int8 layers"):
         optimize_for_inference(nn.Sequential(nn.Linear(2, 2)))
 
 
@@ -347,7 +347,7 @@ def test_without_kernels_operators_of_torch_compute(monkeypatch):
 def test_other_approaches_compute_as_before(approach):
     plain = quantization.fit(Net(), PostTrainingQuantConfig(approach=approach))
     if approach == "weight_only":
-        with pytest.raises(ModelError, match="no int8 modules"):
+        with pytest.raises(ModelError, match="no int8 layers"):
             optimize_for_inference(plain)
         return
     optimized = optimize_for_inference(copy.deepcopy(plain))
