@@ -59,11 +59,11 @@ class FusedGraph:
         with torch.no_grad():
             state = self._state
             if self._is_random:
-                return Interpreter(self._captured).run(*inputs)
+                return self._captured(*inputs)
             if state is None or not state.watch.sees_no_change:
                 return self._run_first(inputs)
             if state.fused is None:
-                return Interpreter(self._captured).run(*inputs)
+                return self._captured(*inputs)
             # Plans own memory: a second thread runs without one.
             if self._uses_plans and self._lock.acquire(blocking=False):
                 try:
