@@ -34,20 +34,22 @@ _PLANS: Final = 8
 class FusedGraph:
     """Runs a captured graph.
 
-    The first time that it sees certain shapes it runs operation by operation; from the second time on a `Plan` for
-    these shapes. What the very first call computes is compared with the graph as it was captured; if the two are
-    further apart than ``tolerance`` the captured graph is what runs from then on, and a warning says so.
+    What the first call computes is compared with the graph as it was captured; if the two are further apart than
+    ``tolerance`` the captured graph is what runs from then on, and a warning says so. The shapes of the first call, and
+    others from the second time that they come, run by a `Plan`, the rest operation by operation.
 
     Args:
         captured: Operators of ``aten``, functional, with calls of int8 modules.
         tolerance: Root mean square of the difference over that of the output that is still accepted.
         plans: Plan and use compiled kernels; otherwise operators of torch compute.
+        watches: Look in each call whether the int8 modules are as they were; otherwise who owns the graph does.
     """
 
-    def __init__(self, captured: GraphModule, *, tolerance: float, plans: bool) -> None:
+    def __init__(self, captured: GraphModule, *, tolerance: float, plans: bool, watches: bool = True) -> None:
         self._captured = captured
         self._tolerance = tolerance
         self._uses_plans = plans
+        self._watches = watches
         self._is_random = any(_is_random(node) for node in captured.graph.nodes)
         self._lock = threading.Lock()
         self._state: _State | None = None
@@ -73,15 +75,17 @@ class FusedGraph:
             return Interpreter(state.fused).run(*inputs)
 
     def _run_first(self, inputs: Sequence[Any]) -> Any:  # noqa: ANN401
-        watch = Watch(hidden_module(arguments(node)[1]) for node in calls(self._captured.graph, INT8_MODULE))
+        modules = [hidden_module(arguments(node)[1]) for node in calls(self._captured.graph, INT8_MODULE)]
+        watch = Watch(modules if self._watches else ())
         fused = GraphModule(self._captured, copy.deepcopy(self._captured.graph))
         fuse(fused.graph)
         expected = Interpreter(self._captured).run(*inputs)
-        found = Plan(fused, inputs).run(inputs) if self._uses_plans else Interpreter(fused).run(*inputs)
+        plans = OrderedDict({_key(inputs): Plan(fused, inputs)} if self._uses_plans else {})
+        found = plans[_key(inputs)].run(inputs) if plans else Interpreter(fused).run(*inputs)
         distance = max(map(_distance, _floats(found), _floats(expected)), default=0.0)
         logger.info("The fused graph differs from the unfused one by %.2g of the output's root mean square.", distance)
         if distance <= self._tolerance:
-            self._state = _State(watch, fused)
+            self._state = _State(watch, fused, plans)
             return found
         self._state = _State(watch, None)
         message = (
@@ -100,7 +104,7 @@ class _State:
     Attributes:
         watch: Of these modules.
         fused: The fused graph; None if it is too far from the captured one.
-        plans: For shapes that came twice.
+        plans: For the shapes of the first call, and for those that came twice.
         seen: Shapes that came.
     """
 
@@ -111,7 +115,7 @@ class _State:
 
 
 def _run_planned(state: _State, fused: GraphModule, inputs: Sequence[Any]) -> Any:  # noqa: ANN401
-    key = tuple(value for value in inputs if isinstance(value, int))
+    key = _key(inputs)
     plan = state.plans.get(key)
     if plan is None:
         if key not in state.seen:
@@ -122,6 +126,11 @@ def _run_planned(state: _State, fused: GraphModule, inputs: Sequence[Any]) -> An
             state.plans.popitem(last=False)
     state.plans.move_to_end(key)
     return plan.run(inputs)
+
+
+def _key(inputs: Sequence[Any]) -> tuple[int, ...]:
+    """The sizes among the inputs, from which all shapes follow."""
+    return tuple(value for value in inputs if isinstance(value, int))
 
 
 def _is_random(node: Node) -> bool:

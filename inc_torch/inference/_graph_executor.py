@@ -90,7 +90,7 @@ class GraphExecutor:
                 hide(module)
         with capturing(), torch.no_grad():
             captured = make_fx(functionalize(self._graph), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-        return FusedGraph(captured, tolerance=self._tolerance, plans=True)
+        return FusedGraph(captured, tolerance=self._tolerance, plans=True, watches=False)
 
 
 def _is_plain(value: object) -> bool:

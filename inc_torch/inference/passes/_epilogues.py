@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace as changed
+from operator import itemgetter
 from typing import Final
 
 import torch
@@ -31,17 +32,13 @@ def fuse_residuals(graph: Graph) -> None:
             continue
         candidates = [pair for pair in (arguments(node), arguments(node)[::-1]) if _takes_residual(*pair)]
         if candidates:
-            product, residual = max(candidates, key=lambda pair: _position(pair[0]))
+            product, residual = max(candidates, key=itemgetter(0))  # the later one
             replace(node, put(graph, node, product.target, *arguments(product), residual, like=node))
 
 
 def _takes_residual(product: Node, residual: Node) -> bool:
     value = value_of(residual)
     return _is_bare(product) and not has_residual(product) and value is not None and value.dtype == torch.float32
-
-
-def _position(node: Node) -> int:
-    return next(position for position, other in enumerate(node.graph.nodes) if other is node)
 
 
 def fuse_activations(graph: Graph) -> None:

@@ -98,10 +98,7 @@ _WRITERS: Final = (ProductOnCodes, Attend, AverageOfCodes, Gate, ScaleChannels)
 
 def _climb_into_producer(graph: Graph, node: Node) -> bool:
     source = arguments(node)[0]
-    if (
-        not isinstance(source.target, ProductOnCodes | Attend | AverageOfCodes | Gate | ScaleChannels)
-        or len(source.users) > 1
-    ):
+    if not isinstance(source.target, _WRITERS) or len(source.users) > 1:
         return False
     if target_of(source).output_grid is not None:
         return False
@@ -231,15 +228,13 @@ def _average_of(node: Node) -> bool | None:
     """Whether a mean over height and width keeps these dimensions; None if the node is something else."""
     if is_call(node, aten._adaptive_avg_pool2d.default) and list(arguments(node)[1]) == [1, 1]:
         return True
-    if (
-        is_call(node, aten.mean.dim)
-        and len(arguments(node)) > 1
-        and sorted(axis % 4 for axis in arguments(node)[1]) == [2, 3]
-    ):
-        value = value_of(arguments(node)[0])
-        keeps = len(arguments(node)) > 2 and bool(arguments(node)[2])  # noqa: PLR2004  the third argument
-        return keeps if value is not None and value.dim() == _IMAGE_RANK and not node.kwargs else None
-    return None
+    if not is_call(node, aten.mean.dim) or node.kwargs:
+        return None
+    values, axes, keeps = (*arguments(node), None, False)[:3]
+    value = value_of(values)
+    if value is None or value.dim() != _IMAGE_RANK or axes is None:
+        return None
+    return bool(keeps) if sorted(axis % _IMAGE_RANK for axis in axes) == [2, 3] else None
 
 
 _IMAGE_RANK: Final = 4

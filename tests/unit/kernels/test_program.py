@@ -82,8 +82,10 @@ def test_steps_run_in_order_and_keep_their_operands_alive():
 
 
 @needs_processor
-def test_a_program_without_steps_does_nothing():
-    Program([]).run()
+def test_a_program_without_steps_can_be_run():
+    program = Program([])
+    program.run()
+    assert program.steps == ()
 
 
 @needs_processor
