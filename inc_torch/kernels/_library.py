@@ -30,6 +30,8 @@ def _loaded() -> ctypes.CDLL | str:
         return f"the compiled kernels could not be loaded: {error}"
     loaded.inc_run.argtypes = (ctypes.c_void_p, ctypes.c_int64)
     loaded.inc_run.restype = None
+    loaded.inc_use_tiles.argtypes = (ctypes.c_int64,)
+    loaded.inc_use_tiles.restype = ctypes.c_int64
     loaded.inc_size_of_arguments.argtypes = (ctypes.c_int64,)
     loaded.inc_size_of_arguments.restype = ctypes.c_int64
     for operation, structure in STRUCTURES.items():

@@ -23,6 +23,8 @@ WIDE = 64
 """Channels that a depthwise kernel takes at once."""
 MOST_TAPS = 128
 """Of a depthwise kernel."""
+TILE_QUADS = 16
+"""Of a tile; tiles are read whole, so as much follows the last panel."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +100,10 @@ def _bytes(packed: torch.Tensor) -> torch.Tensor:
     return packed.contiguous().view(torch.uint8)
 
 
+def _panel_bytes(packed: torch.Tensor) -> torch.Tensor:
+    return torch.cat([_bytes(packed), packed.new_zeros(TILE_QUADS * WIDEST * LANES * QUAD).view(torch.uint8)])
+
+
 def pack_linear(codes: torch.Tensor) -> PackedWeight:
     """Pack the weight of a linear layer.
 
@@ -110,7 +116,7 @@ def pack_linear(codes: torch.Tensor) -> PackedWeight:
     operand(codes, "pack_linear", "codes", (torch.int8,))
     check(codes.dim() == 2, "pack_linear", "codes", f"of shape {tuple(codes.shape)}", "[output, input]")  # noqa: PLR2004
     codes = codes.detach()
-    return PackedWeight(_bytes(_pack_group(codes.unsqueeze(1))), _sums(codes), *codes.shape)
+    return PackedWeight(_panel_bytes(_pack_group(codes.unsqueeze(1))), _sums(codes), *codes.shape)
 
 
 def pack_conv(codes: torch.Tensor, groups: int) -> PackedWeight:
@@ -133,7 +139,7 @@ def pack_conv(codes: torch.Tensor, groups: int) -> PackedWeight:
         return _pack_depthwise(codes)
     if groups == 1 and depth < FEW_CHANNELS and width > 1:
         lines = codes.permute(0, 2, 3, 1).reshape(rows, height, width * depth)
-        data = _bytes(_pack_group(lines))
+        data = _panel_bytes(_pack_group(lines))
         return PackedWeight(data, _sums(codes), rows, width * height * depth, "lines", 1, (height, width), codes)
     return pack_taps(codes, groups)
 
@@ -143,7 +149,7 @@ def pack_taps(codes: torch.Tensor, groups: int) -> PackedWeight:
     rows, depth, height, width = codes.shape
     taps = codes.permute(0, 2, 3, 1).reshape(rows, height * width, depth)
     data = torch.cat([_pack_group(group) for group in taps.chunk(groups)])
-    return PackedWeight(_bytes(data), _sums(codes), rows, depth * height * width, "dense", groups, (height, width))
+    return PackedWeight(_panel_bytes(data), _sums(codes), rows, depth * height * width, "dense", groups, (height, width))
 
 
 def _pack_depthwise(codes: torch.Tensor) -> PackedWeight:

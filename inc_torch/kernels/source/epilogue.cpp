@@ -33,39 +33,54 @@ Bump fit(bool by_tanh) {
     return bump;
 }
 
-// Codes alone: no residual, all four vectors of a row at once.
-template <int ACTIVATION>
-void finish_codes(const int32_t* sums, int64_t rows, int64_t vectors, const Epilogue& e, int64_t row, int64_t column,
-                  int64_t columns) {
-    const __mmask64 mask = bytes(std::min(columns, 16 * vectors));
+// Codes alone: no residual, all vectors of a row at once.
+template <int ACTIVATION, int VECTORS>
+void finish_codes(const int32_t* sums, int64_t rows, const Epilogue& e, int64_t row, int64_t column, int64_t columns) {
+    const __mmask64 mask = bytes(std::min(columns, int64_t(16 * VECTORS)));
     const __m512 low = _mm512_set1_ps(MANTISSA), high = _mm512_set1_ps(MANTISSA + 255);
     const __m512 inverse = _mm512_set1_ps(e.inverse), shift = _mm512_set1_ps(e.shift);
     const __m512i low_byte = _mm512_set1_epi32(255);
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     for (int64_t r = 0; r < rows; ++r) {
-        __m512i codes[4];
+        __m512i codes[VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) {
-            const int64_t from = std::min<int64_t>(v, vectors - 1);
-            __m512 y = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + (r * vectors + from) * 16));
-            y = _mm512_fmadd_ps(y, _mm512_loadu_ps(e.scale + column + 16 * from),
-                                _mm512_loadu_ps(e.bias + column + 16 * from));
+        for (int v = 0; v < VECTORS; ++v) {
+            __m512 y = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + (r * VECTORS + v) * 16));
+            y = _mm512_fmadd_ps(y, _mm512_loadu_ps(e.scale + column + 16 * v),
+                                _mm512_loadu_ps(e.bias + column + 16 * v));
             y = _mm512_fmadd_ps(activate(y, ACTIVATION, e.low, e.high), inverse, shift);
             y = _mm512_min_ps(high, _mm512_max_ps(low, y));
             codes[v] = _mm512_and_si512(_mm512_castps_si512(y), low_byte);
         }
-        const __m512i packed =
-            _mm512_packus_epi16(_mm512_packs_epi32(codes[0], codes[1]), _mm512_packs_epi32(codes[2], codes[3]));
-        _mm512_mask_storeu_epi8((uint8_t*)e.output + (row + r) * e.output_stride + column, mask,
-                                _mm512_permutexvar_epi32(order, packed));
+        store_codes(side_by_side<VECTORS>(codes), e, row + r, column, mask);
+    }
+}
+
+// Floats or codes that clamp, with or without a residual of the same type.
+template <int VECTORS, int OUTPUT, int RESIDUAL>
+void finish_plain(const int32_t* sums, int64_t rows, const Epilogue& e, int64_t row, int64_t column, int64_t columns) {
+    __m512 scale[VECTORS], bias[VECTORS];
+    __mmask16 masks[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) {
+        scale[v] = _mm512_loadu_ps(e.scale + column + 16 * v), bias[v] = _mm512_loadu_ps(e.bias + column + 16 * v);
+        masks[v] = lanes(columns - 16 * v);
+    }
+    const __mmask64 mask = bytes(std::min(columns, int64_t(16 * VECTORS)));
+    for (int64_t r = 0; r < rows; ++r, sums += 16 * VECTORS) {
+        __m512i codes[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) {
+            const __m512i sum = _mm512_loadu_si512(sums + 16 * v);
+            const int64_t place = column + 16 * v;
+            if (OUTPUT == UINT8) codes[v] = folded_codes<RESIDUAL>(sum, scale[v], bias[v], e, row + r, place, masks[v]);
+            else finish_float<RESIDUAL>(sum, scale[v], bias[v], e, row + r, place, masks[v]);
+        }
+        if (OUTPUT == UINT8) store_folded<VECTORS>(codes, e, row + r, column, mask);
     }
 }
 
 template <int ACTIVATION>
 void finish_rows(const int32_t* sums, int64_t rows, int64_t vectors, const Epilogue& e, int64_t row, int64_t column,
                  int64_t columns) {
-    if (e.output_type == UINT8 && e.residual_type == NOTHING)
-        return finish_codes<ACTIVATION>(sums, rows, vectors, e, row, column, columns);
     const bool first = e.residual_type != NOTHING && !e.activate_last;
     for (int64_t v = 0; v < vectors; ++v) {
         const int64_t place = column + v * 16;
@@ -100,10 +115,11 @@ Bump in_pieces(Bump bump) {
 const Bump folded_bumps[2] = {in_pieces(bumps[0]), in_pieces(bumps[1])};
 
 // Codes of GELU, folded: `scale` and `bias` lead to pieces of the bump, `inverse` and `shift` from them to codes.
-void finish_folded_gelu(const int32_t* sums, int64_t rows, int64_t vectors, const Epilogue& e, int64_t row,
-                        int64_t column, int64_t columns) {
+template <int VECTORS>
+void finish_folded_gelu(const int32_t* sums, int64_t rows, const Epilogue& e, int64_t row, int64_t column,
+                        int64_t columns) {
     const Bump& bump = folded_bumps[e.activation - GELU];
-    const __mmask64 mask = bytes(std::min(columns, 16 * vectors));
+    const __mmask64 mask = bytes(std::min(columns, int64_t(16 * VECTORS)));
     const __m512 magic = _mm512_set1_ps(MANTISSA), last = _mm512_set1_ps(31.0f), zero = _mm512_setzero_ps();
     const __m512 inverse = _mm512_set1_ps(e.inverse), shift = _mm512_set1_ps(e.shift);
     __m512 tables[4][2];
@@ -111,13 +127,12 @@ void finish_folded_gelu(const int32_t* sums, int64_t rows, int64_t vectors, cons
     for (int power = 0; power < 4; ++power)
         for (int half = 0; half < 2; ++half) tables[power][half] = _mm512_load_ps(bump.coefficients[power] + 16 * half);
     for (int64_t r = 0; r < rows; ++r) {
-        __m512i codes[4];
+        __m512i codes[VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) {
-            const int64_t from = std::min<int64_t>(v, vectors - 1);
-            __m512 y = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + (r * vectors + from) * 16));
-            y = _mm512_fmadd_ps(y, _mm512_loadu_ps(e.scale + column + 16 * from),
-                                _mm512_loadu_ps(e.bias + column + 16 * from));
+        for (int v = 0; v < VECTORS; ++v) {
+            __m512 y = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + (r * VECTORS + v) * 16));
+            y = _mm512_fmadd_ps(y, _mm512_loadu_ps(e.scale + column + 16 * v),
+                                _mm512_loadu_ps(e.bias + column + 16 * v));
             const __m512 magnitude = _mm512_range_ps(y, last, 0b1010);  // the smaller magnitude, without its sign
             const __m512i piece = _mm512_castps_si512(_mm512_add_ps(magnitude, magic));
             const __m512 rest = _mm512_reduce_ps(magnitude, 0);
@@ -128,26 +143,60 @@ void finish_folded_gelu(const int32_t* sums, int64_t rows, int64_t vectors, cons
             y = _mm512_sub_ps(_mm512_max_ps(zero, y), sum);
             codes[v] = _mm512_cvtps_epi32(_mm512_fmadd_ps(y, inverse, shift));
         }
-        store_folded<4>(codes, e, row + r, column, mask);
+        store_folded<VECTORS>(codes, e, row + r, column, mask);
     }
+}
+
+template <int ACTIVATION>
+void finish_activated(const int32_t* sums, int64_t rows, int64_t vectors, const Epilogue& e, int64_t row, int64_t column,
+                      int64_t columns) {
+    if (e.output_type != UINT8 || e.residual_type != NOTHING)
+        return finish_rows<ACTIVATION>(sums, rows, vectors, e, row, column, columns);
+    switch (vectors) {
+        case 1: return finish_codes<ACTIVATION, 1>(sums, rows, e, row, column, columns);
+        case 2: return finish_codes<ACTIVATION, 2>(sums, rows, e, row, column, columns);
+        case 3: return finish_codes<ACTIVATION, 3>(sums, rows, e, row, column, columns);
+        default: return finish_codes<ACTIVATION, 4>(sums, rows, e, row, column, columns);
+    }
+}
+
+// What has a way of its own for each number of vectors; false if it is none of that.
+template <int VECTORS>
+bool finish_vectors(const int32_t* sums, int64_t rows, const Epilogue& e, int64_t row, int64_t column, int64_t columns) {
+    if (is_plain(e)) {
+        if (e.output_type == UINT8) {
+            if (e.residual_type == NOTHING) finish_plain<VECTORS, UINT8, NOTHING>(sums, rows, e, row, column, columns);
+            else finish_plain<VECTORS, UINT8, UINT8>(sums, rows, e, row, column, columns);
+        } else {
+            if (e.residual_type == NOTHING) finish_plain<VECTORS, FLOAT32, NOTHING>(sums, rows, e, row, column, columns);
+            else finish_plain<VECTORS, FLOAT32, FLOAT32>(sums, rows, e, row, column, columns);
+        }
+        return true;
+    }
+    if (!e.folded) return false;
+    finish_folded_gelu<VECTORS>(sums, rows, e, row, column, columns);
+    return true;
 }
 
 }  // namespace
 
 void finish_tile(const int32_t* sums, int64_t rows, int64_t vectors, const Epilogue& e, int64_t row, int64_t column,
                  int64_t columns) {
-    if (e.folded && (e.activation == GELU || e.activation == GELU_TANH))
-        return finish_folded_gelu(sums, rows, vectors, e, row, column, columns);
+    const auto finish = vectors == 1   ? finish_vectors<1>
+                        : vectors == 2 ? finish_vectors<2>
+                        : vectors == 3 ? finish_vectors<3>
+                                       : finish_vectors<4>;
+    if (finish(sums, rows, e, row, column, columns)) return;
     switch (e.activation) {
-        case NONE: return finish_rows<NONE>(sums, rows, vectors, e, row, column, columns);
-        case CLAMP: return finish_rows<CLAMP>(sums, rows, vectors, e, row, column, columns);
-        case GELU: return finish_rows<GELU>(sums, rows, vectors, e, row, column, columns);
-        case GELU_TANH: return finish_rows<GELU_TANH>(sums, rows, vectors, e, row, column, columns);
-        case SILU: return finish_rows<SILU>(sums, rows, vectors, e, row, column, columns);
-        case HARDSWISH: return finish_rows<HARDSWISH>(sums, rows, vectors, e, row, column, columns);
-        case HARDSIGMOID: return finish_rows<HARDSIGMOID>(sums, rows, vectors, e, row, column, columns);
-        case TANH: return finish_rows<TANH>(sums, rows, vectors, e, row, column, columns);
-        default: return finish_rows<SIGMOID>(sums, rows, vectors, e, row, column, columns);
+        case NONE: return finish_activated<NONE>(sums, rows, vectors, e, row, column, columns);
+        case CLAMP: return finish_activated<CLAMP>(sums, rows, vectors, e, row, column, columns);
+        case GELU: return finish_activated<GELU>(sums, rows, vectors, e, row, column, columns);
+        case GELU_TANH: return finish_activated<GELU_TANH>(sums, rows, vectors, e, row, column, columns);
+        case SILU: return finish_activated<SILU>(sums, rows, vectors, e, row, column, columns);
+        case HARDSWISH: return finish_activated<HARDSWISH>(sums, rows, vectors, e, row, column, columns);
+        case HARDSIGMOID: return finish_activated<HARDSIGMOID>(sums, rows, vectors, e, row, column, columns);
+        case TANH: return finish_activated<TANH>(sums, rows, vectors, e, row, column, columns);
+        default: return finish_activated<SIGMOID>(sums, rows, vectors, e, row, column, columns);
     }
 }
 

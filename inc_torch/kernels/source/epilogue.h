@@ -19,17 +19,26 @@ INLINE __m512i folded_codes(__m512i sum, __m512 scale, __m512 bias, const Epilog
     return _mm512_cvtps_epi32(y);
 }
 
-// Saturate up to four vectors of codes, keep them within the limits, and store them side by side.
+// Up to four vectors of codes as bytes side by side, saturated.
 template <int VECTORS>
-INLINE void store_folded(const __m512i* codes, const Epilogue& e, int64_t row, int64_t column, __mmask64 mask) {
+INLINE __m512i side_by_side(const __m512i* codes) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i first = _mm512_packs_epi32(codes[0], VECTORS > 1 ? codes[1] : codes[0]);
     const __m512i second = VECTORS > 2 ? _mm512_packs_epi32(codes[2], codes[VECTORS > 3 ? 3 : 2]) : first;
-    __m512i bytes = _mm512_packus_epi16(first, second);
+    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
+}
+
+INLINE void store_codes(__m512i codes, const Epilogue& e, int64_t row, int64_t column, __mmask64 mask) {
+    _mm512_mask_storeu_epi8((uint8_t*)e.output + row * e.output_stride + column, mask, codes);
+}
+
+// Saturate up to four vectors of codes, keep them within the limits, and store them side by side.
+template <int VECTORS>
+INLINE void store_folded(const __m512i* codes, const Epilogue& e, int64_t row, int64_t column, __mmask64 mask) {
+    __m512i bytes = side_by_side<VECTORS>(codes);
     bytes = _mm512_max_epu8(bytes, _mm512_set1_epi8(char(e.code_low)));
     bytes = _mm512_min_epu8(bytes, _mm512_set1_epi8(char(e.code_high)));
-    bytes = _mm512_permutexvar_epi32(order, bytes);
-    _mm512_mask_storeu_epi8((uint8_t*)e.output + row * e.output_stride + column, mask, bytes);
+    store_codes(bytes, e, row, column, mask);
 }
 
 template <int RESIDUAL>
@@ -49,7 +58,7 @@ INLINE bool is_plain(const Epilogue& e) {
     return e.output_type == FLOAT32 && (e.residual_type == NOTHING || e.residual_type == FLOAT32);
 }
 
-// All other cases, from a tile of sums in memory; vectors of 16 columns, `columns` of them wanted.
+// Every case, from a tile of sums in memory; up to four vectors of 16 columns, `columns` of them wanted.
 void finish_tile(const int32_t* sums, int64_t rows, int64_t vectors, const Epilogue& e, int64_t row, int64_t column,
                  int64_t columns);
 

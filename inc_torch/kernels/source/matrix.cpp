@@ -3,14 +3,15 @@
 // Weights are cut into panels of 16, 32, 48 or 64 columns; in a panel lies [depth / 4][columns][4]. A tile is as many
 // rows of one panel as leave 24 sums in registers; its rows are found through pointers, one for each tap of the kernel.
 
-#include "epilogue.h"
+#include "matrix.h"
+#include "tiles.h"
 
 namespace inc {
 
 namespace {
 
-constexpr int64_t BLOCK = 192;      // rows whose pointers are made at once
 constexpr int MOST_ROWS = 12;       // of a tile
+constexpr int64_t ROWS_OF_TILES = 8;     // with fewer, tiles are mostly empty
 constexpr int64_t BLOCK_BYTES = 200000;  // of a block's inputs, residuals and outputs: two blocks fit into L2
 constexpr int64_t FAR = 1 << 21;    // of all blocks: with more they do not stay in a near cache
 constexpr int64_t ROWS_OF_MEMORY = 64;   // with fewer, weights come slower than they are multiplied
@@ -144,101 +145,6 @@ const Kernel kernels[4][MOST_ROWS] = {
     {compute<1, 4>, compute<2, 4>, compute<3, 4>, compute<4, 4>, compute<5, 4>, compute<6, 4>},
 };
 
-// Panels of 4 vectors of 16 columns; what is left is one panel, or two of 3 and 2 rather than 4 and 1.
-struct Panels {
-    int64_t vectors, wide, count;
-    explicit Panels(int64_t padded_columns) : vectors(padded_columns / 16) {
-        wide = vectors / 4;
-        if (vectors % 4 == 1 && wide > 0) wide -= 1;
-        const int64_t left = vectors - 4 * wide;
-        count = wide + (left == 0 ? 0 : left == 5 ? 2 : 1);
-    }
-    int64_t first(int64_t panel) const { return panel <= wide ? 4 * panel : 4 * wide + 3; }
-    int64_t size(int64_t panel) const {
-        if (panel < wide) return 4;
-        const int64_t left = vectors - 4 * wide;
-        return left == 5 ? (panel == wide ? 3 : 2) : left;
-    }
-};
-
-// Pointers for `count` neighbouring pixels of one line and one tap, those from `begin` to `end` inside the image.
-INLINE void fill_line(const uint8_t** entry, const uint8_t* origin, int64_t step, const uint8_t* padding, int64_t begin,
-                      int64_t end, int64_t count) {
-    std::fill(entry, entry + begin, padding);
-    for (int64_t i = begin; i < end; ++i) entry[i] = origin + i * step;
-    std::fill(entry + end, entry + count, padding);
-}
-
-void fill_pointers(const Matrix& m, const uint8_t* input, int64_t first, int64_t count, const uint8_t** table) {
-    if (m.spatial == 0) {
-        for (int64_t r = 0; r < count; ++r) table[r] = input + (first + r) * m.pixel_stride;
-        return;
-    }
-    const int64_t pixels = m.output_height * m.output_width, step = m.stride_width * m.pixel_stride;
-    for (int64_t j = 0; j < m.kernel_width; ++j) {
-        const int64_t right = j * m.dilation_width - m.padding_width;
-        const int64_t low = right < 0 ? ceil_div(-right, m.stride_width) : 0;
-        const int64_t high = right < m.width ? ceil_div(m.width - right, m.stride_width) : 0;
-        int64_t image = first / pixels, y = first % pixels / m.output_width, x = first % m.output_width;
-        for (int64_t r = 0; r < count;) {
-            const int64_t run = std::min(m.output_width - x, count - r);
-            const int64_t begin = std::clamp<int64_t>(low - x, 0, run), end = std::clamp(high - x, begin, run);
-            const uint8_t* origin = input + image * m.image_stride + (x * m.stride_width + right) * m.pixel_stride;
-            for (int64_t i = 0; i < m.kernel_height; ++i) {
-                const int64_t line = y * m.stride_height - m.padding_height + i * m.dilation_height;
-                const bool inside = uint64_t(line) < uint64_t(m.height);
-                fill_line(table + (i * m.kernel_width + j) * BLOCK + r, origin + line * m.line_stride, step, m.padding,
-                          inside ? begin : run, inside ? end : run, run);
-            }
-            r += run;
-            x = 0;
-            if (++y == m.output_height) y = 0, ++image;
-        }
-    }
-}
-
-// A copy of the images with their borders, so that a line of the kernel is one run of bytes.
-void add_borders(const Matrix& m, int64_t images) {
-    const int64_t width = m.width + 2 * m.padding_width, height = m.height + 2 * m.padding_height;
-    const int64_t line = width * m.channels, border = m.padding_width * m.channels;
-    const int zero = int(m.padding[0]);
-    parallel(images * height, images * height * line / 2, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
-            const int64_t image = i / height, y = i % height - m.padding_height;
-            uint8_t* to = m.scratch + i * line;
-            if (y < 0 || y >= m.height) {
-                std::memset(to, zero, line);
-                continue;
-            }
-            std::memset(to, zero, border);
-            std::memcpy(to + border, m.input + image * m.image_stride + y * m.line_stride, m.width * m.channels);
-            std::memset(to + line - border, zero, border);
-        }
-    });
-}
-
-// The convolution that is left after add_borders: a kernel of height x 1 on pixels that are `channels` bytes apart.
-// Runs are read in whole quads: `scratch` is that much longer, and the weights there are 0.
-Matrix bordered(const Matrix& m) {
-    Matrix inner = m;
-    inner.input = m.scratch;
-    inner.depth = ceil_div(m.depth, 4) * 4;
-    inner.width = m.width + 2 * m.padding_width;
-    inner.height = m.height + 2 * m.padding_height;
-    inner.pixel_stride = m.channels;
-    inner.line_stride = inner.width * m.channels;
-    inner.image_stride = inner.height * inner.line_stride;
-    inner.padding_height = inner.padding_width = 0;
-    inner.kernel_width = 1;
-    return inner;
-}
-
-struct Block {
-    int64_t first, count;
-    Block(int64_t rows, int64_t block, int64_t blocks)
-        : first(rows * block / blocks), count(rows * (block + 1) / blocks - first) {}
-};
-
 // A walk along the lines of memory of some rows, a few at each step, to bring them into the cache.
 struct Walk {
     const char* row = nullptr;
@@ -366,11 +272,8 @@ void run_matrix(const Matrix& given) {
                                 _mm512_mullo_epi32(zero, _mm512_loadu_si512(m.column_sums + i)));
         }
     }
-    if (m.spatial == 2) {
-        add_borders(m, m.rows / (m.output_height * m.output_width));
-        m = bordered(m);
-    }
-    const bool plain = is_plain(m.epilogue);
+    if (m.spatial == 2) m = on_bordered_images(m);
+    const bool plain = is_plain(m.epilogue), on_tiles = m.rows >= ROWS_OF_TILES && tiles_in_use();
     const int64_t weight_of_group = m.padded_columns * m.taps * ceil_div(m.depth, 4) * 4;
     for (int64_t group = 0; group < m.groups; ++group) {
         Epilogue e = m.epilogue;
@@ -380,7 +283,10 @@ void run_matrix(const Matrix& given) {
         e.offset += group * m.padded_columns;
         e.output = (char*)e.output + column * size_of(e.output_type);
         if (e.residual) e.residual = (const char*)e.residual + column * size_of(e.residual_type);
-        multiply_group(m, m.input + group * m.depth, m.weight + group * weight_of_group, e, plain);
+        const uint8_t* input = m.input + group * m.depth;
+        const int8_t* weight = m.weight + group * weight_of_group;
+        if (on_tiles) multiply_on_tiles(m, input, weight, e);
+        else multiply_group(m, input, weight, e, plain);
     }
 }
 

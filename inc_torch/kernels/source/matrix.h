@@ -1,0 +1,42 @@
+// How a product is cut: panels of columns, blocks of rows, pointers to rows.
+#pragma once
+
+#include "epilogue.h"
+
+namespace inc {
+
+constexpr int64_t BLOCK = 192;  // rows whose pointers are made at once, at most
+
+// Panels of 4 vectors of 16 columns; what is left is one panel, or two of 3 and 2 rather than 4 and 1.
+struct Panels {
+    int64_t vectors, wide, count;
+    explicit Panels(int64_t padded_columns) : vectors(padded_columns / 16) {
+        wide = vectors / 4;
+        if (vectors % 4 == 1 && wide > 0) wide -= 1;
+        const int64_t left = vectors - 4 * wide;
+        count = wide + (left == 0 ? 0 : left == 5 ? 2 : 1);
+    }
+    int64_t first(int64_t panel) const { return panel <= wide ? 4 * panel : 4 * wide + 3; }
+    int64_t size(int64_t panel) const {
+        if (panel < wide) return 4;
+        const int64_t left = vectors - 4 * wide;
+        return left == 5 ? (panel == wide ? 3 : 2) : left;
+    }
+};
+
+struct Block {
+    int64_t first, count;
+    Block(int64_t rows, int64_t block, int64_t blocks)
+        : first(rows * block / blocks), count(rows * (block + 1) / blocks - first) {}
+};
+
+// Where the rows [first, first + count) of the input begin: table[tap * BLOCK + row].
+void fill_pointers(const Matrix& m, const uint8_t* input, int64_t first, int64_t count, const uint8_t** table);
+
+// Copies the images with their borders to `scratch`; returns the convolution of height x 1 that is left.
+Matrix on_bordered_images(const Matrix& m);
+
+// One group of a product on tiles; see tiled_matrix.cpp.
+void multiply_on_tiles(const Matrix& m, const uint8_t* input, const int8_t* weight, const Epilogue& e);
+
+}  // namespace inc

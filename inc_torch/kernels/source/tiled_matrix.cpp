@@ -1,0 +1,246 @@
+// The products of matrix.cpp on tiles: two tiles of rows by two of columns at a time.
+//
+// Weights lie as they do there: 16 quads of a panel are a tile. Sums go through memory, and those of one unit are
+// finished while the next is multiplied.
+
+#include <vector>
+
+#include "matrix.h"
+#include "tiles.h"
+
+namespace inc {
+
+#ifdef INC_TILES
+
+namespace {
+
+constexpr int64_t UNIT_ROWS = 2 * TILE_ROWS;
+constexpr int64_t UNIT_VECTORS = 2;
+
+// A tile's worth of rows: 64 bytes of each of 16.
+struct Strip {
+    const uint8_t* first;
+    int64_t stride;
+};
+
+// The rows of a block as strips, where they lie if 16 of them are evenly apart, and otherwise copied.
+class Strips {
+  public:
+    void fill(const Matrix& m, const uint8_t* const* table, int64_t rows) {
+        by_tap = m.taps == 1 || m.depth % TILE_BYTES == 0;
+        of_tap = ceil_div(m.depth, TILE_BYTES);
+        quads = ceil_div(m.depth, 4);
+        chunks = by_tap ? m.taps * of_tap : ceil_div(m.taps * quads * 4, TILE_BYTES);
+        const int64_t tiles = ceil_div(rows, TILE_ROWS), bytes_of_tile = chunks * TILE_ROWS * TILE_BYTES;
+        if (int64_t(strips.size()) < tiles * chunks) strips.resize(tiles * chunks);
+        if (int64_t(copies.size()) < tiles * bytes_of_tile + 2 * TILE_BYTES)
+            copies.resize(tiles * bytes_of_tile + 2 * TILE_BYTES);
+        uint8_t* room = (uint8_t*)((uintptr_t(copies.data()) + TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES);
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t count = std::min(TILE_ROWS, rows - tile * TILE_ROWS);
+            Strip* to = strips.data() + tile * chunks;
+            if (by_tap) find(m, table + tile * TILE_ROWS, count, to, room + tile * bytes_of_tile);
+            else join(m, table + tile * TILE_ROWS, count, to, room + tile * bytes_of_tile);
+        }
+    }
+
+    const Strip* of_tile(int64_t tile) const { return strips.data() + tile * chunks; }
+
+    int64_t chunks = 0;  // of 64 bytes along the depth
+
+  private:
+    // Each tap for itself.
+    void find(const Matrix& m, const uint8_t* const* table, int64_t count, Strip* to, uint8_t* room) const {
+        for (int64_t tap = 0; tap < m.taps; ++tap, table += BLOCK) {
+            const int64_t stride = table[1] - table[0];
+            bool even = count == TILE_ROWS;
+            for (int64_t r = 2; even && r < TILE_ROWS; ++r) even = table[r] - table[r - 1] == stride;
+            for (int64_t begin = 0; begin < m.depth; begin += TILE_BYTES, ++to, room += TILE_ROWS * TILE_BYTES) {
+                const int64_t width = std::min(TILE_BYTES, m.depth - begin);
+                if (even && width == TILE_BYTES) {
+                    *to = {table[0] + begin, stride};
+                    continue;
+                }
+                for (int64_t r = 0; r < count; ++r)
+                    _mm512_storeu_si512(room + r * TILE_BYTES, _mm512_maskz_loadu_epi8(bytes(width), table[r] + begin));
+                *to = {room, TILE_BYTES};
+            }
+        }
+    }
+
+    // All taps of a row side by side, in whole quads, zero at the end.
+    void join(const Matrix& m, const uint8_t* const* table, int64_t count, Strip* to, uint8_t* room) const {
+        const int64_t stride = chunks * TILE_BYTES;
+        for (int64_t r = 0; r < count; ++r) {
+            uint8_t* row = room + r * stride;
+            _mm512_storeu_si512(row + stride - TILE_BYTES, _mm512_setzero_si512());
+            for (int64_t tap = 0; tap < m.taps; ++tap)
+                for (int64_t begin = 0; begin < m.depth; begin += TILE_BYTES)
+                    _mm512_storeu_si512(row + tap * quads * 4 + begin,
+                                        _mm512_maskz_loadu_epi8(bytes(m.depth - begin), table[tap * BLOCK + r] + begin));
+        }
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) to[chunk] = {room + chunk * TILE_BYTES, stride};
+    }
+
+    std::vector<Strip> strips;
+    std::vector<uint8_t> copies;
+    bool by_tap = true;
+    int64_t of_tap = 0, quads = 0;
+};
+
+// Sums that wait to be finished, a few rows at each step.
+class Pending {
+  public:
+    explicit Pending(const Epilogue& e) : e(e) {}
+
+    // Takes what was computed to `free_sums()`; it has been finished by the end of as many steps.
+    void put(int64_t row, int64_t rows, int64_t vectors, int64_t column, int64_t columns, int64_t steps) {
+        sums = memory[turn], this->row = row, left = rows, this->vectors = vectors;
+        this->column = column, this->columns = columns, each = ceil_div(rows, steps);
+        turn ^= 1;
+    }
+
+    int32_t* free_sums() { return memory[turn]; }
+
+    void advance() {
+        if (left > 0) finish(std::min(each, left));
+    }
+
+    void finish_all() {
+        if (left > 0) finish(left);
+    }
+
+  private:
+    __attribute__((noinline)) void finish(int64_t rows) {
+        finish_tile(sums, rows, vectors, e, row, column, columns);
+        sums += rows * vectors * TILE_ROWS, row += rows, left -= rows;
+    }
+
+    alignas(64) int32_t memory[2][UNIT_ROWS * UNIT_VECTORS * TILE_ROWS];
+    const Epilogue& e;
+    const int32_t* sums = nullptr;
+    int64_t row = 0, left = 0, vectors = 0, column = 0, columns = 0, each = 0, turn = 0;
+};
+
+// Weights that will be read next, some lines of which come into the cache at each step.
+struct Ahead {
+    const int8_t* from;
+    int64_t stride, each;
+
+    __attribute__((always_inline)) void advance() {
+        for (int64_t i = 0; i < each; ++i, from += stride) {
+            _mm_prefetch((const char*)from, _MM_HINT_T1);
+            _mm_prefetch((const char*)from + 64, _MM_HINT_T1);
+        }
+    }
+};
+
+struct Unit {
+    const Strip *upper, *lower;
+    int64_t chunks;
+    const int8_t* weight;
+    int64_t stride;         // of quads, in bytes
+    const int32_t* offset;  // what sums begin with
+};
+
+template <bool LOWER, int VECTORS>
+__attribute__((noinline)) void multiply(const Unit& u, Ahead ahead, Pending& pending) {
+    load_tile<0>(u.offset, 0);
+    if (VECTORS > 1) load_tile<1>(u.offset + 16, 0);
+    if (LOWER) load_tile<2>(u.offset, 0);
+    if (LOWER && VECTORS > 1) load_tile<3>(u.offset + 16, 0);
+    const int8_t* weight = u.weight;
+    for (int64_t chunk = 0; chunk < u.chunks; ++chunk, weight += TILE_ROWS * u.stride) {
+        load_tile<6>(weight, u.stride);
+        load_tile<4>(u.upper[chunk].first, u.upper[chunk].stride);
+        multiply_codes<0, 4, 6>();
+        if (VECTORS > 1) {
+            load_tile<7>(weight + 64, u.stride);
+            multiply_codes<1, 4, 7>();
+        }
+        if (LOWER) {
+            load_tile<5>(u.lower[chunk].first, u.lower[chunk].stride);
+            multiply_codes<2, 5, 6>();
+            if (VECTORS > 1) multiply_codes<3, 5, 7>();
+        }
+        ahead.advance();
+        pending.advance();
+    }
+    pending.finish_all();
+    int32_t* sums = pending.free_sums();
+    constexpr int64_t line = VECTORS * TILE_BYTES, half = VECTORS * TILE_ROWS * TILE_ROWS;
+    store_tile<0>(sums, line);
+    if (VECTORS > 1) store_tile<1>(sums + 16, line);
+    if (LOWER) store_tile<2>(sums + half, line);
+    if (LOWER && VECTORS > 1) store_tile<3>(sums + half + 16, line);
+}
+
+using Kernel = void (*)(const Unit&, Ahead, Pending&);
+
+const Kernel kernels[2][UNIT_VECTORS] = {{multiply<false, 1>, multiply<false, 2>},
+                                         {multiply<true, 1>, multiply<true, 2>}};
+
+// Some columns of a block: the weights stay in the nearest cache while rows pass.
+void multiply_columns(const Strips& strips, const Block& block, const int8_t* weight, int64_t stride, int64_t vectors,
+                      int64_t column, int64_t columns, const int8_t* next, const Epilogue& e, Pending& pending) {
+    const int64_t tiles = ceil_div(block.count, TILE_ROWS), units = ceil_div(block.count, UNIT_ROWS);
+    const int64_t quads = strips.chunks * TILE_ROWS, each = next ? ceil_div(TILE_ROWS, units) : 0;
+    for (int64_t i = 0; i < units; ++i) {
+        const bool lower = 2 * i + 1 < tiles;
+        const Unit unit{strips.of_tile(2 * i), strips.of_tile(2 * i + lower), strips.chunks, weight, stride, e.offset + column};
+        const Ahead ahead{next + quads * i / units * stride, stride, each};
+        kernels[lower][vectors - 1](unit, ahead, pending);
+        const int64_t rows = std::min(UNIT_ROWS, block.count - i * UNIT_ROWS);
+        pending.put(block.first + i * UNIT_ROWS, rows, vectors, column, columns, strips.chunks);
+    }
+}
+
+}  // namespace
+
+void multiply_on_tiles(const Matrix& m, const uint8_t* input, const int8_t* weight, const Epilogue& e) {
+    const Panels panels(m.padded_columns);
+    const int64_t depth = m.taps * ceil_div(m.depth, 4) * 4;
+    const int64_t tiles = ceil_div(m.rows, TILE_ROWS), cost = tiles * TILE_ROWS * m.padded_columns * depth / 1024;
+    int64_t blocks = ceil_div(m.rows, BLOCK);
+    const int64_t threads = cost < SMALL_WORK ? 1 : omp_get_max_threads();
+    if (threads > 1 && blocks * panels.count < 4 * threads)
+        blocks = std::max(blocks, std::min(ceil_div(4 * threads, panels.count), ceil_div(m.rows, UNIT_ROWS)));
+    parallel(blocks * panels.count, cost, [&](int64_t first, int64_t last) {
+        static thread_local std::vector<const uint8_t*> table;
+        static thread_local Strips strips;
+        if (int64_t(table.size()) < m.taps * BLOCK) table.resize(m.taps * BLOCK);
+        const TileRegisters registers;
+        Pending pending(e);
+        int64_t current = -1;
+        Block here(tiles, 0, blocks);
+        for (int64_t task = first; task < last; ++task) {
+            const int64_t block = task / panels.count, panel = task % panels.count;
+            if (block != current) {
+                here = Block(tiles, block, blocks);
+                here.first *= TILE_ROWS;
+                here.count = std::min(here.count * TILE_ROWS, m.rows - here.first);
+                fill_pointers(m, input, here.first, here.count, table.data());
+                strips.fill(m, table.data(), here.count);
+                current = block;
+            }
+            const int64_t begin = panels.first(panel), size = panels.size(panel);
+            const int8_t* columns = weight + 16 * begin * depth;
+            for (int64_t v = 0; v < size; v += UNIT_VECTORS) {
+                const bool more = v + UNIT_VECTORS < size;
+                const int8_t* next = more ? columns + 64 * (v + UNIT_VECTORS)
+                                     : panel + 1 < panels.count ? columns + 16 * size * depth : nullptr;
+                multiply_columns(strips, here, columns + 64 * v, 64 * size, std::min(UNIT_VECTORS, size - v),
+                                 16 * (begin + v), m.columns - 16 * (begin + v), next, e, pending);
+            }
+        }
+        pending.finish_all();
+    });
+}
+
+#else
+
+void multiply_on_tiles(const Matrix&, const uint8_t*, const int8_t*, const Epilogue&) {}
+
+#endif
+
+}  // namespace inc
