@@ -1,12 +1,14 @@
 // softmax(query key' * scale + mask) value, for any number of heads. Products are in bfloat16 with float32 sums.
 //
 // Keys and values of a head are packed once, so that two neighbours along the summed dimension lie in one 32-bit lane.
-// Then six queries at a time go from scores to outputs; one or two are computed from the keys and values in place.
+// Then six queries at a time go from scores to outputs, or sixteen on tiles; one or two are computed from the keys and
+// values in place.
 
 #include <vector>
 
 #include "arguments.h"
 #include "common.h"
+#include "tiles.h"
 
 namespace inc {
 
@@ -15,6 +17,7 @@ namespace {
 constexpr float LOG2E = 1.44269504088896341f;
 constexpr int64_t ROWS = 6;
 constexpr int64_t FEW_QUERIES = 2;
+constexpr int64_t QUERIES_OF_TILES = 8;  // with fewer, tiles are mostly empty
 constexpr int64_t KEYS_AHEAD = 32;  // how far keys and values that are read once are brought into the cache
 
 // 32 values as bfloat16 pairs, zero beyond `count`.
@@ -232,15 +235,47 @@ struct Work {
     uint16_t* weights;
 };
 
+INLINE void pack_query(const Attention& a, const Sizes& sizes, int64_t origin, uint32_t* packed) {
+    for (int64_t pair = 0; pair < sizes.size_pairs; pair += 16)
+        _mm512_store_si512(packed + pair, pairs(a.query, origin + 2 * pair, a.query_type, a.size - 2 * pair));
+}
+
+// The weights of one query in bfloat16; returns their sum.
+INLINE float weigh_in_bfloat16(const Attention& a, const Sizes& sizes, const Work& work, int64_t batch, int64_t head,
+                               int64_t query, int64_t row, int64_t padded) {
+    const int64_t mask_index = batch * a.mask_strides[0] + head * a.mask_strides[1] + query * a.mask_strides[2];
+    uint16_t* weights = work.weights + row * sizes.keys;
+    return weigh(a, work.scores + row * sizes.keys, visible_keys(a, query), padded, mask_index,
+                 [&](int64_t key, __m512 weight) {
+#ifdef __AVX512BF16__
+                     _mm256_store_si256((__m256i*)(weights + key), (__m256i)_mm512_cvtneps_pbh(weight));
+#else
+                     _mm256_store_si256((__m256i*)(weights + key), narrow_bfloat16(weight));
+#endif
+                 });
+}
+
+// 64 columns of the sum of weighted values, divided by the sum of the weights.
+INLINE void write_output(const Attention& a, int64_t batch, int64_t head, int64_t query, int64_t column, float total,
+                         const __m512 (&sums)[4]) {
+    const int64_t origin = batch * a.output_strides[0] + head * a.output_strides[1] + query * a.output_strides[2];
+    const __m512 inverse = _mm512_set1_ps(total == 0 ? 0.0f : 1.0f / total);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+        const __mmask16 mask = lanes(a.value_size - column - 16 * v);
+        if (mask) write(a, origin + column + 16 * v, _mm512_mul_ps(sums[v], inverse), mask);
+    }
+}
+
+INLINE int64_t query_origin(const Attention& a, int64_t batch, int64_t head, int64_t query) {
+    return batch * a.query_strides[0] + head * a.query_strides[1] + query * a.query_strides[2];
+}
+
 template <int COUNT>
 __attribute__((noinline)) void attend(const Attention& a, const Sizes& sizes, const Work& work, int64_t batch,
                                       int64_t head, int64_t query) {
-    for (int r = 0; r < COUNT; ++r) {
-        const int64_t origin = batch * a.query_strides[0] + head * a.query_strides[1] + (query + r) * a.query_strides[2];
-        for (int64_t pair = 0; pair < sizes.size_pairs; pair += 16)
-            _mm512_store_si512(work.queries + r * sizes.size_pairs + pair,
-                               pairs(a.query, origin + 2 * pair, a.query_type, a.size - 2 * pair));
-    }
+    for (int r = 0; r < COUNT; ++r)
+        pack_query(a, sizes, query_origin(a, batch, head, query + r), work.queries + r * sizes.size_pairs);
     const int64_t padded = ceil_div(visible_keys(a, query + COUNT - 1), 64) * 64;
     for (int64_t key = 0; key < padded; key += 64) {
         __m512 sums[COUNT][4];
@@ -251,64 +286,98 @@ __attribute__((noinline)) void attend(const Attention& a, const Sizes& sizes, co
             for (int v = 0; v < 4; ++v) _mm512_store_ps(work.scores + r * sizes.keys + key + 16 * v, sums[r][v]);
     }
     float totals[COUNT];
-    for (int r = 0; r < COUNT; ++r) {
-        const int64_t mask_index =
-            batch * a.mask_strides[0] + head * a.mask_strides[1] + (query + r) * a.mask_strides[2];
-        uint16_t* weights = work.weights + r * sizes.keys;
-        totals[r] = weigh(a, work.scores + r * sizes.keys, visible_keys(a, query + r), padded, mask_index,
-                          [&](int64_t key, __m512 weight) {
-#ifdef __AVX512BF16__
-                              _mm256_store_si256((__m256i*)(weights + key), (__m256i)_mm512_cvtneps_pbh(weight));
-#else
-                              _mm256_store_si256((__m256i*)(weights + key), narrow_bfloat16(weight));
-#endif
-                          });
-    }
+    for (int r = 0; r < COUNT; ++r)
+        totals[r] = weigh_in_bfloat16(a, sizes, work, batch, head, query + r, r, padded);
     for (int64_t column = 0; column < a.value_size; column += 64) {
         __m512 sums[COUNT][4];
         multiply_tile<COUNT>((const uint32_t*)work.weights, sizes.keys / 2, work.values + column, sizes.value_columns,
                              padded / 2, sums);
 #pragma GCC unroll 6
-        for (int r = 0; r < COUNT; ++r) {
-            const int64_t origin =
-                batch * a.output_strides[0] + head * a.output_strides[1] + (query + r) * a.output_strides[2];
-            const __m512 inverse = _mm512_set1_ps(totals[r] == 0 ? 0.0f : 1.0f / totals[r]);
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) {
-                const __mmask16 mask = lanes(a.value_size - column - 16 * v);
-                if (mask) write(a, origin + column + 16 * v, _mm512_mul_ps(sums[r][v], inverse), mask);
-            }
+        for (int r = 0; r < COUNT; ++r) write_output(a, batch, head, query + r, column, totals[r], sums[r]);
+    }
+}
+
+#ifdef INC_TILES
+
+// result[row][0..64) = sum over pairs of left[row][pair] * right[pair][0..64), for 16 rows; strides in lanes of 32 bits.
+INLINE void multiply_on_tiles(const void* left, int64_t left_stride, const uint32_t* right, int64_t right_stride,
+                              int64_t count, float* result, int64_t result_stride) {
+    zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
+    for (int64_t i = 0; i < count; i += TILE_ROWS, right += TILE_ROWS * right_stride) {
+        load_tile<4>((const uint32_t*)left + i, 4 * left_stride);
+        load_tile<5>(right, 4 * right_stride);
+        multiply_bfloat16<0, 4, 5>();
+        load_tile<6>(right + 16, 4 * right_stride);
+        multiply_bfloat16<1, 4, 6>();
+        load_tile<7>(right + 32, 4 * right_stride);
+        multiply_bfloat16<2, 4, 7>();
+        load_tile<5>(right + 48, 4 * right_stride);
+        multiply_bfloat16<3, 4, 5>();
+    }
+    store_tile<0>(result, 4 * result_stride);
+    store_tile<1>(result + 16, 4 * result_stride);
+    store_tile<2>(result + 32, 4 * result_stride);
+    store_tile<3>(result + 48, 4 * result_stride);
+}
+
+__attribute__((noinline)) void attend_on_tiles(const Attention& a, const Sizes& sizes, const Work& work, int64_t batch,
+                                               int64_t head, int64_t query, int64_t count) {
+    for (int64_t r = 0; r < count; ++r)
+        pack_query(a, sizes, query_origin(a, batch, head, query + r), work.queries + r * sizes.size_pairs);
+    const int64_t padded = ceil_div(visible_keys(a, query + count - 1), 64) * 64;
+    for (int64_t key = 0; key < padded; key += 64)
+        multiply_on_tiles(work.queries, sizes.size_pairs, work.keys + key, sizes.keys, sizes.size_pairs,
+                          work.scores + key, sizes.keys);
+    float totals[TILE_ROWS];
+    for (int64_t r = 0; r < count; ++r)
+        totals[r] = weigh_in_bfloat16(a, sizes, work, batch, head, query + r, r, padded);
+    alignas(64) float memory[TILE_ROWS][64];
+    for (int64_t column = 0; column < a.value_size; column += 64) {
+        multiply_on_tiles(work.weights, sizes.keys / 2, work.values + column, sizes.value_columns, padded / 2,
+                          memory[0], 64);
+        for (int64_t r = 0; r < count; ++r) {
+            const __m512 sums[4] = {_mm512_load_ps(memory[r]), _mm512_load_ps(memory[r] + 16),
+                                    _mm512_load_ps(memory[r] + 32), _mm512_load_ps(memory[r] + 48)};
+            write_output(a, batch, head, query + r, column, totals[r], sums);
         }
     }
 }
 
-// All queries of [first, last) of all heads that share the keys of one key head.
-void attend_packed(const Attention& a, int64_t batch, int64_t key_head, int64_t first, int64_t last) {
+#endif
+
+void attend_some_queries(const Attention& a, const Sizes& sizes, const Work& work, int64_t batch, int64_t head,
+                         int64_t query, int64_t count) {
+    switch (count) {
+        case 1: return attend<1>(a, sizes, work, batch, head, query);
+        case 2: return attend<2>(a, sizes, work, batch, head, query);
+        case 3: return attend<3>(a, sizes, work, batch, head, query);
+        case 4: return attend<4>(a, sizes, work, batch, head, query);
+        case 5: return attend<5>(a, sizes, work, batch, head, query);
+        default: return attend<6>(a, sizes, work, batch, head, query);
+    }
+}
+
+// All queries of [first, last) of all heads that share the keys of one key head; `rows` of them at a time.
+template <typename Attend>
+void attend_packed(const Attention& a, int64_t batch, int64_t key_head, int64_t first, int64_t last, int64_t rows,
+                   const Attend& attend_rows) {
     const Sizes sizes(a);
     const int64_t key_room = sizes.keys * sizes.size_pairs, value_room = sizes.keys / 2 * sizes.value_columns;
-    memory.reserve(4 * (key_room + value_room + ROWS * sizes.size_pairs) + ROWS * sizes.keys * 6 + 1024);
+    memory.reserve(4 * (key_room + value_room + rows * sizes.size_pairs) + rows * sizes.keys * 6 + 1024);
     Work work;
     work.keys = memory.take<uint32_t>(key_room);
     work.values = memory.take<uint32_t>(value_room);
-    work.queries = memory.take<uint32_t>(ROWS * sizes.size_pairs);
-    work.scores = memory.take<float>(ROWS * sizes.keys);
-    work.weights = memory.take<uint16_t>(ROWS * sizes.keys);
+    work.queries = memory.take<uint32_t>(rows * sizes.size_pairs);
+    work.scores = memory.take<float>(rows * sizes.keys);
+    work.weights = memory.take<uint16_t>(rows * sizes.keys);
     pack_keys(a, sizes, batch * a.key_strides[0] + key_head * a.key_strides[1], work.keys);
     pack_values(a, sizes, batch * a.value_strides[0] + key_head * a.value_strides[1], work.values);
     const int64_t group = a.heads / a.key_heads;
-    const int64_t tiles = ceil_div(last - first, ROWS);
+    const int64_t tiles = ceil_div(last - first, rows);
     for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head)
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t begin = first + (last - first) * tile / tiles;
-            const int64_t end = first + (last - first) * (tile + 1) / tiles;
-            switch (end - begin) {
-                case 1: attend<1>(a, sizes, work, batch, head, begin); break;
-                case 2: attend<2>(a, sizes, work, batch, head, begin); break;
-                case 3: attend<3>(a, sizes, work, batch, head, begin); break;
-                case 4: attend<4>(a, sizes, work, batch, head, begin); break;
-                case 5: attend<5>(a, sizes, work, batch, head, begin); break;
-                default: attend<6>(a, sizes, work, batch, head, begin); break;
-            }
+            attend_rows(a, sizes, work, batch, head, begin, first + (last - first) * (tile + 1) / tiles - begin);
         }
 }
 
@@ -464,13 +533,24 @@ void run_attention(const Attention& a) {
     }
     const int64_t heads = a.batch * a.key_heads;
     const int64_t pieces = std::min(ceil_div(omp_get_max_threads(), heads), ceil_div(a.queries, ROWS));
-    parallel(heads * pieces, cost, [&](int64_t first, int64_t last) {
+    const auto attend_all = [&](int64_t first, int64_t last, int64_t rows, const auto& attend_rows) {
         for (int64_t i = first; i < last; ++i) {
             const int64_t head = i / pieces, piece = i % pieces;
             attend_packed(a, head / a.key_heads, head % a.key_heads, a.queries * piece / pieces,
-                          a.queries * (piece + 1) / pieces);
+                          a.queries * (piece + 1) / pieces, rows, attend_rows);
         }
-    });
+    };
+#ifdef INC_TILES
+    if (a.queries >= QUERIES_OF_TILES && tiles_in_use()) {
+        parallel(heads * pieces, cost / 2, [&](int64_t first, int64_t last) {
+            const TileRegisters registers;
+            attend_all(first, last, TILE_ROWS, attend_on_tiles);
+        });
+        return;
+    }
+#endif
+    parallel(heads * pieces, cost,
+             [&](int64_t first, int64_t last) { attend_all(first, last, ROWS, attend_some_queries); });
 }
 
 }  // namespace inc
