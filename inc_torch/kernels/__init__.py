@@ -1,10 +1,10 @@
-"""Compiled kernels for int8 inference on x86-64 CPUs with AVX512-VNNI.
+"""Compiled kernels for int8 inference on x86-64 CPUs with AVX512-VNNI, and with AMX where there is that.
 
 They are plain C++ with a C interface, compiled at first use by the machine's compiler, and know nothing of torch. A
 *step* is one kernel with its operands; a `Program` runs many steps by one call. Codes are uint8 with the meaning of a
 `Grid`, weights are int8 with one scale for each output channel, images are in channels-last memory.
 
-Where they cannot be used, `available` is False and `reason` says why; ``INC_TORCH_KERNELS=0`` switches them off.
+Where they cannot be used, `available` is False and `reason` says why; ``INC_TORCH_KERNELS=0`` switches them off, ``INC_TORCH_KERNELS=avx512`` their use of AMX.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from inc_torch.kernels._build import KernelsUnavailableError
 from inc_torch.kernels._checks import OperandError
 from inc_torch.kernels._conv import conv2d
 from inc_torch.kernels._elementwise import activation, add, affine, gated, requantize, scale_channels
-from inc_torch.kernels._library import available, reason, require
+from inc_torch.kernels._library import available, reason, require, uses_tiles
 from inc_torch.kernels._linear import linear
 from inc_torch.kernels._normalization import layer_norm
 from inc_torch.kernels._packing import PackedWeight, pack_conv, pack_linear
@@ -55,4 +55,5 @@ __all__ = [
     "require",
     "rotate",
     "scale_channels",
+    "uses_tiles",
 ]

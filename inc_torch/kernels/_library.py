@@ -9,11 +9,23 @@ import os
 from inc_torch.kernels._arguments import STRUCTURES
 from inc_torch.kernels._build import SWITCH, KernelsUnavailableError, build, missing_features
 
-__all__ = ["available", "library", "reason", "require"]
+__all__ = ["available", "library", "reason", "require", "use_tiles", "uses_tiles"]
+
+OFF, ON, NO_TILES = "0", "1", "avx512"
+"""What the switch may say."""
+
+
+def _switch() -> str:
+    return os.environ.get(SWITCH, "").strip() or ON
 
 
 def _switched_off() -> str | None:
-    return f"they are switched off by {SWITCH}=0" if os.environ.get(SWITCH, "").strip() == "0" else None
+    chosen = _switch()
+    if chosen in (ON, NO_TILES):
+        return None
+    if chosen == OFF:
+        return f"they are switched off by {SWITCH}=0"
+    return f"{SWITCH} is {chosen!r}, expected {OFF}, {ON} or {NO_TILES}"
 
 
 @functools.cache
@@ -32,11 +44,13 @@ def _loaded() -> ctypes.CDLL | str:
     loaded.inc_run.restype = None
     loaded.inc_use_tiles.argtypes = (ctypes.c_int64,)
     loaded.inc_use_tiles.restype = ctypes.c_int64
+    loaded.inc_uses_tiles.restype = ctypes.c_int64
     loaded.inc_size_of_arguments.argtypes = (ctypes.c_int64,)
     loaded.inc_size_of_arguments.restype = ctypes.c_int64
     for operation, structure in STRUCTURES.items():
         if loaded.inc_size_of_arguments(operation) != ctypes.sizeof(structure):
             return f"the arguments of {operation.name} have another size in C++ than in Python"
+    loaded.inc_use_tiles(_switch() != NO_TILES)
     return loaded
 
 
@@ -83,3 +97,23 @@ def library() -> ctypes.CDLL:
     if isinstance(loaded, str):
         raise KernelsUnavailableError(loaded)
     return loaded
+
+
+def use_tiles(wanted: bool) -> bool:
+    """Let products run on tiles of AMX from now on, in the whole process, or not; return whether they do.
+
+    Raises:
+        KernelsUnavailableError: There is no library.
+    """
+    return bool(library().inc_use_tiles(wanted))
+
+
+def uses_tiles() -> bool:
+    """Whether products run on tiles of AMX, which Intel's server processors have since 2023.
+
+    Example:
+        >>> from inc_torch import kernels
+        >>> kernels.available() or not kernels.uses_tiles()
+        True
+    """
+    return available() and bool(library().inc_uses_tiles())

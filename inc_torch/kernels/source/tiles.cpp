@@ -30,7 +30,9 @@ bool tiles_in_use() {
 
 }  // namespace inc
 
+extern "C" int64_t inc_uses_tiles() { return inc::tiles_in_use(); }
+
 extern "C" int64_t inc_use_tiles(int64_t wish) {
     inc::wanted = wish != 0;
-    return inc::tiles_in_use();
+    return inc_uses_tiles();
 }

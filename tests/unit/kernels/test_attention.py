@@ -12,7 +12,7 @@ from inc_torch import kernels
 from inc_torch.kernels import Grid, OperandError
 from tests.unit.kernels.needed import assert_rounded, needs_processor, run
 
-pytestmark = needs_processor
+pytestmark = [needs_processor, pytest.mark.usefixtures("instructions")]
 
 # batch, heads, key heads, queries, keys, size, size of values
 SHAPES = [

@@ -10,7 +10,7 @@ from inc_torch import kernels
 from inc_torch.kernels import Activation, Grid, OperandError
 from tests.unit.kernels.needed import CHANNELS_LAST, assert_rounded, codes, grid, needs_processor, run, weights
 
-pytestmark = needs_processor
+pytestmark = [needs_processor, pytest.mark.usefixtures("instructions")]
 
 # batch, channels, height, width, output channels, kernel, stride, padding, dilation, groups
 SHAPES = [

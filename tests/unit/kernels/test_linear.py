@@ -13,7 +13,7 @@ from inc_torch import kernels
 from inc_torch.kernels import Activation, Grid, OperandError, Program
 from tests.unit.kernels.needed import ACTIVATIONS, assert_rounded, codes, grid, needs_processor, run, weights
 
-pytestmark = needs_processor
+pytestmark = [needs_processor, pytest.mark.usefixtures("instructions")]
 
 
 def exact_sums(source, weight, zero_point):
