@@ -4,7 +4,8 @@ They are plain C++ with a C interface, compiled at first use by the machine's co
 *step* is one kernel with its operands; a `Program` runs many steps by one call. Codes are uint8 with the meaning of a
 `Grid`, weights are int8 with one scale for each output channel, images are in channels-last memory.
 
-Where they cannot be used, `available` is False and `reason` says why; ``INC_TORCH_KERNELS=0`` switches them off, ``INC_TORCH_KERNELS=avx512`` their use of AMX.
+Where they cannot be used, `available` is False and `reason` says why; ``INC_TORCH_KERNELS=0`` switches them
+off, ``INC_TORCH_KERNELS=avx512`` their use of AMX.
 """
 
 from __future__ import annotations

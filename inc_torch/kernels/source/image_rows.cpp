@@ -16,7 +16,8 @@ INLINE void fill_line(const uint8_t** entry, const uint8_t* origin, int64_t step
 
 }  // namespace
 
-void fill_pointers(const Matrix& m, const uint8_t* input, int64_t first, int64_t count, const uint8_t** table) {
+void fill_pointers(const Matrix& m, const uint8_t* input, const Block& block, const uint8_t** table) {
+    const auto [first, count] = block;
     if (m.spatial == 0) {
         for (int64_t r = 0; r < count; ++r) table[r] = input + (first + r) * m.pixel_stride;
         return;

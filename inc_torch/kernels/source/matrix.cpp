@@ -3,19 +3,16 @@
 // Weights are cut into panels of 16, 32, 48 or 64 columns; in a panel lies [depth / 4][columns][4]. A tile is as many
 // rows of one panel as leave 24 sums in registers; its rows are found through pointers, one for each tap of the kernel.
 
-#include "matrix.h"
+#include "blocks.h"
 #include "tiles.h"
 
 namespace inc {
 
 namespace {
 
-constexpr int MOST_ROWS = 12;       // of a tile
-constexpr int64_t ROWS_OF_TILES = 8;     // with fewer, tiles are mostly empty
-constexpr int64_t BLOCK_BYTES = 200000;  // of a block's inputs, residuals and outputs: two blocks fit into L2
-constexpr int64_t FAR = 1 << 21;    // of all blocks: with more they do not stay in a near cache
-constexpr int64_t ROWS_OF_MEMORY = 64;   // with fewer, weights come slower than they are multiplied
-constexpr int64_t NEAR = 6;         // lines ahead, where weights are read once
+constexpr int MOST_ROWS = 12;         // of a tile
+constexpr int64_t ROWS_OF_TILES = 8;  // with fewer, tiles are mostly empty
+constexpr int64_t NEAR = 6;           // lines ahead, where weights are read once
 
 constexpr int rows_of_tile(int64_t vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
 
@@ -145,118 +142,51 @@ const Kernel kernels[4][MOST_ROWS] = {
     {compute<1, 4>, compute<2, 4>, compute<3, 4>, compute<4, 4>, compute<5, 4>, compute<6, 4>},
 };
 
-// A walk along the lines of memory of some rows, a few at each step, to bring them into the cache.
-struct Walk {
-    const char* row = nullptr;
-    int64_t stride = 0, width = 0, byte = 0, rows = 0, each = 0;  // from row to row and of a row, in bytes; lines a step
+// Multiplies panels of one block after the other.
+class OnVectors {
+  public:
+    static constexpr int64_t ROWS_APART = 1;    // where blocks may begin
+    static constexpr int64_t LEAST_ROWS = 24;   // of a block that is cut for a thread
+    static constexpr int64_t FAR_ROWS = 24;     // of a block whose memory is far, at least
+    static constexpr int64_t PRODUCTS = 256;    // in the time of one unit of `SMALL_WORK`
 
-    Walk() = default;
-    Walk(const void* memory, int32_t type, int64_t elements, int64_t columns, const Block& block, int64_t steps)
-        : row((const char*)memory + block.first * elements * size_of(type)),
-          stride(elements * size_of(type)),
-          width(columns * size_of(type)),
-          rows(block.count),
-          each(ceil_div(rows * ceil_div(width, 64), steps)) {}
+    OnVectors(const Matrix& m, const int8_t* weight, const Epilogue& e)
+        : m(m), e(e), weight(weight), panels(m.padded_columns), plain(is_plain(e)) {}
 
-    template <int WRITE>
-    __attribute__((always_inline)) void advance() {
-        for (int64_t i = 0; i < each && rows; ++i) {
-            __builtin_prefetch(row + byte, WRITE, 2);
-            byte += 64;
-            if (byte >= width) byte = 0, row += stride, --rows;
+    int64_t steps_of_panel() const { return ceil_div(here.count, rows_of_tile(4)); }
+
+    void begin(const Block& block, const uint8_t* const* rows) { here = block, table = rows; }
+
+    void multiply(int64_t panel, bool last, Ahead& ahead) {
+        const int64_t quads = m.depth / 4, depth = m.taps * ceil_div(m.depth, 4) * 4;
+        const int64_t vector = panels.first(panel), vectors = panels.size(panel);
+        const int8_t* columns = weight + 16 * vector * depth;
+        const int64_t bytes_of_panel = 16 * vectors * depth, step = 64 * m.taps * quads;
+        const int64_t tiles = ceil_div(here.count, rows_of_tile(vectors));
+        Tile tile{nullptr, columns,      nullptr,                 m.taps, quads, m.depth % 4,
+                  0,       16 * vector, m.columns - 16 * vector, plain};
+        for (int64_t i = 0; i < tiles; ++i) {
+            const int64_t start = here.count * i / tiles, end = here.count * (i + 1) / tiles;
+            tile.rows = table + start;
+            tile.row = here.first + start;
+            const bool useful = !last && i * step < bytes_of_panel;
+            tile.ahead = columns + (useful ? bytes_of_panel + i * step : 0);
+            ahead.advance();
+            kernels[vectors - 1][end - start - 1](tile, e);
         }
     }
+
+    void end() {}
+
+  private:
+    const Matrix& m;
+    const Epilogue& e;
+    const int8_t* weight;
+    const Panels panels;
+    const bool plain;
+    Block here{0, 0};
+    const uint8_t* const* table = nullptr;
 };
-
-// What the next block reads and writes besides weights: it comes into the cache while this block is computed, in the
-// order of memory. Of the taps only the last one is walked along: where it is now, the others will be.
-struct Ahead {
-    Walk output, residual;
-    const uint8_t* const* rows = nullptr;
-    const uint8_t* const* end = nullptr;
-    int64_t depth = 0, byte = 0, each = 0;
-
-    Ahead() = default;
-    Ahead(const Matrix& m, const Epilogue& e, const Block& next, const uint8_t* const* table, int64_t steps)
-        : output(e.output, e.output_type, e.output_stride, m.columns, next, steps),
-          rows(table + (m.taps - 1) * BLOCK),
-          end(rows + next.count),
-          depth(m.depth),
-          each(ceil_div(next.count * ceil_div(m.depth, 64), steps)) {
-        if (e.residual) residual = Walk(e.residual, e.residual_type, e.residual_stride, m.columns, next, steps);
-    }
-
-    __attribute__((always_inline)) void advance() {
-        output.advance<1>();
-        residual.advance<0>();
-        for (int64_t i = 0; i < each && rows < end; ++i) {
-            __builtin_prefetch(*rows + byte, 0, 2);
-            byte += 64;
-            if (byte >= depth) byte = 0, ++rows;
-        }
-    }
-};
-
-int64_t bytes_besides_weights(const Matrix& m, const Epilogue& e) {
-    return m.depth + m.columns * (size_of(e.output_type) + (e.residual ? size_of(e.residual_type) : 0));
-}
-
-
-void multiply_group(const Matrix& m, const uint8_t* input, const int8_t* weight, const Epilogue& e, bool plain) {
-    const Panels panels(m.padded_columns);
-    const int64_t quads = m.depth / 4, rest = m.depth % 4;
-    const int64_t depth = m.taps * ceil_div(m.depth, 4) * 4;
-    const int64_t cost = std::max(m.rows, ROWS_OF_MEMORY) * m.padded_columns * depth / 256;
-    const int64_t bytes_of_row = bytes_besides_weights(m, e);
-    const bool far = m.rows * bytes_of_row > FAR;
-    int64_t blocks = ceil_div(m.rows, far ? std::clamp(BLOCK_BYTES / bytes_of_row / 24 * 24, BLOCK / 8, BLOCK) : BLOCK);
-    const int64_t threads = cost < SMALL_WORK ? 1 : omp_get_max_threads();
-    if (threads > 1 && blocks * panels.count < 4 * threads)
-        blocks = std::max(blocks, std::min(ceil_div(4 * threads, panels.count), ceil_div(m.rows, 24)));
-    parallel(blocks * panels.count, cost, [&](int64_t first, int64_t last) {
-        static thread_local const uint8_t** tables = nullptr;
-        static thread_local int64_t room = 0;
-        if (room < 2 * m.taps * BLOCK) {
-            delete[] tables;
-            room = 2 * m.taps * BLOCK;
-            tables = new const uint8_t*[room];
-        }
-        const uint8_t **table = tables, **next_table = tables + m.taps * BLOCK;
-        int64_t current = -1;
-        Block here(m.rows, 0, blocks);
-        Ahead ahead;
-        for (int64_t task = first; task < last; ++task) {
-            const int64_t block = task / panels.count, panel = task % panels.count;
-            if (block != current) {
-                here = Block(m.rows, block, blocks);
-                if (current < 0) fill_pointers(m, input, here.first, here.count, table);
-                else std::swap(table, next_table);
-                current = block;
-                ahead = Ahead();
-                if ((block + 1) * panels.count < last) {
-                    const Block next(m.rows, block + 1, blocks);
-                    fill_pointers(m, input, next.first, next.count, next_table);
-                    if (far) ahead = Ahead(m, e, next, next_table, panels.count * ceil_div(here.count, rows_of_tile(4)));
-                }
-            }
-            const int64_t vector = panels.first(panel), vectors = panels.size(panel);
-            const int8_t* columns = weight + 16 * vector * depth;
-            const int64_t bytes_of_panel = 16 * vectors * depth;
-            const int64_t tiles = ceil_div(here.count, rows_of_tile(vectors));
-            Tile tile{nullptr, columns, nullptr, m.taps, quads, rest, 0, 16 * vector, m.columns - 16 * vector, plain};
-            const int64_t step = 64 * m.taps * quads;
-            for (int64_t i = 0; i < tiles; ++i) {
-                const int64_t start = here.count * i / tiles, end = here.count * (i + 1) / tiles;
-                tile.rows = table + start;
-                tile.row = here.first + start;
-                const bool useful = task + 1 < last && panel + 1 < panels.count && i * step < bytes_of_panel;
-                tile.ahead = columns + (useful ? bytes_of_panel + i * step : 0);
-                ahead.advance();
-                kernels[vectors - 1][end - start - 1](tile, e);
-            }
-        }
-    });
-}
 
 }  // namespace
 
@@ -273,7 +203,7 @@ void run_matrix(const Matrix& given) {
         }
     }
     if (m.spatial == 2) m = on_bordered_images(m);
-    const bool plain = is_plain(m.epilogue), on_tiles = m.rows >= ROWS_OF_TILES && tiles_in_use();
+    const bool on_tiles = m.rows >= ROWS_OF_TILES && tiles_in_use();
     const int64_t weight_of_group = m.padded_columns * m.taps * ceil_div(m.depth, 4) * 4;
     for (int64_t group = 0; group < m.groups; ++group) {
         Epilogue e = m.epilogue;
@@ -286,7 +216,7 @@ void run_matrix(const Matrix& given) {
         const uint8_t* input = m.input + group * m.depth;
         const int8_t* weight = m.weight + group * weight_of_group;
         if (on_tiles) multiply_on_tiles(m, input, weight, e);
-        else multiply_group(m, input, weight, e, plain);
+        else multiply_blocks<OnVectors>(m, input, weight, e);
     }
 }
 

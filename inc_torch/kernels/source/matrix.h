@@ -26,12 +26,10 @@ struct Panels {
 
 struct Block {
     int64_t first, count;
-    Block(int64_t rows, int64_t block, int64_t blocks)
-        : first(rows * block / blocks), count(rows * (block + 1) / blocks - first) {}
 };
 
-// Where the rows [first, first + count) of the input begin: table[tap * BLOCK + row].
-void fill_pointers(const Matrix& m, const uint8_t* input, int64_t first, int64_t count, const uint8_t** table);
+// Where the rows of a block begin: table[tap * BLOCK + row].
+void fill_pointers(const Matrix& m, const uint8_t* input, const Block& block, const uint8_t** table);
 
 // Copies the images with their borders to `scratch`; returns the convolution of height x 1 that is left.
 Matrix on_bordered_images(const Matrix& m);

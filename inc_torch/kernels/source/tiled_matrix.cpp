@@ -3,9 +3,7 @@
 // Weights lie as they do there: 16 quads of a panel are a tile. Sums go through memory, and those of one unit are
 // finished while the next is multiplied.
 
-#include <vector>
-
-#include "matrix.h"
+#include "blocks.h"
 #include "tiles.h"
 
 namespace inc {
@@ -22,6 +20,16 @@ struct Strip {
     const uint8_t* first;
     int64_t stride;
 };
+
+// Copies bytes, and zeros up to the end of half a line or a line; narrow stores cross fewer lines.
+INLINE void copy_padded(uint8_t* to, const uint8_t* from, int64_t count) {
+    if (count <= TILE_BYTES / 2) {
+        _mm256_storeu_si256((__m256i*)to, _mm256_maskz_loadu_epi8(__mmask32(bytes(count)), from));
+        return;
+    }
+    for (int64_t i = 0; i < count; i += TILE_BYTES)
+        _mm512_storeu_si512(to + i, _mm512_maskz_loadu_epi8(bytes(count - i), from + i));
+}
 
 // The rows of a block as strips, where they lie if 16 of them are evenly apart, and otherwise copied.
 class Strips {
@@ -74,10 +82,7 @@ class Strips {
         for (int64_t r = 0; r < count; ++r) {
             uint8_t* row = room + r * stride;
             _mm512_storeu_si512(row + stride - TILE_BYTES, _mm512_setzero_si512());
-            for (int64_t tap = 0; tap < m.taps; ++tap)
-                for (int64_t begin = 0; begin < m.depth; begin += TILE_BYTES)
-                    _mm512_storeu_si512(row + tap * quads * 4 + begin,
-                                        _mm512_maskz_loadu_epi8(bytes(m.depth - begin), table[tap * BLOCK + r] + begin));
+            for (int64_t tap = 0; tap < m.taps; ++tap) copy_padded(row + tap * quads * 4, table[tap * BLOCK + r], m.depth);
         }
         for (int64_t chunk = 0; chunk < chunks; ++chunk) to[chunk] = {room + chunk * TILE_BYTES, stride};
     }
@@ -123,7 +128,7 @@ class Pending {
 };
 
 // Weights that will be read next, some lines of which come into the cache at each step.
-struct Ahead {
+struct NextWeights {
     const int8_t* from;
     int64_t stride, each;
 
@@ -144,7 +149,7 @@ struct Unit {
 };
 
 template <bool LOWER, int VECTORS>
-__attribute__((noinline)) void multiply(const Unit& u, Ahead ahead, Pending& pending) {
+__attribute__((noinline)) void multiply(const Unit& u, NextWeights next, Pending& pending) {
     load_tile<0>(u.offset, 0);
     if (VECTORS > 1) load_tile<1>(u.offset + 16, 0);
     if (LOWER) load_tile<2>(u.offset, 0);
@@ -163,7 +168,7 @@ __attribute__((noinline)) void multiply(const Unit& u, Ahead ahead, Pending& pen
             multiply_codes<2, 5, 6>();
             if (VECTORS > 1) multiply_codes<3, 5, 7>();
         }
-        ahead.advance();
+        next.advance();
         pending.advance();
     }
     pending.finish_all();
@@ -175,66 +180,76 @@ __attribute__((noinline)) void multiply(const Unit& u, Ahead ahead, Pending& pen
     if (LOWER && VECTORS > 1) store_tile<3>(sums + half + 16, line);
 }
 
-using Kernel = void (*)(const Unit&, Ahead, Pending&);
+using Kernel = void (*)(const Unit&, NextWeights, Pending&);
 
 const Kernel kernels[2][UNIT_VECTORS] = {{multiply<false, 1>, multiply<false, 2>},
                                          {multiply<true, 1>, multiply<true, 2>}};
 
-// Some columns of a block: the weights stay in the nearest cache while rows pass.
-void multiply_columns(const Strips& strips, const Block& block, const int8_t* weight, int64_t stride, int64_t vectors,
-                      int64_t column, int64_t columns, const int8_t* next, const Epilogue& e, Pending& pending) {
-    const int64_t tiles = ceil_div(block.count, TILE_ROWS), units = ceil_div(block.count, UNIT_ROWS);
-    const int64_t quads = strips.chunks * TILE_ROWS, each = next ? ceil_div(TILE_ROWS, units) : 0;
-    for (int64_t i = 0; i < units; ++i) {
-        const bool lower = 2 * i + 1 < tiles;
-        const Unit unit{strips.of_tile(2 * i), strips.of_tile(2 * i + lower), strips.chunks, weight, stride, e.offset + column};
-        const Ahead ahead{next + quads * i / units * stride, stride, each};
-        kernels[lower][vectors - 1](unit, ahead, pending);
-        const int64_t rows = std::min(UNIT_ROWS, block.count - i * UNIT_ROWS);
-        pending.put(block.first + i * UNIT_ROWS, rows, vectors, column, columns, strips.chunks);
+// Multiplies panels of one block after the other.
+class OnTiles {
+  public:
+    static constexpr int64_t ROWS_APART = TILE_ROWS;
+    static constexpr int64_t LEAST_ROWS = UNIT_ROWS;
+    static constexpr int64_t FAR_ROWS = BLOCK;  // with fewer, weights come slower than they are multiplied
+    static constexpr int64_t PRODUCTS = 768;
+
+    OnTiles(const Matrix& m, const int8_t* weight, const Epilogue& e)
+        : m(m), e(e), weight(weight), panels(m.padded_columns), pending(e) {}
+
+    int64_t steps_of_panel() const { return ceil_div(here.count, UNIT_ROWS) * 2; }
+
+    void begin(const Block& block, const uint8_t* const* rows) {
+        here = block;
+        strips.fill(m, rows, block.count);
     }
-}
+
+    void multiply(int64_t panel, bool last, Ahead& ahead) {
+        const int64_t depth = m.taps * ceil_div(m.depth, 4) * 4;
+        const int64_t vector = panels.first(panel), vectors = panels.size(panel);
+        const int8_t* columns = weight + 16 * vector * depth;
+        for (int64_t v = 0; v < vectors; v += UNIT_VECTORS) {
+            const bool more = v + UNIT_VECTORS < vectors;
+            const int8_t* next = more ? columns + 64 * (v + UNIT_VECTORS) : last ? nullptr : columns + 16 * vectors * depth;
+            multiply_columns(columns + 64 * v, 64 * vectors, std::min(UNIT_VECTORS, vectors - v), 16 * (vector + v), next,
+                             ahead);
+        }
+    }
+
+    void end() { pending.finish_all(); }
+
+  private:
+    // The weights stay in the nearest cache while rows pass.
+    void multiply_columns(const int8_t* columns, int64_t stride, int64_t vectors, int64_t column, const int8_t* next,
+                          Ahead& ahead) {
+        const int64_t tiles = ceil_div(here.count, TILE_ROWS), units = ceil_div(here.count, UNIT_ROWS);
+        const int64_t quads = strips.chunks * TILE_ROWS, each = next ? ceil_div(TILE_ROWS, units) : 0;
+        for (int64_t i = 0; i < units; ++i) {
+            const bool lower = 2 * i + 1 < tiles;
+            const Unit unit{strips.of_tile(2 * i), strips.of_tile(2 * i + lower), strips.chunks, columns, stride,
+                            e.offset + column};
+            kernels[lower][vectors - 1](unit, {next + quads * i / units * stride, stride, each}, pending);
+            const int64_t rows = std::min(UNIT_ROWS, here.count - i * UNIT_ROWS);
+            pending.put(here.first + i * UNIT_ROWS, rows, vectors, column, m.columns - column, strips.chunks);
+            ahead.advance();
+        }
+    }
+
+    static thread_local Strips strips;
+    const Matrix& m;
+    const Epilogue& e;
+    const int8_t* weight;
+    const Panels panels;
+    const TileRegisters registers;
+    Pending pending;
+    Block here{0, 0};
+};
+
+thread_local Strips OnTiles::strips;
 
 }  // namespace
 
 void multiply_on_tiles(const Matrix& m, const uint8_t* input, const int8_t* weight, const Epilogue& e) {
-    const Panels panels(m.padded_columns);
-    const int64_t depth = m.taps * ceil_div(m.depth, 4) * 4;
-    const int64_t tiles = ceil_div(m.rows, TILE_ROWS), cost = tiles * TILE_ROWS * m.padded_columns * depth / 1024;
-    int64_t blocks = ceil_div(m.rows, BLOCK);
-    const int64_t threads = cost < SMALL_WORK ? 1 : omp_get_max_threads();
-    if (threads > 1 && blocks * panels.count < 4 * threads)
-        blocks = std::max(blocks, std::min(ceil_div(4 * threads, panels.count), ceil_div(m.rows, UNIT_ROWS)));
-    parallel(blocks * panels.count, cost, [&](int64_t first, int64_t last) {
-        static thread_local std::vector<const uint8_t*> table;
-        static thread_local Strips strips;
-        if (int64_t(table.size()) < m.taps * BLOCK) table.resize(m.taps * BLOCK);
-        const TileRegisters registers;
-        Pending pending(e);
-        int64_t current = -1;
-        Block here(tiles, 0, blocks);
-        for (int64_t task = first; task < last; ++task) {
-            const int64_t block = task / panels.count, panel = task % panels.count;
-            if (block != current) {
-                here = Block(tiles, block, blocks);
-                here.first *= TILE_ROWS;
-                here.count = std::min(here.count * TILE_ROWS, m.rows - here.first);
-                fill_pointers(m, input, here.first, here.count, table.data());
-                strips.fill(m, table.data(), here.count);
-                current = block;
-            }
-            const int64_t begin = panels.first(panel), size = panels.size(panel);
-            const int8_t* columns = weight + 16 * begin * depth;
-            for (int64_t v = 0; v < size; v += UNIT_VECTORS) {
-                const bool more = v + UNIT_VECTORS < size;
-                const int8_t* next = more ? columns + 64 * (v + UNIT_VECTORS)
-                                     : panel + 1 < panels.count ? columns + 16 * size * depth : nullptr;
-                multiply_columns(strips, here, columns + 64 * v, 64 * size, std::min(UNIT_VECTORS, size - v),
-                                 16 * (begin + v), m.columns - 16 * (begin + v), next, e, pending);
-            }
-        }
-        pending.finish_all();
-    });
+    multiply_blocks<OnTiles>(m, input, weight, e);
 }
 
 #else
