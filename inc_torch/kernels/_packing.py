@@ -15,8 +15,6 @@ LANES = 16
 """32-bit sums in a vector."""
 QUAD = 4
 """Products that one instruction adds into a sum."""
-WIDEST = 4
-"""Vectors of columns in a panel."""
 FEW_CHANNELS = 16
 """Below it a line of the kernel is read as one run of bytes."""
 WIDE = 64
@@ -24,7 +22,7 @@ WIDE = 64
 MOST_TAPS = 128
 """Of a depthwise kernel."""
 TILE_QUADS = 16
-"""Of a tile; tiles are read whole, so as much follows the last panel."""
+"""Of a tile; tiles are read whole, so as much follows the last pair."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,24 +70,15 @@ class PackedWeight:
         return result.flatten()
 
 
-def _panels(vectors: int) -> list[int]:
-    """Widths of the panels in vectors: as many of four as there are; not four and one, but three and two."""
-    wide, left = divmod(vectors, WIDEST)
-    if left == 1 and wide:
-        return [WIDEST] * (wide - 1) + [3, 2]
-    return [WIDEST] * wide + [left] * (left > 0)
-
-
 def _pack_group(taps: torch.Tensor) -> torch.Tensor:
-    """Pack [rows, taps, depth] into panels of [taps, depth / 4, columns, 4]."""
+    """Pack [rows, taps, depth] into pairs of vectors, and a last one alone: [taps, depth / 4, columns, 4]."""
     rows, count, depth = taps.shape
     quads = -(-depth // QUAD)
     vectors = -(-rows // LANES)
     padded = taps.new_zeros(vectors * LANES, count, quads * QUAD)
     padded[:rows, :, :depth] = taps
-    split = padded.view(vectors * LANES, count, quads, QUAD)
-    panels = torch.split(split, [width * LANES for width in _panels(vectors)])
-    return torch.cat([panel.permute(1, 2, 0, 3).reshape(-1) for panel in panels])
+    pairs = padded.view(vectors * LANES, count, quads, QUAD).split(2 * LANES)
+    return torch.cat([pair.permute(1, 2, 0, 3).reshape(-1) for pair in pairs])
 
 
 def _sums(codes: torch.Tensor) -> torch.Tensor:
@@ -100,8 +89,8 @@ def _bytes(packed: torch.Tensor) -> torch.Tensor:
     return packed.contiguous().view(torch.uint8)
 
 
-def _panel_bytes(packed: torch.Tensor) -> torch.Tensor:
-    return torch.cat([_bytes(packed), packed.new_zeros(TILE_QUADS * WIDEST * LANES * QUAD).view(torch.uint8)])
+def _pair_bytes(pairs: torch.Tensor) -> torch.Tensor:
+    return _bytes(torch.cat([pairs, pairs.new_zeros(TILE_QUADS * 2 * LANES * QUAD)]))
 
 
 def pack_linear(codes: torch.Tensor) -> PackedWeight:
@@ -116,7 +105,7 @@ def pack_linear(codes: torch.Tensor) -> PackedWeight:
     operand(codes, "pack_linear", "codes", (torch.int8,))
     check(codes.dim() == 2, "pack_linear", "codes", f"of shape {tuple(codes.shape)}", "[output, input]")  # noqa: PLR2004
     codes = codes.detach()
-    return PackedWeight(_panel_bytes(_pack_group(codes.unsqueeze(1))), _sums(codes), *codes.shape)
+    return PackedWeight(_pair_bytes(_pack_group(codes.unsqueeze(1))), _sums(codes), *codes.shape)
 
 
 def pack_conv(codes: torch.Tensor, groups: int) -> PackedWeight:
@@ -139,7 +128,7 @@ def pack_conv(codes: torch.Tensor, groups: int) -> PackedWeight:
         return _pack_depthwise(codes)
     if groups == 1 and depth < FEW_CHANNELS and width > 1:
         lines = codes.permute(0, 2, 3, 1).reshape(rows, height, width * depth)
-        data = _panel_bytes(_pack_group(lines))
+        data = _pair_bytes(_pack_group(lines))
         return PackedWeight(data, _sums(codes), rows, width * height * depth, "lines", 1, (height, width), codes)
     return pack_taps(codes, groups)
 
@@ -149,7 +138,7 @@ def pack_taps(codes: torch.Tensor, groups: int) -> PackedWeight:
     rows, depth, height, width = codes.shape
     taps = codes.permute(0, 2, 3, 1).reshape(rows, height * width, depth)
     data = torch.cat([_pack_group(group) for group in taps.chunk(groups)])
-    return PackedWeight(_panel_bytes(data), _sums(codes), rows, depth * height * width, "dense", groups, (height, width))
+    return PackedWeight(_pair_bytes(data), _sums(codes), rows, depth * height * width, "dense", groups, (height, width))
 
 
 def _pack_depthwise(codes: torch.Tensor) -> PackedWeight:

@@ -1,7 +1,6 @@
 // Products of uint8 rows and int8 columns: linear layers, and convolutions as products of gathered rows.
 //
-// Weights are cut into panels of 16, 32, 48 or 64 columns; in a panel lies [depth / 4][columns][4]. A tile is as many
-// rows of one panel as leave 24 sums in registers; its rows are found through pointers, one for each tap of the kernel.
+// Weights are cut into panels of 16, 32, 48 or 64 columns, see matrix.h. A tile is as many rows of one panel as leave 24 sums in registers; its rows are found through pointers, one for each tap of the kernel.
 
 #include "blocks.h"
 #include "tiles.h"
@@ -12,13 +11,14 @@ namespace {
 
 constexpr int MOST_ROWS = 12;         // of a tile
 constexpr int64_t ROWS_OF_TILES = 8;  // with fewer, tiles are mostly empty
-constexpr int64_t NEAR = 6;           // lines ahead, where weights are read once
+constexpr int64_t NEAR = 12;          // quads ahead, where weights are read once
 
 constexpr int rows_of_tile(int64_t vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
 
 struct Tile {
     const uint8_t* const* rows;  // [tap][BLOCK]
-    const int8_t* weight;
+    const int8_t* weight;        // of the first two vectors
+    const int8_t* second;        // of the others
     const int8_t* ahead;         // what to bring into the cache
     int64_t taps, quads, rest;   // each tap: quads * 4 + rest bytes
     int64_t row, column, columns;
@@ -36,11 +36,30 @@ INLINE uint32_t last_bytes(const uint8_t* row, int64_t depth, int64_t rest) {
     return value;
 }
 
+// Where the columns of one quad lie: in a pair, and in another one or a vector alone.
+template <int VECTORS>
+struct Columns {
+    static constexpr int64_t FIRST = 64 * (VECTORS > 1 ? 2 : 1), SECOND = 64 * (VECTORS - 2);  // bytes of a quad
+    const int8_t *first, *second;
+
+    __attribute__((always_inline)) const int8_t* vector(int v) const { return v < 2 ? first + 64 * v : second + 64 * (v - 2); }
+
+    __attribute__((always_inline)) void advance() {
+        first += FIRST;
+        if (VECTORS > 2) second += SECOND;
+    }
+
+    __attribute__((always_inline)) void prefetch(int64_t quads) const {
+        for (int v = 0; v < VECTORS; ++v)
+            _mm_prefetch((const char*)vector(v) + quads * (v < 2 ? FIRST : SECOND), _MM_HINT_T0);
+    }
+};
+
 template <int ROWS, int VECTORS>
-INLINE void multiply(__m512i (&sums)[ROWS][VECTORS], const __m512i (&quads)[ROWS], const int8_t* weight) {
+INLINE void multiply(__m512i (&sums)[ROWS][VECTORS], const __m512i (&quads)[ROWS], const Columns<VECTORS>& columns) {
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
-        const __m512i column = _mm512_load_si512(weight + 64 * v);
+        const __m512i column = _mm512_load_si512(columns.vector(v));
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; ++r) sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], quads[r], column);
     }
@@ -74,7 +93,7 @@ __attribute__((noinline)) void compute(const Tile& tile, const Epilogue& e) {
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; ++r) sums[r][v] = offset;
     }
-    const int8_t* weight = tile.weight;
+    Columns<VECTORS> columns{tile.weight, tile.second};
     const int8_t* ahead = tile.ahead;
     for (int64_t tap = 0; tap < tile.taps; ++tap) {
         const uint8_t* rows[ROWS];
@@ -83,11 +102,9 @@ __attribute__((noinline)) void compute(const Tile& tile, const Epilogue& e) {
         for (int64_t quad = 0; quad < tile.quads; ++quad) {
             __m512i column[VECTORS];
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) column[v] = _mm512_load_si512(weight + 64 * v);
+            for (int v = 0; v < VECTORS; ++v) column[v] = _mm512_load_si512(columns.vector(v));
             if (ROWS <= 2) {
-#pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; ++v)
-                    _mm_prefetch((const char*)weight + 64 * (NEAR * 8 + v), _MM_HINT_T0);
+                columns.prefetch(NEAR);
             } else {
                 _mm_prefetch((const char*)ahead, _MM_HINT_T1);
                 ahead += 64;
@@ -100,7 +117,7 @@ __attribute__((noinline)) void compute(const Tile& tile, const Epilogue& e) {
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v) sums[r][v] = _mm512_dpbusd_epi32(sums[r][v], row, column[v]);
             }
-            weight += 64 * VECTORS;
+            columns.advance();
         }
         if (tile.rest) {
             const int64_t depth = tile.quads * 4 + tile.rest;
@@ -108,8 +125,8 @@ __attribute__((noinline)) void compute(const Tile& tile, const Epilogue& e) {
 #pragma GCC unroll 12
             for (int r = 0; r < ROWS; ++r)
                 quads[r] = _mm512_set1_epi32(int32_t(last_bytes(rows[r], depth, tile.rest)));
-            multiply(sums, quads, weight);
-            weight += 64 * VECTORS;
+            multiply(sums, quads, columns);
+            columns.advance();
         }
     }
     if (tile.plain) {
@@ -163,8 +180,8 @@ class OnVectors {
         const int8_t* columns = weight + 16 * vector * depth;
         const int64_t bytes_of_panel = 16 * vectors * depth, step = 64 * m.taps * quads;
         const int64_t tiles = ceil_div(here.count, rows_of_tile(vectors));
-        Tile tile{nullptr, columns,      nullptr,                 m.taps, quads, m.depth % 4,
-                  0,       16 * vector, m.columns - 16 * vector, plain};
+        Tile tile{nullptr, columns, columns + 32 * depth, nullptr, m.taps, quads, m.depth % 4, 0, 16 * vector,
+                  m.columns - 16 * vector, plain};
         for (int64_t i = 0; i < tiles; ++i) {
             const int64_t start = here.count * i / tiles, end = here.count * (i + 1) / tiles;
             tile.rows = table + start;

@@ -7,7 +7,8 @@ namespace inc {
 
 constexpr int64_t BLOCK = 192;  // rows whose pointers are made at once, at most
 
-// Panels of 4 vectors of 16 columns; what is left is one panel, or two of 3 and 2 rather than 4 and 1.
+// Vectors of 16 columns lie in memory in pairs, [depth / 4][32][4], the last one perhaps alone. Panels are 4 of them;
+// what is left is one panel, or two of 2 and 3 rather than 4 and 1.
 struct Panels {
     int64_t vectors, wide, count;
     explicit Panels(int64_t padded_columns) : vectors(padded_columns / 16) {
@@ -16,11 +17,11 @@ struct Panels {
         const int64_t left = vectors - 4 * wide;
         count = wide + (left == 0 ? 0 : left == 5 ? 2 : 1);
     }
-    int64_t first(int64_t panel) const { return panel <= wide ? 4 * panel : 4 * wide + 3; }
+    int64_t first(int64_t panel) const { return panel <= wide ? 4 * panel : 4 * wide + 2; }
     int64_t size(int64_t panel) const {
         if (panel < wide) return 4;
         const int64_t left = vectors - 4 * wide;
-        return left == 5 ? (panel == wide ? 3 : 2) : left;
+        return left == 5 ? (panel == wide ? 2 : 3) : left;
     }
 };
 

@@ -1,6 +1,6 @@
 // The products of matrix.cpp on tiles: two tiles of rows by two of columns at a time.
 //
-// Weights lie as they do there: 16 quads of a panel are a tile. Sums go through memory, and those of one unit are
+// Weights lie as they do there: 16 quads of a vector are a tile. Sums go through memory, and those of one unit are
 // finished while the next is multiplied.
 
 #include "blocks.h"
@@ -127,40 +127,29 @@ class Pending {
     int64_t row = 0, left = 0, vectors = 0, column = 0, columns = 0, each = 0, turn = 0;
 };
 
-// Weights that will be read next, some lines of which come into the cache at each step.
-struct NextWeights {
-    const int8_t* from;
-    int64_t stride, each;
-
-    __attribute__((always_inline)) void advance() {
-        for (int64_t i = 0; i < each; ++i, from += stride) {
-            _mm_prefetch((const char*)from, _MM_HINT_T1);
-            _mm_prefetch((const char*)from + 64, _MM_HINT_T1);
-        }
-    }
-};
-
 struct Unit {
     const Strip *upper, *lower;
     int64_t chunks;
     const int8_t* weight;
-    int64_t stride;         // of quads, in bytes
     const int32_t* offset;  // what sums begin with
+    const int8_t* ahead;    // what comes into the cache,
+    int64_t each;           // and how many lines of it with each chunk
 };
 
 template <bool LOWER, int VECTORS>
-__attribute__((noinline)) void multiply(const Unit& u, NextWeights next, Pending& pending) {
+__attribute__((noinline)) void multiply(const Unit& u, Pending& pending) {
+    constexpr int64_t stride = 64 * VECTORS;  // of quads, in bytes
     load_tile<0>(u.offset, 0);
     if (VECTORS > 1) load_tile<1>(u.offset + 16, 0);
     if (LOWER) load_tile<2>(u.offset, 0);
     if (LOWER && VECTORS > 1) load_tile<3>(u.offset + 16, 0);
-    const int8_t* weight = u.weight;
-    for (int64_t chunk = 0; chunk < u.chunks; ++chunk, weight += TILE_ROWS * u.stride) {
-        load_tile<6>(weight, u.stride);
+    const int8_t *weight = u.weight, *ahead = u.ahead;
+    for (int64_t chunk = 0; chunk < u.chunks; ++chunk, weight += TILE_ROWS * stride) {
+        load_tile<6>(weight, stride);
         load_tile<4>(u.upper[chunk].first, u.upper[chunk].stride);
         multiply_codes<0, 4, 6>();
         if (VECTORS > 1) {
-            load_tile<7>(weight + 64, u.stride);
+            load_tile<7>(weight + 64, stride);
             multiply_codes<1, 4, 7>();
         }
         if (LOWER) {
@@ -168,7 +157,7 @@ __attribute__((noinline)) void multiply(const Unit& u, NextWeights next, Pending
             multiply_codes<2, 5, 6>();
             if (VECTORS > 1) multiply_codes<3, 5, 7>();
         }
-        next.advance();
+        for (int64_t i = 0; i < u.each; ++i, ahead += 64) _mm_prefetch((const char*)ahead, _MM_HINT_T1);
         pending.advance();
     }
     pending.finish_all();
@@ -180,7 +169,7 @@ __attribute__((noinline)) void multiply(const Unit& u, NextWeights next, Pending
     if (LOWER && VECTORS > 1) store_tile<3>(sums + half + 16, line);
 }
 
-using Kernel = void (*)(const Unit&, NextWeights, Pending&);
+using Kernel = void (*)(const Unit&, Pending&);
 
 const Kernel kernels[2][UNIT_VECTORS] = {{multiply<false, 1>, multiply<false, 2>},
                                          {multiply<true, 1>, multiply<true, 2>}};
@@ -205,29 +194,26 @@ class OnTiles {
 
     void multiply(int64_t panel, bool last, Ahead& ahead) {
         const int64_t depth = m.taps * ceil_div(m.depth, 4) * 4;
-        const int64_t vector = panels.first(panel), vectors = panels.size(panel);
-        const int8_t* columns = weight + 16 * vector * depth;
-        for (int64_t v = 0; v < vectors; v += UNIT_VECTORS) {
-            const bool more = v + UNIT_VECTORS < vectors;
-            const int8_t* next = more ? columns + 64 * (v + UNIT_VECTORS) : last ? nullptr : columns + 16 * vectors * depth;
-            multiply_columns(columns + 64 * v, 64 * vectors, std::min(UNIT_VECTORS, vectors - v), 16 * (vector + v), next,
-                             ahead);
+        const int64_t begin = panels.first(panel), end = begin + panels.size(panel);
+        for (int64_t vector = begin; vector < end; vector += UNIT_VECTORS) {
+            const int64_t vectors = std::min(UNIT_VECTORS, end - vector);
+            const bool useful = !last || vector + vectors < end;
+            multiply_columns(weight + 16 * vector * depth, vectors, 16 * vector, useful ? 16 * vectors * depth : 0, ahead);
         }
     }
 
     void end() { pending.finish_all(); }
 
   private:
-    // The weights stay in the nearest cache while rows pass.
-    void multiply_columns(const int8_t* columns, int64_t stride, int64_t vectors, int64_t column, const int8_t* next,
-                          Ahead& ahead) {
+    // The weights stay in the nearest cache while rows pass; those `next` bytes further on come into the cache.
+    void multiply_columns(const int8_t* columns, int64_t vectors, int64_t column, int64_t next, Ahead& ahead) {
         const int64_t tiles = ceil_div(here.count, TILE_ROWS), units = ceil_div(here.count, UNIT_ROWS);
-        const int64_t quads = strips.chunks * TILE_ROWS, each = next ? ceil_div(TILE_ROWS, units) : 0;
+        const int64_t each = next ? ceil_div(TILE_ROWS * vectors, units) : 0;
         for (int64_t i = 0; i < units; ++i) {
             const bool lower = 2 * i + 1 < tiles;
-            const Unit unit{strips.of_tile(2 * i), strips.of_tile(2 * i + lower), strips.chunks, columns, stride,
-                            e.offset + column};
-            kernels[lower][vectors - 1](unit, {next + quads * i / units * stride, stride, each}, pending);
+            const Unit unit{strips.of_tile(2 * i), strips.of_tile(2 * i + lower), strips.chunks, columns,
+                            e.offset + column, columns + next + i * each * strips.chunks * 64, each};
+            kernels[lower][vectors - 1](unit, pending);
             const int64_t rows = std::min(UNIT_ROWS, here.count - i * UNIT_ROWS);
             pending.put(here.first + i * UNIT_ROWS, rows, vectors, column, m.columns - column, strips.chunks);
             ahead.advance();
