@@ -10,7 +10,7 @@ namespace inc {
 namespace {
 
 constexpr int MOST_ROWS = 12;         // of a tile
-constexpr int64_t ROWS_OF_TILES = 8;  // with fewer, tiles are mostly empty
+constexpr int64_t ROWS_OF_TILES = 8, DEPTH_OF_TILES = 64;  // with less, tiles are mostly empty
 constexpr int64_t NEAR = 12;          // quads ahead, where weights are read once
 
 constexpr int rows_of_tile(int64_t vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
@@ -220,8 +220,8 @@ void run_matrix(const Matrix& given) {
         }
     }
     if (m.spatial == 2) m = on_bordered_images(m);
-    const bool on_tiles = m.rows >= ROWS_OF_TILES && tiles_in_use();
-    const int64_t weight_of_group = m.padded_columns * m.taps * ceil_div(m.depth, 4) * 4;
+    const int64_t depth = m.taps * ceil_div(m.depth, 4) * 4, weight_of_group = m.padded_columns * depth;
+    const bool on_tiles = m.rows >= ROWS_OF_TILES && depth >= DEPTH_OF_TILES && tiles_in_use();
     for (int64_t group = 0; group < m.groups; ++group) {
         Epilogue e = m.epilogue;
         const int64_t column = group * m.columns;

@@ -21,16 +21,6 @@ struct Strip {
     int64_t stride;
 };
 
-// Copies bytes, and zeros up to the end of half a line or a line; narrow stores cross fewer lines.
-INLINE void copy_padded(uint8_t* to, const uint8_t* from, int64_t count) {
-    if (count <= TILE_BYTES / 2) {
-        _mm256_storeu_si256((__m256i*)to, _mm256_maskz_loadu_epi8(__mmask32(bytes(count)), from));
-        return;
-    }
-    for (int64_t i = 0; i < count; i += TILE_BYTES)
-        _mm512_storeu_si512(to + i, _mm512_maskz_loadu_epi8(bytes(count - i), from + i));
-}
-
 // The rows of a block as strips, where they lie if 16 of them are evenly apart, and otherwise copied.
 class Strips {
   public:
@@ -39,10 +29,9 @@ class Strips {
         of_tap = ceil_div(m.depth, TILE_BYTES);
         quads = ceil_div(m.depth, 4);
         chunks = by_tap ? m.taps * of_tap : ceil_div(m.taps * quads * 4, TILE_BYTES);
-        const int64_t tiles = ceil_div(rows, TILE_ROWS), bytes_of_tile = chunks * TILE_ROWS * TILE_BYTES;
+        const int64_t tiles = ceil_div(rows, TILE_ROWS), bytes_of_tile = (chunks + 1) * TILE_ROWS * TILE_BYTES;
         if (int64_t(strips.size()) < tiles * chunks) strips.resize(tiles * chunks);
-        if (int64_t(copies.size()) < tiles * bytes_of_tile + 2 * TILE_BYTES)
-            copies.resize(tiles * bytes_of_tile + 2 * TILE_BYTES);
+        if (int64_t(copies.size()) < tiles * bytes_of_tile + TILE_BYTES) copies.resize(tiles * bytes_of_tile + TILE_BYTES);
         uint8_t* room = (uint8_t*)((uintptr_t(copies.data()) + TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES);
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t count = std::min(TILE_ROWS, rows - tile * TILE_ROWS);
@@ -60,8 +49,8 @@ class Strips {
     // Each tap for itself.
     void find(const Matrix& m, const uint8_t* const* table, int64_t count, Strip* to, uint8_t* room) const {
         for (int64_t tap = 0; tap < m.taps; ++tap, table += BLOCK) {
-            const int64_t stride = table[1] - table[0];
             bool even = count == TILE_ROWS;
+            const int64_t stride = even ? table[1] - table[0] : 0;
             for (int64_t r = 2; even && r < TILE_ROWS; ++r) even = table[r] - table[r - 1] == stride;
             for (int64_t begin = 0; begin < m.depth; begin += TILE_BYTES, ++to, room += TILE_ROWS * TILE_BYTES) {
                 const int64_t width = std::min(TILE_BYTES, m.depth - begin);
@@ -78,12 +67,21 @@ class Strips {
 
     // All taps of a row side by side, in whole quads, zero at the end.
     void join(const Matrix& m, const uint8_t* const* table, int64_t count, Strip* to, uint8_t* room) const {
-        const int64_t stride = chunks * TILE_BYTES;
-        for (int64_t r = 0; r < count; ++r) {
-            uint8_t* row = room + r * stride;
-            _mm512_storeu_si512(row + stride - TILE_BYTES, _mm512_setzero_si512());
-            for (int64_t tap = 0; tap < m.taps; ++tap) copy_padded(row + tap * quads * 4, table[tap * BLOCK + r], m.depth);
-        }
+        const int64_t stride = (chunks + 1) * TILE_BYTES;  // the last tap is written beyond the last chunk
+        for (int64_t r = 0; r < count; ++r)
+            _mm512_storeu_si512(room + r * stride + (chunks - 1) * TILE_BYTES, _mm512_setzero_si512());
+        for (int64_t tap = 0; tap < m.taps; ++tap, table += BLOCK)
+            for (int64_t begin = 0; begin < m.depth; begin += TILE_BYTES) {
+                uint8_t* column = room + tap * quads * 4 + begin;
+                const __mmask64 mask = bytes(m.depth - begin);
+                if (m.depth - begin > TILE_BYTES / 2)
+                    for (int64_t r = 0; r < count; ++r)
+                        _mm512_storeu_si512(column + r * stride, _mm512_maskz_loadu_epi8(mask, table[r] + begin));
+                else  // narrow stores cross fewer lines
+                    for (int64_t r = 0; r < count; ++r)
+                        _mm256_storeu_si256((__m256i*)(column + r * stride),
+                                            _mm256_maskz_loadu_epi8(__mmask32(mask), table[r] + begin));
+            }
         for (int64_t chunk = 0; chunk < chunks; ++chunk) to[chunk] = {room + chunk * TILE_BYTES, stride};
     }
 
@@ -174,6 +172,8 @@ using Kernel = void (*)(const Unit&, Pending&);
 const Kernel kernels[2][UNIT_VECTORS] = {{multiply<false, 1>, multiply<false, 2>},
                                          {multiply<true, 1>, multiply<true, 2>}};
 
+thread_local Strips strips_of_thread;
+
 // Multiplies panels of one block after the other.
 class OnTiles {
   public:
@@ -220,17 +220,15 @@ class OnTiles {
         }
     }
 
-    static thread_local Strips strips;
     const Matrix& m;
     const Epilogue& e;
     const int8_t* weight;
     const Panels panels;
     const TileRegisters registers;
+    Strips& strips = strips_of_thread;
     Pending pending;
     Block here{0, 0};
 };
-
-thread_local Strips OnTiles::strips;
 
 }  // namespace
 
