@@ -55,6 +55,56 @@ def test_sums_are_the_exact_integers(shape, sliced):
     assert torch.equal(output.double(), exact)
 
 
+# (above, below), (left, right)
+UNEVEN = [
+    ((1, 0), (0, 0)),
+    ((0, 1), (0, 0)),
+    ((0, 0), (1, 0)),
+    ((0, 0), (0, 1)),
+    ((0, 1), (0, 1)),
+    ((2, 1), (1, 2)),
+    ((0, 3), (3, 0)),
+    (1, (0, 2)),
+]
+# channels, output channels, kernel, dilation, groups
+FORMS = {
+    "lines": (3, 20, (3, 3), 1, 1),
+    "lines of one channel": (1, 6, (4, 5), 1, 1),
+    "long lines": (15, 6, (3, 6), 1, 1),
+    "lines, taps apart": (3, 7, (3, 2), (2, 1), 1),
+    "few channels, taps apart": (3, 7, (3, 3), 2, 1),
+    "taps": (20, 33, (3, 3), 1, 1),
+    "taps apart": (16, 9, (3, 2), (1, 2), 1),
+    "points": (20, 24, (1, 1), 1, 1),
+    "groups": (12, 18, (3, 3), 1, 3),
+    "depthwise": (70, 70, (3, 3), 1, 70),
+    "depthwise, few channels": (16, 16, (5, 5), 1, 16),
+    "depthwise, taps apart": (32, 32, (3, 3), 2, 32),
+}
+
+
+@pytest.mark.parametrize("sliced", [False, True], ids=["dense", "slice of channels"])
+@pytest.mark.parametrize("stride", [1, 2, (1, 3)], ids=str)
+@pytest.mark.parametrize("padding", UNEVEN, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_each_side_may_have_a_padding_of_its_own(form, padding, stride, sliced):
+    channels, outputs, kernel, dilation, groups = FORMS[form]
+    torch.manual_seed(0)
+    source = codes(2, channels * (1 + sliced), 10, 13).to(memory_format=CHANNELS_LAST)[:, channels * sliced :]
+    weight = weights(outputs, channels // groups, *kernel)
+    (above, below), (left, right) = ((side, side) if isinstance(side, int) else side for side in padding)
+    padded = F.pad(source.double() - 9, (left, right, above, below))
+    exact = F.conv2d(padded, weight.double(), None, stride, 0, dilation, groups)
+    packed, scale = kernels.pack_conv(weight, groups), torch.full((outputs,), 0.002)
+    geometry = (stride, padding, dilation, groups)
+    output = torch.empty(exact.shape).to(memory_format=CHANNELS_LAST)
+    run(kernels.conv2d(source, packed, Grid(1.0, 9), torch.ones(outputs), None, *geometry, output))
+    assert torch.equal(output.double(), exact)
+    rounded, output_grid = torch.empty_like(output, dtype=torch.uint8), grid(0.5, 100)
+    run(kernels.conv2d(source, packed, Grid(1.0, 9), scale, None, *geometry, rounded, output_grid=output_grid))
+    assert_rounded(rounded, exact * scale[0].double(), output_grid)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("channels", "kernel"), [(3, 7), (8, 3), (20, 1)])
 def test_big_images_are_computed_in_blocks(channels, kernel, stride):
@@ -150,6 +200,8 @@ def test_wrong_operands_are_refused_when_the_step_is_built():
         ({"source": codes(1, 5, 8, 8).to(memory_format=CHANNELS_LAST)}, "expected 4 channels"),
         ({"padding": 0}, r"output is of shape \(1, 6, 8, 8\), expected \(1, 6, 6, 6\)"),
         ({"padding": -1}, "padding is -1, expected one integer of at least 0"),
+        ({"padding": (1, (1, -1))}, r"padding is \(1, -1\), expected one integer of at least 0"),
+        ({"padding": (1, (0, 1))}, r"output is of shape \(1, 6, 8, 8\), expected \(1, 6, 8, 7\)"),
         ({"stride": 0}, "stride is 0"),
         ({"groups": 2}, "groups is 2, expected 1, as the weight was packed"),
         ({"output": torch.empty(1, 6, 8, 8)}, "output is of strides"),

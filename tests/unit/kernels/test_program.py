@@ -111,6 +111,19 @@ def test_the_switch_turns_the_kernels_off(monkeypatch):
         Program([])
 
 
+@needs_processor
+def test_the_switch_leaves_amx_out_and_refuses_other_words(monkeypatch, forgetful):
+    monkeypatch.setenv("INC_TORCH_KERNELS", "avx512")
+    assert kernels.available()
+    assert not kernels.uses_tiles()
+    monkeypatch.setenv("INC_TORCH_KERNELS", "avx51")
+    assert kernels.reason() == "INC_TORCH_KERNELS is 'avx51', expected 0, 1 or avx512"
+    assert not kernels.uses_tiles()
+    monkeypatch.setenv("INC_TORCH_KERNELS", "1")
+    _library._loaded.cache_clear()
+    assert kernels.uses_tiles() is ("amx_int8" in _build._cpu_flags())
+
+
 def test_a_processor_that_lacks_something_is_named(monkeypatch, forgetful):
     monkeypatch.setattr(_build, "_cpu_flags", lambda: frozenset(_build.NEEDED) - {"avx512_vnni"})
     monkeypatch.setattr(sys, "platform", "linux")
