@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+import torch.nn.functional as F
 
 from inc_torch import kernels
 from inc_torch.inference._codes import kernel_grid
@@ -25,20 +26,20 @@ class ConvOnCodes(ProductOnCodes):
 
     Attributes:
         stride: Down, right; the others too.
-        padding: With zeros, on either side.
+        padding: With zeros: above and below, left and right.
         dilation: Of the window.
         groups: Each output reads the inputs of its group.
     """
 
     stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
     def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         codes = inputs[0]
         size = [
-            (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            (length + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1
             for length, kernel, stride, padding, dilation in zip(
                 codes.shape[2:], self.weights.window, self.stride, self.padding, self.dilation, strict=True
             )
@@ -49,16 +50,17 @@ class ConvOnCodes(ProductOnCodes):
 
     def _product(self, codes: torch.Tensor, grid: InputGrid) -> torch.Tensor:
         weights = self.weights
+        codes, padding = self._padded(codes, grid.zero_point)
         product: torch.Tensor = torch.ops.onednn.qconv_pointwise(
             codes,
             grid.scale,
             grid.zero_point,
-            weights.prepacked_conv(grid, self.stride, self.padding, self.dilation, self.groups, codes.shape),
+            weights.prepacked_conv(grid, self.stride, padding, self.dilation, self.groups, codes.shape),
             weights.scale,
             weights.zero_points,
             weights.bias,
             self.stride,
-            self.padding,
+            padding,
             self.dilation,
             self.groups,
             *PLAIN_OUTPUT,
@@ -66,6 +68,13 @@ class ConvOnCodes(ProductOnCodes):
             *NO_POST_OPERATION,
         )
         return product
+
+    def _padded(self, codes: torch.Tensor, zero: int) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Put in by hand the zeros that oneDNN cannot put on one side more than on the other."""
+        (above, below), (left, right) = self.padding
+        if above == below and left == right:
+            return codes, (above, left)
+        return F.pad(codes, (left, right, above, below), value=zero), (0, 0)
 
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
         return kernels.conv2d(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 
 from inc_torch.kernels._arguments import MatrixArguments, Operation
 from inc_torch.kernels._checks import check, even_pixels, operand, pixels, shaped
 from inc_torch.kernels._epilogue import Constants, Finish
 from inc_torch.kernels._linear import product_step
-from inc_torch.kernels._packing import QUAD, PackedWeight, check_packed, pack_taps
+from inc_torch.kernels._packing import QUAD, PackedWeight, check_packed, pack_conv, pack_taps
 from inc_torch.kernels._program import Step
 from inc_torch.kernels._types import Activation, Clamp, Grid
-from inc_torch.kernels._window import Pair, Window, fill_image
+from inc_torch.kernels._window import Padding, Pair, Window, fill_image
 
 __all__ = ["conv2d"]
 
@@ -23,7 +26,7 @@ def conv2d(
     weight_scale: torch.Tensor,
     bias: torch.Tensor | None,
     stride: Pair,
-    padding: Pair,
+    padding: Padding,
     dilation: Pair,
     groups: int,
     output: torch.Tensor,
@@ -43,7 +46,7 @@ def conv2d(
         weight_scale: float32 [o].
         bias: float32 [o].
         stride: One number or (height, width).
-        padding: Zeros on both sides.
+        padding: Zeros around: one number, or (height, width), each of which may be (before, after).
         dilation: Distance of taps.
         groups: As given to `pack_conv`.
         output: float32, bfloat16 or uint8 [n, o, h', w'], channels-last, pixels at even distances.
@@ -71,6 +74,8 @@ def conv2d(
     check(channels == depth * groups, step, "input", f"of shape {tuple(input.shape)}", f"{depth * groups} channels")
     if weight.form == "lines" and weight.codes is not None and (window.dilation[1] != 1 or pixel != channels):
         weight = pack_taps(weight.codes, 1)
+    if weight.form == "lines" and weight.codes is not None and window.padding_after[1] > window.padding[1]:
+        weight, window = _begin_earlier(weight.codes, window)
     shape = fill_image(arguments, input, window, step)
     shape = (shape[0], weight.rows, *shape[2:])
     finish = Finish(output, activation, output_grid, residual, residual_grid, activation_after_residual)
@@ -87,13 +92,23 @@ def conv2d(
     return product_step(step, arguments, weight, constants, operands, others)
 
 
+def _begin_earlier(codes: torch.Tensor, window: Window) -> tuple[PackedWeight, Window]:
+    """The same convolution with as wide a border left as right: taps of zero before the others read what is too much.
+
+    Lines are copied with the same border on either side.
+    """
+    after = window.padding_after[1]
+    longer = pack_conv(F.pad(codes, (after - window.padding[1], 0)), 1)
+    return longer, replace(window, kernel=longer.kernel, padding=(window.padding[0], after))
+
+
 def _choose_form(
     arguments: MatrixArguments, input: torch.Tensor, weight: PackedWeight, window: Window, grid: Grid
 ) -> tuple[torch.Tensor, ...]:
     """Write how taps are found; return the memory that this takes."""
     images, channels, height, width = input.shape
     taps = weight.kernel[0] * weight.kernel[1]
-    border = torch.full((channels + 64,), grid.zero_point, dtype=torch.uint8)
+    border = torch.full((weight.kernel[1] * channels + 64,), grid.zero_point, dtype=torch.uint8)
     arguments.padding = border.data_ptr()
     arguments.rows = images * arguments.output_height * arguments.output_width
     if weight.form == "depthwise":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from inc_torch.kernels._checks import OperandError, check, operand
 
@@ -77,7 +78,7 @@ def _pack_group(taps: torch.Tensor) -> torch.Tensor:
     vectors = -(-rows // LANES)
     padded = taps.new_zeros(vectors * LANES, count, quads * QUAD)
     padded[:rows, :, :depth] = taps
-    pairs = padded.view(vectors * LANES, count, quads, QUAD).split(2 * LANES)
+    pairs = torch.split(padded.view(vectors * LANES, count, quads, QUAD), 2 * LANES)
     return torch.cat([pair.permute(1, 2, 0, 3).reshape(-1) for pair in pairs])
 
 
@@ -142,11 +143,11 @@ def pack_taps(codes: torch.Tensor, groups: int) -> PackedWeight:
 
 
 def _pack_depthwise(codes: torch.Tensor) -> PackedWeight:
-    """Pack into [64 channels][4 taps][vector][128-bit lane][4 channels][tap]: see ``source/depthwise.cpp``."""
+    """Pack into [64 channels][column][4 rows][vector][128-bit lane][4 channels][tap]: see ``source/depthwise.cpp``."""
     rows, _, height, width = codes.shape
-    chunks, quads = -(-rows // WIDE), -(-height * width // QUAD)
-    padded = codes.new_zeros(chunks * WIDE, quads * QUAD)
-    padded[:rows, : height * width] = codes.flatten(1)
+    chunks, quads = -(-rows // WIDE), width * -(-height // QUAD)
+    columns = F.pad(codes[:, 0].transpose(1, 2), (0, -height % QUAD)).flatten(1)
+    padded = F.pad(columns, (0, 0, 0, chunks * WIDE - rows))
     if WIDE % rows == 0:
         padded = padded[:rows].repeat(WIDE // rows, 1)
     packed = padded.view(chunks, 4, 4, 4, quads, QUAD).permute(0, 4, 2, 1, 3, 5)

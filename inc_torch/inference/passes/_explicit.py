@@ -74,10 +74,10 @@ def _product_of(module: object, values: torch.Tensor | None) -> ProductOnCodes |
         return None
     if isinstance(module, Int8Linear | Int8DynamicLinear):
         return LinearOnCodes(Int8Weights([module]))
-    around = module._reversed_padding_repeated_twice
-    padding = around[-2::-2], around[-1::-2]
-    if values.dim() != _IMAGE_RANK or module.padding_mode != "zeros" or padding[0] != padding[1]:
+    if values.dim() != _IMAGE_RANK or module.padding_mode != "zeros":
         return None
-    geometry: Any = (module.stride, tuple(padding[0]), module.dilation)
-    stride, before, dilation = geometry
-    return ConvOnCodes(Int8Weights([module]), stride=stride, padding=before, dilation=dilation, groups=module.groups)
+    left, right, above, below = module._reversed_padding_repeated_twice
+    padding = ((above, below), (left, right))
+    geometry: Any = (module.stride, module.dilation)
+    stride, dilation = geometry
+    return ConvOnCodes(Int8Weights([module]), stride=stride, padding=padding, dilation=dilation, groups=module.groups)

@@ -1,7 +1,9 @@
-// Convolutions that keep channels apart. Four taps of a channel lie in one 32-bit lane: bytes of four pixels are
-// interleaved, so that one instruction multiplies and adds four taps of 16 channels.
+// Convolutions that keep channels apart. Four taps of a channel lie in one 32-bit lane, so that one instruction multiplies
+// and adds four taps of 16 channels. The four are one above the other: a column of taps is interleaved once, and then
+// multiplied for each output that it belongs to.
 
-#include <vector>
+#include <cstdlib>
+#include <memory>
 
 #include "epilogue.h"
 
@@ -9,18 +11,18 @@ namespace inc {
 
 namespace {
 
+constexpr int64_t COLUMN = 256;     // bytes of four rows of 64 channels
+constexpr int64_t NEAR = 1 << 14;   // bytes of columns at a time: they and what they are made of stay in L1
+constexpr int MOST_PIXELS = 4;      // at a time: 16 sums in registers
+
 // Four lines of 64 channels to four vectors of 16 lanes; vector j holds channels 16 L + 4 j of each 128-bit lane L.
-INLINE void interleave(const uint8_t* const* taps, int64_t channel, __mmask64 mask, __m512i (&lines)[4]) {
-    __m512i t[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-        t[i] = mask == ~0ull ? _mm512_loadu_si512(taps[i] + channel) : _mm512_maskz_loadu_epi8(mask, taps[i] + channel);
+INLINE void interleave(const __m512i (&t)[4], uint8_t* to) {
     const __m512i low01 = _mm512_unpacklo_epi8(t[0], t[1]), high01 = _mm512_unpackhi_epi8(t[0], t[1]);
     const __m512i low23 = _mm512_unpacklo_epi8(t[2], t[3]), high23 = _mm512_unpackhi_epi8(t[2], t[3]);
-    lines[0] = _mm512_unpacklo_epi16(low01, low23);
-    lines[1] = _mm512_unpackhi_epi16(low01, low23);
-    lines[2] = _mm512_unpacklo_epi16(high01, high23);
-    lines[3] = _mm512_unpackhi_epi16(high01, high23);
+    _mm512_store_si512(to, _mm512_unpacklo_epi16(low01, low23));
+    _mm512_store_si512(to + 64, _mm512_unpackhi_epi16(low01, low23));
+    _mm512_store_si512(to + 128, _mm512_unpacklo_epi16(high01, high23));
+    _mm512_store_si512(to + 192, _mm512_unpackhi_epi16(high01, high23));
 }
 
 // Back to the order of channels: vector L holds channels 16 L to 16 L + 15.
@@ -62,106 +64,190 @@ INLINE void finish_any(__m512i (&sums)[4], const Epilogue& e, bool plain, int64_
     finish_tile(memory, 1, std::min<int64_t>(4, ceil_div(channels - channel, 16)), e, row, channel, channels - channel);
 }
 
-// Pointers to the taps of each pixel of an output line; what is missing to a multiple of four is padding, of weight
-// zero. Returns through `first` and `last` the pixels all of whose taps are inside the line.
-void find_taps(const Matrix& m, int64_t line, int64_t quads, const uint8_t** table, int64_t& first, int64_t& last) {
-    const int64_t image = line / m.output_height;
-    const int64_t top = line % m.output_height * m.stride_height - m.padding_height;
-    const int64_t reach = (m.kernel_width - 1) * m.dilation_width;
-    first = ceil_div(m.padding_width, m.stride_width);
-    last = m.width + m.padding_width - reach > 0 ? ceil_div(m.width + m.padding_width - reach, m.stride_width) : 0;
-    last = std::min(last, m.output_width);
-    const uint8_t* origin = m.input + image * m.image_stride;
-    for (int64_t tap = 0; tap < 4 * quads; ++tap) {
-        const int64_t y = top + tap / m.kernel_width * m.dilation_height;
-        const int64_t right = tap % m.kernel_width * m.dilation_width - m.padding_width;
-        const bool inside = tap < m.taps && uint64_t(y) < uint64_t(m.height);
-        const uint8_t* from = origin + y * m.line_stride;
-        for (int64_t x = 0; x < m.output_width; ++x) {
-            const int64_t place = x * m.stride_width + right;
-            const bool there = inside & (uint64_t(place) < uint64_t(m.width));
-            table[x * 4 * quads + tap] = there ? from + place * m.pixel_stride : m.padding;
-        }
-    }
-}
-
 INLINE void load_ordered(const void* from, __m512i (&vectors)[4]) {
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) vectors[v] = _mm512_loadu_si512((const char*)from + 64 * v);
     order(vectors);  // its own inverse
 }
 
-// One output line, 64 channels. FAST: folded codes without a residual, packed without reordering the sums.
-// Where a pixel has 16 or 32 channels, `together` pixels that lie side by side are one of 64.
-template <int QUADS, bool FAST>
-INLINE void multiply_line(const Matrix& m, const Epilogue& e, bool plain, const uint8_t* const* table, int64_t line,
-                          int64_t channel, int64_t any_quads, int64_t first, int64_t last, int64_t together) {
-    const int64_t quads = QUADS ? QUADS : any_quads;
+// What is the same for all lines. Where a pixel has 16 or 32 channels, `together` pixels that lie side by side are one
+// of 64, if codes follow from the sums alone (`fast`).
+struct Geometry {
+    int64_t quads;      // of the rows of the kernel
+    int64_t together;
+    int64_t step;       // columns from output to output
+    int64_t reach;      // columns of an output beyond its first one
+    int64_t outputs;    // of a line, `together` pixels each
+    int64_t run;        // outputs whose columns are made at once
+    bool plain, fast;
+
+    explicit Geometry(const Matrix& m) {
+        const Epilogue& e = m.epilogue;
+        plain = is_plain(e);
+        fast = plain && e.output_type == UINT8 && e.residual_type == NOTHING;
+        const bool dense = m.pixel_stride == m.channels && e.output_stride == m.channels && m.stride_width == 1;
+        together = fast && dense && m.channels < 64 && 64 % m.channels == 0 ? 64 / m.channels : 1;
+        quads = ceil_div(m.kernel_height, 4);
+        step = together > 1 ? together : m.stride_width;
+        reach = (m.kernel_width - 1) * m.dilation_width;
+        outputs = ceil_div(m.output_width, together);
+        run = std::clamp<int64_t>((NEAR / (COLUMN * quads) - reach) / step, MOST_PIXELS, outputs + MOST_PIXELS);
+    }
+    int64_t bytes() const { return ((run - 1) * step + reach + 1) * quads * COLUMN; }
+};
+
+// Four rows of taps; those outside of the image, and those that the kernel lacks, are one pixel of padding.
+struct Rows {
+    const uint8_t* line[4];
+    int64_t pitch[4];
+
+    Rows(const Matrix& m, const uint8_t* image, int64_t top, int64_t first) {
+        for (int64_t i = 0; i < 4; ++i) {
+            const int64_t y = top + (first + i) * m.dilation_height;
+            const bool inside = first + i < m.kernel_height && uint64_t(y) < uint64_t(m.height);
+            line[i] = inside ? image + y * m.line_stride : m.padding;
+            pitch[i] = inside ? m.pixel_stride : 0;
+        }
+    }
+};
+
+// 64 bytes of the pixels from `x` on, some of which are outside of the image.
+INLINE __m512i load_edge(const Matrix& m, const uint8_t* line, int64_t pitch, int64_t x, int64_t channel,
+                         int64_t together) {
+    if (together == 1 || pitch == 0) return _mm512_loadu_si512(m.padding + channel);
+    alignas(64) uint8_t joined[64];
+    for (int64_t i = 0; i < together; ++i) {
+        const bool inside = uint64_t(x + i) < uint64_t(m.width);
+        std::memcpy(joined + i * m.channels, inside ? line + (x + i) * pitch : m.padding, m.channels);
+    }
+    return _mm512_load_si512(joined);
+}
+
+// `count` columns from pixel `x` on, `distance` bytes apart. Bytes beyond the channels are read, and not used, where they
+// belong to a pixel of the same line.
+template <int ROWS>
+void fill_columns(const Matrix& m, const Rows& rows, int64_t x, int64_t count, int64_t channel, int64_t together,
+                  uint8_t* to, int64_t distance) {
     const __mmask64 some = bytes(m.channels - channel);
-    const int8_t* weight = m.weight + channel * 4 * quads;
-    __m512i offset[4], scale[4], bias[4];
-    load_ordered(e.offset + channel, offset);
-    load_ordered(e.scale + channel, scale);
-    load_ordered(e.bias + channel, bias);
-    const __m512i low = _mm512_set1_epi8(char(e.code_low)), high = _mm512_set1_epi8(char(e.code_high));
-    uint8_t* output = (uint8_t*)e.output + line * m.output_width * e.output_stride + channel;
-    const int64_t pitch = e.output_stride, width = m.output_width;
-    for (int64_t x = 0; x < width;) {
-        const bool many = FAST && together > 1 && x >= first && x + together <= last;
-        const __mmask64 mask = many ? ~0ull : some;
-        const uint8_t* const* taps = table + x * 4 * quads;
-        __m512i sums[4] = {offset[0], offset[1], offset[2], offset[3]};
-#pragma GCC unroll 7
-        for (int64_t quad = 0; quad < quads; ++quad) {
-            __m512i lines[4];
-            interleave(taps + 4 * quad, channel, mask, lines);
+    const int64_t low = std::clamp<int64_t>(-x, 0, count);
+    const int64_t high = std::clamp<int64_t>(m.width - together + 1 - x, low, count);
+    const int64_t missing = together > 1 ? 0 : std::max<int64_t>(0, channel + 64 - m.channels);
+    const int64_t whole = std::clamp<int64_t>(high - ceil_div(missing, m.pixel_stride), low, high);
+    auto fill = [&](int64_t begin, int64_t end, auto load) {
+        for (int64_t i = begin; i < end; ++i) {
+            __m512i t[4] = {};
 #pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v)
-                sums[v] = _mm512_dpbusd_epi32(sums[v], lines[v], _mm512_load_si512(weight + 256 * quad + 64 * v));
+            for (int r = 0; r < ROWS; ++r) t[r] = load(rows.line[r] + (x + i) * rows.pitch[r] + channel, r, x + i);
+            interleave(t, to + i * distance);
         }
-        if (FAST) {
+    };
+    auto edge = [&](const uint8_t*, int r, int64_t place) {
+        return load_edge(m, rows.line[r], rows.pitch[r], place, channel, together);
+    };
+    fill(0, low, edge);
+    fill(low, whole, [&](const uint8_t* from, int, int64_t) { return _mm512_loadu_si512(from); });
+    fill(whole, high, [&](const uint8_t* from, int, int64_t) { return _mm512_maskz_loadu_epi8(some, from); });
+    fill(high, count, edge);
+}
+
+// Constants of 64 channels in the order of the sums.
+struct Channels {
+    __m512i offset[4], scale[4], bias[4], low, high;
+    Channels(const Epilogue& e, int64_t channel)
+        : low(_mm512_set1_epi8(char(e.code_low))), high(_mm512_set1_epi8(char(e.code_high))) {
+        load_ordered(e.offset + channel, offset);
+        load_ordered(e.scale + channel, scale);
+        load_ordered(e.bias + channel, bias);
+    }
+    __attribute__((always_inline)) __m512i codes(__m512i (&sums)[4]) const {
 #pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v)
-                sums[v] = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[v]), _mm512_castsi512_ps(scale[v]),
-                                                             _mm512_castsi512_ps(bias[v])));
-            __m512i codes = _mm512_packus_epi16(_mm512_packs_epi32(sums[0], sums[1]), _mm512_packs_epi32(sums[2], sums[3]));
-            codes = _mm512_min_epu8(_mm512_max_epu8(codes, low), high);
-            if (mask == ~0ull) _mm512_storeu_si512(output + x * pitch, codes);
-            else _mm512_mask_storeu_epi8(output + x * pitch, mask, codes);
+        for (int v = 0; v < 4; ++v)
+            sums[v] = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[v]), _mm512_castsi512_ps(scale[v]),
+                                                         _mm512_castsi512_ps(bias[v])));
+        const __m512i packed =
+            _mm512_packus_epi16(_mm512_packs_epi32(sums[0], sums[1]), _mm512_packs_epi32(sums[2], sums[3]));
+        return _mm512_min_epu8(_mm512_max_epu8(packed, low), high);
+    }
+};
+
+// PIXELS outputs of one line from `first` on, 64 channels.
+template <int PIXELS>
+void multiply(const Matrix& m, const Geometry& g, const Channels& c, const uint8_t* columns, const int8_t* weight,
+              int64_t line, int64_t first, int64_t channel) {
+    const int64_t distance = g.quads * COLUMN, apart = g.step * distance;
+    __m512i sums[PIXELS][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < PIXELS; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) sums[i][v] = c.offset[v];
+    for (int64_t j = 0; j < m.kernel_width; ++j) {
+        const uint8_t* column = columns + j * m.dilation_width * distance;
+        for (int64_t quad = 0; quad < g.quads; ++quad, column += COLUMN, weight += COLUMN) {
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) {
+                const __m512i taps = _mm512_load_si512(weight + 64 * v);
+#pragma GCC unroll 4
+                for (int i = 0; i < PIXELS; ++i)
+                    sums[i][v] = _mm512_dpbusd_epi32(sums[i][v], _mm512_load_si512(column + i * apart + 64 * v), taps);
+            }
+        }
+    }
+    const Epilogue& e = m.epilogue;
+#pragma GCC unroll 4
+    for (int i = 0; i < PIXELS; ++i) {
+        const int64_t x = (first + i) * g.together;
+        if (g.fast) {
+            uint8_t* output = (uint8_t*)e.output + (line * m.output_width + x) * e.output_stride + channel;
+            const int64_t count = g.together > 1 ? (m.output_width - x) * m.channels : m.channels - channel;
+            if (count >= 64) _mm512_storeu_si512(output, c.codes(sums[i]));
+            else _mm512_mask_storeu_epi8(output, bytes(count), c.codes(sums[i]));
         } else {
-            order(sums);
-            finish_any(sums, e, plain, line * width + x, channel, m.channels);
+            order(sums[i]);
+            finish_any(sums[i], e, g.plain, line * m.output_width + x, channel, m.channels);
         }
-        x += many ? together : 1;
     }
 }
 
-template <int QUADS>  // 0: any number
-void multiply_lines(const Matrix& m, int64_t begin, int64_t end) {
-    const Epilogue& e = m.epilogue;
-    const int64_t quads = ceil_div(m.taps, 4);
-    const bool plain = is_plain(e), fast = plain && e.output_type == UINT8 && e.residual_type == NOTHING;
-    const bool dense = m.pixel_stride == m.channels && e.output_stride == m.channels && m.stride_width == 1;
-    const int64_t together = dense && m.channels < 64 && 64 % m.channels == 0 ? 64 / m.channels : 1;
-    std::vector<const uint8_t*> table(m.output_width * 4 * quads);
-    for (int64_t line = begin; line < end; ++line) {
-        int64_t first, last;
-        find_taps(m, line, quads, table.data(), first, last);
-        for (int64_t channel = 0; channel < m.channels; channel += 64) {
-            if (fast) multiply_line<QUADS, true>(m, e, plain, table.data(), line, channel, quads, first, last, together);
-            else multiply_line<QUADS, false>(m, e, plain, table.data(), line, channel, quads, first, last, together);
+// One output line, 64 channels.
+void multiply_line(const Matrix& m, const Geometry& g, const Channels& constants, uint8_t* columns, int64_t line,
+                   int64_t channel) {
+    using Kernel = decltype(&multiply<1>);
+    static constexpr Kernel kernels[MOST_PIXELS] = {multiply<1>, multiply<2>, multiply<3>, multiply<4>};
+    const uint8_t* image = m.input + line / m.output_height * m.image_stride;
+    const int64_t top = line % m.output_height * m.stride_height - m.padding_height;
+    const int8_t* weight = m.weight + channel * 4 * g.quads * m.kernel_width;
+    const int64_t distance = g.quads * COLUMN;
+    for (int64_t begin = 0; begin < g.outputs; begin += g.run) {
+        const int64_t end = std::min(begin + g.run, g.outputs), count = (end - begin - 1) * g.step + g.reach + 1;
+        for (int64_t quad = 0; quad < g.quads; ++quad) {
+            const auto fill = m.kernel_height - 4 * quad == 1 ? fill_columns<1> : fill_columns<4>;
+            fill(m, Rows(m, image, top, 4 * quad), begin * g.step - m.padding_width, count, channel, g.together,
+                 columns + quad * COLUMN, distance);
+        }
+        for (int64_t x = begin; x < end;) {
+            const int64_t pixels = std::min<int64_t>(MOST_PIXELS, end - x);
+            const uint8_t* first = columns + (x - begin) * g.step * distance;
+            kernels[pixels - 1](m, g, constants, first, weight, line, x, channel);
+            x += pixels;
         }
     }
 }
+
+struct Freed {
+    void operator()(uint8_t* memory) const { std::free(memory); }
+};
 
 }  // namespace
 
 void run_depthwise(const Matrix& m) {
-    const int64_t quads = ceil_div(m.taps, 4), lines = m.rows / m.output_width;
-    parallel(lines, m.rows * m.channels * quads / 8, [&](int64_t first, int64_t last) {
-        if (quads == 3) multiply_lines<3>(m, first, last);
-        else if (quads == 7) multiply_lines<7>(m, first, last);
-        else multiply_lines<0>(m, first, last);
+    const Geometry g(m);
+    const int64_t lines = m.rows / m.output_width, taps = g.quads * m.kernel_width;
+    parallel(lines, m.rows * m.channels * taps / 8, [&](int64_t first, int64_t last) {
+        const std::unique_ptr<uint8_t, Freed> columns((uint8_t*)std::aligned_alloc(64, g.bytes()));
+        for (int64_t channel = 0; channel < m.channels; channel += 64) {
+            const Channels constants(m.epilogue, channel);
+            for (int64_t line = first; line < last; ++line) multiply_line(m, g, constants, columns.get(), line, channel);
+        }
     });
 }
 

@@ -108,7 +108,7 @@ def test_a_convolution_adds_codes_and_clamps(convolution, shape, compiled):
     source, meaning = images(*shape), grid(0.05, 20)
     weight, bias = float_weights(convolution)
     sums = F.conv2d(exact(source, convolution.grid), weight, bias, 2, 1)
-    geometry = {"stride": (2, 2), "padding": (1, 1)}
+    geometry = {"stride": (2, 2), "padding": ((1, 1), (1, 1))}
     (found,) = outputs(ConvOnCodes(convolution, "relu6", **geometry), (source,), compiled=compiled)
     torch.testing.assert_close(found.double(), F.relu6(sums), rtol=1e-4, atol=1e-4)
     kept = images(*sums.shape)
@@ -116,6 +116,21 @@ def test_a_convolution_adds_codes_and_clamps(convolution, shape, compiled):
     (found,) = outputs(operation, (source, kept), compiled=compiled)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert_codes(found, (sums + exact(kept, meaning)).relu(), meaning)
+
+
+@pytest.mark.parametrize("compiled", WITH_KERNELS)
+@pytest.mark.parametrize("around", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 1, 0, 1), (3, 1, 0, 2)])
+def test_a_convolution_puts_other_zeros_on_each_side(convolution, around, compiled):
+    assert convolution.grid.zero_point
+    source, meaning = images(2, 3, 8, 11), grid(0.05, 20)
+    weight, bias = float_weights(convolution)
+    sums = F.conv2d(F.pad(exact(source, convolution.grid), around), weight, bias, 2)
+    left, right, above, below = around
+    geometry = {"stride": (2, 2), "padding": ((above, below), (left, right))}
+    (found,) = outputs(ConvOnCodes(convolution, **geometry), (source,), compiled=compiled)
+    torch.testing.assert_close(found.double(), sums, rtol=1e-4, atol=1e-4)
+    (found,) = outputs(ConvOnCodes(convolution, output_grid=meaning, **geometry), (source,), compiled=compiled)
+    assert_codes(found, sums, meaning)
 
 
 @pytest.mark.parametrize("compiled", WITH_KERNELS)

@@ -181,3 +181,59 @@ def test_images_stay_codes_from_the_first_layer_to_the_last():
     assert "Decode" not in found
     assert operations(found).count("Encode") <= 2
     assert distance(model(images.flip(0)), model(images).flip(0)) < 1e-5
+
+
+class Around(nn.Conv2d):
+    """A convolution that pads by itself, not alike on every side."""
+
+    def __init__(self, *args, around, **options):
+        super().__init__(*args, **options)
+        self.around = around
+
+    def forward(self, x):
+        return super().forward(F.pad(x, self.around))
+
+
+class Uneven(nn.Module):
+    """A convolution at first, two that keep channels apart, one of groups and a residual: none padded evenly."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = Around(3, 8, 3, stride=2, around=(0, 1, 0, 1))
+        self.apart = Around(8, 8, 3, groups=8, around=(2, 0, 1, 1))
+        self.halves = Around(8, 8, 3, stride=2, groups=8, padding=1, around=(1, 0, 0, 2))
+        self.dense = Around(8, 8, 3, dilation=2, around=(1, 3, 4, 0))
+        self.groups = Around(8, 8, (3, 2), groups=2, around=(1, 0, 2, 0))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = F.relu6(self.apart(F.relu6(self.stem(x))))
+        x = F.relu6(self.halves(x))
+        x = self.groups(F.relu(self.dense(x))) + x
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_zeros_that_differ_from_side_to_side_stay_in_the_convolution():
+    images = torch.randn(2, 3, 16, 18)
+    model = fitted(Uneven().requires_grad_(requires_grad=False), images)
+    with torch.no_grad():
+        expected = unfused(copy.deepcopy(model))(images)
+        for _ in range(3):
+            assert_close(model(images), expected)
+    (graph,) = executor_of(model)._fused.values()
+    found = [name for name in names(graph) if name != "reshape"]
+    assert found == ["Encode", *["ConvOnCodes"] * 5, "AverageOfCodes", "LinearOnCodes"]
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": 2}, {"groups": 3}, {"stride": (1, 2)}], ids=str)
+@pytest.mark.parametrize("around", [(1, 0, 0, 0), (0, 2, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (3, 1, 0, 2)], ids=str)
+def test_a_convolution_that_pads_by_itself_computes_as_its_module(around, options):
+    images = torch.rand(2, 3, 9, 10) + 0.2 * torch.randn(2, 3, 9, 10)
+    model = fitted(nn.Sequential(Around(3, 6, 3, around=around, **options)).requires_grad_(requires_grad=False), images)
+    assert model[0].input_zero_point > 0
+    with torch.no_grad():
+        expected = unfused(copy.deepcopy(model))(images)
+        torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
+    (graph,) = executor_of(model)._fused.values()
+    assert operations(names(graph)) == ["Encode", "ConvOnCodes"]

@@ -153,6 +153,20 @@ def test_outputs_follow_the_formula(groups, dtype, activation, residual):
         torch.testing.assert_close(output.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (5, 1), (3, 40)])
+@pytest.mark.parametrize(("channels", "stride"), [(16, 1), (32, 1), (32, 2), (70, 1), (70, 3)])
+def test_long_lines_are_computed_in_runs(channels, stride, kernel, dilation):
+    torch.manual_seed(0)
+    source, weight = codes(2, channels, 5, 303).to(memory_format=CHANNELS_LAST), weights(channels, 1, kernel, kernel)
+    around = dilation * (kernel // 2)
+    exact = F.conv2d(source.double() - 9, weight.double(), None, stride, around, dilation, channels) * 0.002
+    output, output_grid = torch.empty(exact.shape, dtype=torch.uint8).to(memory_format=CHANNELS_LAST), grid(0.5, 100)
+    packed, scale = kernels.pack_conv(weight, channels), torch.full((channels,), 0.002)
+    geometry = (stride, around, dilation, channels)
+    run(kernels.conv2d(source, packed, Grid(1.0, 9), scale, None, *geometry, output, output_grid=output_grid))
+    assert_rounded(output, exact, output_grid)
+
+
 @pytest.mark.parametrize("width", [12, 13])
 @pytest.mark.parametrize(("channels", "stride"), [(16, 1), (32, 1), (32, 2), (64, 1), (144, 1)])
 def test_depthwise_codes_are_right_where_pixels_are_joined(channels, stride, width):
