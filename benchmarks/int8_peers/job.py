@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.int8_peers.models import MODELS, Model
 
 Inputs = tuple[Tensor, ...]
+Made = TypeVar("Made")
 # Takes the tensors of `Job.example`, returns a tensor or, of a decoder, three.
 Runner = Callable[..., Any]
 
@@ -31,6 +33,7 @@ class Job:
         data: What `material` made.
         threads: How many threads the candidate may use.
         scratch: A folder for files that other jobs of the same candidate, model and batch size may read again.
+        kept: What `once` made, by name.
     """
 
     model: Model
@@ -38,6 +41,7 @@ class Job:
     data: dict[str, Any]
     threads: int
     scratch: Path
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, material: Path, name: str, batch: int, threads: int, scratch: Path) -> Job:
@@ -47,6 +51,17 @@ class Job:
         core.load_state_dict(torch.load(material / f"{name}.weights.pt", weights_only=True, mmap=True))
         data = torch.load(material / f"{name}-{batch}.data.pt", weights_only=True)
         return cls(model, core.eval(), data, threads, scratch)
+
+    def on(self, threads: int) -> Job:
+        """Return the same job for another number of threads."""
+        return dataclasses.replace(self, threads=threads)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """Make something that does not depend on the number of threads, the first time that it is asked for."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        made: Made = self.kept[name]
+        return made
 
     @property
     def served(self) -> nn.Module:

@@ -11,6 +11,7 @@ import selectors
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 from benchmarks.int8_peers.candidates import BASE, CANDIDATES
 
 ROOT = Path(__file__).resolve().parents[2]
-PREPARE_SECONDS = 400
+PREPARE_SECONDS = 1200  # compiling a decoder takes minutes, on a busy machine many
+AT_A_TIME = 2  # that are prepared
 BLOCK_SECONDS = 0.3  # of one candidate in one round, at least
 
 
@@ -42,6 +44,23 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was measured of a candidate on a workload.
+
+    Attributes:
+        candidate: Its name.
+        facts: What it said of its preparation, or why there is nothing to say.
+        rows: Its times, one entry a round.
+        base: The times of float32 in the same rounds.
+    """
+
+    candidate: str
+    facts: dict[str, Any]
+    rows: list[dict[str, float]]
+    base: list[dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where things are.
 
@@ -49,11 +68,13 @@ class Place:
         pythons: The interpreter of each environment.
         output: The folder for material, scratch files and logs.
         core: The processor that single threads are bound to.
+        cores: Those that more threads run on.
     """
 
     pythons: dict[str, Path]
     output: Path
     core: int
+    cores: frozenset[int] = frozenset(os.sched_getaffinity(0))
 
     @property
     def material(self) -> Path:
@@ -68,11 +89,19 @@ class Place:
         )
 
     def environment(self, threads: int) -> dict[str, str]:
-        """Return the variables of a worker: its threads, and memory that is kept when freed, as servers keep it."""
+        """Return the variables of a worker: its first threads, and memory that is kept when freed, as servers keep it.
+
+        Bytecode and what Inductor compiled stay in the folder of output: reading the sources of torch and transformers
+        anew takes longer than preparing most models.
+        """
         wanted = {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "HF_HUB_OFFLINE": "1",
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(self.output / "bytecode"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.output / "inductor"),
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # each would be a process that imports torch
             "MALLOC_TRIM_THRESHOLD_": str(2**31),
             "MALLOC_MMAP_THRESHOLD_": str(2**31),
             "PYTHONPATH": str(ROOT),
@@ -89,15 +118,16 @@ class Worker:
     log: Path
     facts: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, float]] = field(default_factory=list)
+    threads: int = 0
 
     @classmethod
     def start(cls, name: str, load: Workload, place: Place) -> Worker:
-        """Start a candidate's process; it begins to prepare at once."""
+        """Start a candidate's process."""
         python = place.pythons[CANDIDATES[name].environment]
-        log = place.output / "logs" / f"{name}-{load.model}-{load.batch}-{load.threads}.log"
+        log = place.output / "logs" / f"{name}-{load.model}-{load.batch}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [str(python), "-m", "benchmarks.int8_peers.worker", name, load.model]
-        command += [str(load.batch), str(load.threads), str(place.material), str(place.scratch(name, load))]
+        command += [str(load.batch), str(place.material), str(place.scratch(name, load))]
         with log.open("w") as errors:
             process = subprocess.Popen(
                 command,
@@ -110,10 +140,13 @@ class Worker:
             )
         return cls(name, process, log)
 
-    def wait_until_ready(self) -> Worker:
-        """Wait for what it says of its preparation, and end it if that failed."""
+    def prepare(self, load: Workload, place: Place) -> Worker:
+        """Let it prepare for a number of threads and wait until it has, and end it if that failed."""
         start = time.monotonic()
-        self.facts = self.answer(PREPARE_SECONDS)
+        # Libraries bind threads that they make by the processors that they may use, so those come first.
+        self.bind(place.cores)
+        self.rows, self.threads = [], load.threads
+        self.facts = self.ask(threads=load.threads)
         if not self.is_ready:
             self.stop()
         said = "ready" if self.is_ready else self.facts
@@ -125,18 +158,23 @@ class Worker:
         """Whether it can be timed."""
         return "cosine" in self.facts
 
-    def ask(self, repeats: int) -> None:
+    def run(self, repeats: int) -> None:
         """Let it run and keep what it says."""
-        assert self.process.stdin is not None  # noqa: S101
-        try:
-            print(json.dumps({"repeats": repeats}), file=self.process.stdin, flush=True)
-            answer = self.answer(PREPARE_SECONDS)
-        except BrokenPipeError:
-            answer = {"fails": self.ending()}
+        answer = self.ask(repeats=repeats)
         if "fails" in answer:
             self.facts = answer
+            self.stop()
         else:
             self.rows.append(answer)
+
+    def ask(self, **request: int) -> dict[str, Any]:
+        """Send one line and return what it answers, or why it does not."""
+        assert self.process.stdin is not None  # noqa: S101
+        try:
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            return {"fails": self.ending()}
+        return self.answer(PREPARE_SECONDS)
 
     def answer(self, seconds: float) -> dict[str, Any]:
         """Read one line, or say why none came."""
@@ -153,10 +191,11 @@ class Worker:
         """How its process ended."""
         return f"its process ended with exit status {self.process.wait()}"
 
-    def bind(self, cores: set[int]) -> None:
+    def bind(self, cores: Collection[int]) -> None:
         """Let all its threads run on these processors only."""
-        for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), cores)
+        for thread in Path(f"/proc/{self.process.pid}/task").glob("*"):
+            with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                os.sched_setaffinity(int(thread.name), cores)
 
     def stop(self) -> None:
         """End the process."""
@@ -170,57 +209,72 @@ class Worker:
             self.process.wait()
 
 
-def measure(load: Workload, names: list[str], place: Place, rounds: int, memory: float) -> dict[str, Worker]:
+def measure(loads: list[Workload], names: list[str], place: Place, rounds: int, memory: float) -> list[list[Outcome]]:
     """Measure candidates against the base, in groups that fit into memory together.
 
     Args:
-        load: What is run.
+        loads: What is run: one model and batch size, with one number of threads after the other.
         names: The candidates; the base is measured with each group.
         place: Where things are.
         rounds: How often each is timed.
         memory: Bytes that the processes of a group may hold together.
 
     Returns:
-        The workers by name; each has one row for every round and, in ``facts``, the times of the base beside them.
+        For each workload the outcomes, the base first, then in the order of the names.
     """
-    done: dict[str, Worker] = {}
-    print(load, file=sys.stderr, flush=True)
-    base = Worker.start(BASE, load, place).wait_until_ready()
-    if not base.is_ready:
-        message = f"The base fails on {load}: {base.facts}. See {base.log}"
-        raise SystemExit(message)
+    done: list[list[Outcome]] = [[] for _ in loads]
+    base = Worker.start(BASE, loads[0], place)
     waiting = [name for name in names if name != BASE]
     try:
-        while waiting or BASE not in done:
-            group = prepare_group(waiting, load, place, memory - base.facts["memory"])
-            waiting = waiting[len(group) :]
-            ready = [worker for worker in group if worker.is_ready]
-            if ready or BASE not in done:
-                base.rows = []
-                run_rounds([base, *ready], load, place, rounds)
-            for worker in [base, *group]:
-                worker.facts["base"] = list(base.rows)
-                done.setdefault(worker.name, worker)
-            done[BASE] = base
-            for worker in group:
+        while waiting or not done[0]:
+            group = [prepared_base(base, loads[0], place)]
+            group += prepare_group(waiting, loads[0], place, memory - base.facts["memory"])
+            waiting = waiting[len(group) - 1 :]
+            for load, outcomes in zip(loads, done, strict=True):
+                measured = measure_group(group, load, place, rounds)
+                outcomes += measured[1:] if outcomes else measured
+            for worker in group[1:]:
                 worker.stop()
     finally:
         base.stop()
     return done
 
 
+def prepared_base(base: Worker, load: Workload, place: Place) -> Worker:
+    """Prepare float32, without which there is nothing to compare with."""
+    print(load, file=sys.stderr, flush=True)
+    if not base.prepare(load, place).is_ready:
+        message = f"The base fails on {load}: {base.facts}. See {base.log}"
+        raise SystemExit(message)
+    return base
+
+
 def prepare_group(names: list[str], load: Workload, place: Place, memory: float) -> list[Worker]:
-    """Start as many candidates as fit, two at a time, since preparing is not timed against anything."""
+    """Start as many candidates as fit, and prepare them."""
     group: list[Worker] = []
-    held = 0.0
-    for index in range(0, len(names), 2):
-        pair = [Worker.start(name, load, place) for name in names[index : index + 2]]
-        with ThreadPoolExecutor(2) as pool:
-            group += pool.map(Worker.wait_until_ready, pair)
-        held = sum(worker.facts["memory"] for worker in group if worker.is_ready)
-        if held > memory:
+    for index in range(0, len(names), AT_A_TIME):
+        group += prepare_together(
+            [Worker.start(name, load, place) for name in names[index : index + AT_A_TIME]], load, place
+        )
+        if sum(worker.facts["memory"] for worker in group if worker.is_ready) > memory:
             break
     return group
+
+
+def prepare_together(workers: list[Worker], load: Workload, place: Place) -> list[Worker]:
+    """Prepare some at a time, since preparing is not timed against anything."""
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        return list(pool.map(lambda worker: worker.prepare(load, place), workers))
+
+
+def measure_group(group: list[Worker], load: Workload, place: Place, rounds: int) -> list[Outcome]:
+    """Measure workers, of which the base is the first; they were prepared for this number of threads or another."""
+    base, ready = group[0], [worker for worker in group if worker.is_ready]
+    if any(worker.threads != load.threads for worker in ready):
+        prepared_base(base, load, place)
+        prepare_together([worker for worker in ready if worker is not base], load, place)
+    run_rounds([worker for worker in ready if worker.is_ready], load, place, rounds)
+    return [Outcome(worker.name, worker.facts, worker.rows, base.rows) for worker in group]
 
 
 def run_rounds(workers: list[Worker], load: Workload, place: Place, rounds: int) -> None:
@@ -232,4 +286,4 @@ def run_rounds(workers: list[Worker], load: Workload, place: Place, rounds: int)
         turn = number % len(workers)
         for worker in [*workers[turn:], *workers[:turn]]:
             if worker.is_ready:
-                worker.ask(math.ceil(BLOCK_SECONDS / worker.facts["once"]))
+                worker.run(math.ceil(BLOCK_SECONDS / worker.facts["once"]))

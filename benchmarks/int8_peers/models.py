@@ -138,6 +138,3 @@ MODELS = {
     "efficientnet": Model("EfficientNet-Lite0", "vision", efficientnet_lite0, (1,)),
     "smollm2": Model("SmolLM2-135M, decoding", "decoder", smollm2, (1,)),
 }
-
-# Measured on two threads too when nothing else is asked for; all of them would double the run.
-ON_TWO_THREADS = {("bert", 1), ("resnet50", 1)}

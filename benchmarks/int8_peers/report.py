@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.int8_peers.candidates import CANDIDATES
-from benchmarks.int8_peers.measure import Worker, Workload
+from benchmarks.int8_peers.measure import Outcome, Workload
 from benchmarks.int8_peers.models import MODELS
 
 
@@ -26,24 +26,23 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def result(load: Workload, worker: Worker) -> dict[str, Any]:
+def result(load: Workload, outcome: Outcome) -> dict[str, Any]:
     """All that is known of one candidate on one workload, ready for JSON."""
     row: dict[str, Any] = {
         "model": load.model,
         "batch": load.batch,
         "threads": load.threads,
-        "candidate": worker.name,
+        "candidate": outcome.candidate,
     }
     for key in ("fails", "not_run"):
-        if key in worker.facts:
-            return row | {key: worker.facts[key]}
+        if key in outcome.facts:
+            return row | {key: outcome.facts[key]}
     clock = clock_of(load)
-    base = worker.facts["base"]
-    ratios = [before[clock] / own[clock] for before, own in zip(base, worker.rows, strict=True)]
-    row |= {key: worker.facts[key] for key in ("cosine", "error", "build", "memory", "versions")}
-    row["seconds"] = statistics.median(own[clock] for own in worker.rows)
+    ratios = [before[clock] / own[clock] for before, own in zip(outcome.base, outcome.rows, strict=True)]
+    row |= {key: outcome.facts[key] for key in ("cosine", "error", "build", "memory", "versions")}
+    row["seconds"] = statistics.median(own[clock] for own in outcome.rows)
     row["speedup"] = quartiles(ratios)
-    row["rounds"] = [{"base": before, "own": own} for before, own in zip(base, worker.rows, strict=True)]
+    row["rounds"] = [{"base": before, "own": own} for before, own in zip(outcome.base, outcome.rows, strict=True)]
     return row
 
 

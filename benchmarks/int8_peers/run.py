@@ -22,9 +22,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from benchmarks.int8_peers.candidates import BASE, CANDIDATES  # noqa: E402
+from benchmarks.int8_peers.candidates import CANDIDATES  # noqa: E402
 from benchmarks.int8_peers.measure import ROOT, Place, Workload, measure  # noqa: E402
-from benchmarks.int8_peers.models import MODELS, ON_TWO_THREADS  # noqa: E402
+from benchmarks.int8_peers.models import MODELS  # noqa: E402
 from benchmarks.int8_peers.publish import store, write_page  # noqa: E402
 from benchmarks.int8_peers.report import result, show  # noqa: E402
 
@@ -41,14 +41,12 @@ def make_material(place: Place, loads: list[Workload]) -> None:
         subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
 
 
-def loads_of(arguments: argparse.Namespace) -> list[Workload]:
-    """List what to measure; by default one thread for every model, two where a model is marked so."""
+def cases_of(arguments: argparse.Namespace) -> list[list[Workload]]:
+    """List what to measure: for each model and batch size the workloads, which differ by the number of threads."""
     return [
-        Workload(name, batch, threads)
-        for threads in arguments.threads or (1, 2)
+        [Workload(name, batch, threads) for threads in arguments.threads]
         for name in arguments.models
         for batch in arguments.batch or MODELS[name].batches
-        if arguments.threads or threads == 1 or (name, batch) in ON_TWO_THREADS
     ]
 
 
@@ -65,7 +63,7 @@ def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--batch", nargs="+", type=int, help="by default those of each model")
-    parser.add_argument("--threads", nargs="+", type=int, help="by default one, and two for some models")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--candidates", type=names_of, default=list(CANDIDATES), metavar="NAME,NAME,...")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--memory", type=float, default=12, metavar="GIB", help="of the processes held at a time")
@@ -81,15 +79,17 @@ def main() -> None:
     arguments = arguments_of()
     pythons = {"peers": arguments.peers, "ipex": arguments.ipex or arguments.peers}
     place = Place(pythons, arguments.output.resolve(), arguments.core)
-    loads = loads_of(arguments)
-    make_material(place, loads)
-    for load in loads:
-        before = os.getloadavg()[0]
-        workers = measure(load, arguments.candidates, place, arguments.rounds, arguments.memory * 2**30)
-        rows = [result(load, workers[name]) for name in [BASE, *(n for n in arguments.candidates if n != BASE)]]
-        show(rows)
+    cases = cases_of(arguments)
+    make_material(place, [load for loads in cases for load in loads])
+    for loads in cases:
+        busy = os.getloadavg()[0]
+        measured = measure(loads, arguments.candidates, place, arguments.rounds, arguments.memory * 2**30)
+        for load, outcomes in zip(loads, measured, strict=True):
+            rows = [result(load, outcome) for outcome in outcomes]
+            show(rows)
+            if arguments.write:
+                store(rows, [busy, os.getloadavg()[0]])
         if arguments.write:
-            store(rows, before)
             write_page()
 
 

@@ -1,7 +1,8 @@
 """One candidate on one workload, in a process of its own: ``python -m benchmarks.int8_peers.worker ...``.
 
-Prepares the model, says so on standard output by one line of JSON, and then answers each line ``{"repeats": k}`` by
-the seconds of one run. Nothing else is ever written to standard output: what libraries print goes to standard error.
+Answers each line of its input by one of JSON: ``{"threads": n}`` prepares the model for so many threads and says how
+far its answer is from that of float32, ``{"repeats": k}`` gives the seconds of one run. Nothing else is ever written to
+standard output: what libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -87,11 +89,10 @@ def told(error: Exception) -> str:
     return re.sub(r"\s*\(?(?<![\w.])/[\w./+~-]*/[\w.+-]+\)?", "", lines[0])[:LONGEST_MESSAGE]
 
 
-def prepare(arguments: argparse.Namespace) -> tuple[Callable[[], Tensor], int, dict[str, Any]]:
-    candidate = CANDIDATES[arguments.candidate]
+def prepare(name: str, job: Job) -> tuple[Callable[[], Tensor], int, dict[str, Any]]:
+    candidate = CANDIDATES[name]
     build = getattr(importlib.import_module(f"benchmarks.int8_peers.candidates.{candidate.module}"), candidate.function)
-    arguments.scratch.mkdir(parents=True, exist_ok=True)
-    job = Job.load(arguments.material, arguments.model, arguments.batch, arguments.threads, arguments.scratch)
+    torch.set_num_threads(job.threads)
     expected = job.data["expected"]
     start = time.perf_counter()
     with torch.no_grad():
@@ -114,34 +115,61 @@ def prepare(arguments: argparse.Namespace) -> tuple[Callable[[], Tensor], int, d
         "versions": candidate.versions(),
         "once": once["wall"] * results,
     }
-    return run, results, far | facts | {"once": once["wall"] * results}
+    return run, results, far | facts
+
+
+class Session:
+    """Answers requests for one candidate and one job, of which it keeps what was prepared last."""
+
+    def __init__(self, name: str, load: Callable[[], Job]) -> None:
+        self.name, self.load = name, load
+        self.run: Callable[[], Tensor] | None = None
+        self.results = 1
+
+    @cached_property
+    def job(self) -> Job:
+        """The model with its weights and data."""
+        return self.load()
+
+    def answer(self, request: dict[str, int]) -> dict[str, Any]:
+        """Prepare for a number of threads, or time what is prepared."""
+        if "threads" in request:
+            return self.prepared(request["threads"])
+        assert self.run is not None  # noqa: S101
+        with torch.no_grad():
+            return timed(self.run, request["repeats"], self.results)
+
+    def prepared(self, threads: int) -> dict[str, Any]:
+        """Prepare, or say why that was not possible."""
+        self.run = None  # frees its memory
+        gc.collect()
+        try:
+            self.run, self.results, facts = prepare(self.name, self.job.on(threads))
+        except NotRunError as reason:
+            return {"not_run": str(reason)}
+        except Exception as error:  # noqa: BLE001  a peer may raise anything; the table shows it
+            traceback.print_exc()
+            return {"fails": f"{type(error).__name__}: {told(error)}"}
+        return facts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("candidate", "model"):
         parser.add_argument(name)
-    for name in ("batch", "threads"):
-        parser.add_argument(name, type=int)
+    parser.add_argument("batch", type=int)
     for name in ("material", "scratch"):
         parser.add_argument(name, type=Path)
     arguments = parser.parse_args()
     channel = private_output()
     warnings.simplefilter("ignore")
-    torch.set_num_threads(arguments.threads)
-    try:
-        run, results, facts = prepare(arguments)
-    except NotRunError as reason:
-        print(json.dumps({"not_run": str(reason)}), file=channel)
-        return
-    except Exception as error:  # noqa: BLE001  a peer may raise anything; the table shows it
-        traceback.print_exc()
-        print(json.dumps({"fails": f"{type(error).__name__}: {told(error)}"}), file=channel)
-        return
-    print(json.dumps(facts), file=channel)
-    with torch.no_grad():
-        for line in sys.stdin:
-            print(json.dumps(timed(run, json.loads(line)["repeats"], results)), file=channel)
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    session = Session(
+        arguments.candidate,
+        lambda: Job.load(arguments.material, arguments.model, arguments.batch, 1, arguments.scratch),
+    )
+    for line in sys.stdin:
+        print(json.dumps(session.answer(json.loads(line))), file=channel)
 
 
 if __name__ == "__main__":

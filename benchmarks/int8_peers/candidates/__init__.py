@@ -1,6 +1,8 @@
 """Who is compared: one line a candidate, one file a library.
 
-To add one, write a function ``(Job) -> Runner`` into a file of this folder and give it a line in ``CANDIDATES``.
+To add one, write a function ``(Job) -> Runner`` into a file of this folder and give it a line in ``CANDIDATES``. It is
+called again for another number of threads, with that number set in torch: what does not depend on it belongs into
+`Job.once` or into a file in ``Job.scratch``.
 """
 
 from __future__ import annotations

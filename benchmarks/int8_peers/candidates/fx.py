@@ -5,6 +5,8 @@ Encoders are written in plain PyTorch for it, with the same weights; embeddings 
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import get_default_qconfig_mapping  # noqa: TID251  what is compared
@@ -20,16 +22,18 @@ def static(job: Job) -> Runner:
         message = "torch.fx does not trace transformers' decoders"
         raise NotRunError(message)
     if job.model.kind == "vision":
-        return _quantized(job.served, job.calibration)
-    return _encoder(PlainBert(job.core), job.calibration)
+        prepared = job.once("prepared", lambda: _calibrated(job.served, job.calibration))
+        return convert_fx(copy.deepcopy(prepared))
+    return _encoder(job, PlainBert(job.core))
 
 
-def _encoder(bert: PlainBert, calibration: list[Inputs]) -> Runner:
+def _encoder(job: Job, bert: PlainBert) -> Runner:
     class Layers(nn.Sequential):
         """The part that is traced: hidden state to hidden state."""
 
     layers = Layers(*bert.encoder["layer"])
-    quantized = _quantized(layers, [(bert.embedded(inputs[0]),) for inputs in calibration])
+    calibration = [(bert.embedded(inputs[0]),) for inputs in job.calibration]
+    quantized = convert_fx(copy.deepcopy(job.once("prepared", lambda: _calibrated(layers, calibration))))
 
     def call(ids: Tensor, _: Tensor) -> Tensor:
         return quantized(bert.embedded(ids))
@@ -37,8 +41,8 @@ def _encoder(bert: PlainBert, calibration: list[Inputs]) -> Runner:
     return call
 
 
-def _quantized(module: nn.Module, calibration: list[Inputs]) -> nn.Module:
+def _calibrated(module: nn.Module, calibration: list[Inputs]) -> nn.Module:
     prepared = prepare_fx(module.eval(), get_default_qconfig_mapping("onednn"), calibration[0])
     for inputs in calibration:
         prepared(*inputs)
-    return convert_fx(prepared)
+    return prepared

@@ -27,6 +27,7 @@ def compiled_bfloat16(job: Job) -> Runner:
 
 
 def _compile(module: nn.Module) -> Any:
+    torch.compiler.reset()  # compiled code is made for a number of threads
     # The option of torch.compile of this name does not reach the tracer: only the global setting freezes.
     torch._inductor.config.freezing = True
     return torch.compile(module)
