@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from types import FrameType
 
 from inc_torch.core.errors import IncTorchWarning
 
@@ -30,6 +31,12 @@ _NOT_THE_USER = frozenset(
 def warn_user(message: str, category: type[IncTorchWarning]) -> None:
     """Warn as if the nearest line of the user's code had done it."""
     frame, level = inspect.currentframe(), 1
-    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _NOT_THE_USER:
+    while frame is not None and not _is_of_user(frame):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def _is_of_user(frame: FrameType) -> bool:
+    """Whether the user wrote it: code that torch generates belongs to no module."""
+    module = frame.f_globals.get("__name__")
+    return module is not None and str(module).partition(".")[0] not in _NOT_THE_USER

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import torch
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from inc_torch.core.errors import InexactWarning
 from inc_torch.core.user_warning import warn_user
-from inc_torch.inference._graph import arguments, aten, calls
+from inc_torch.inference._graph import arguments, aten, calls, value_of
 from inc_torch.inference._opaque import INT8_MODULE, hidden_module
 from inc_torch.inference._plan import Plan
 from inc_torch.inference._watch import Watch
@@ -50,17 +50,17 @@ class FusedGraph:
         self._tolerance = tolerance
         self._uses_plans = plans
         self._watches = watches
-        self._is_random = any(_is_random(node) for node in captured.graph.nodes)
+        self._obstacle = _obstacle(captured.graph)
         self._lock = threading.Lock()
         self._state: _State | None = None
-        if self._is_random:
-            logger.info("A graph that draws random numbers, as in training, is not fused.")
+        if self._obstacle:
+            logger.info("A graph that %s is not fused.", self._obstacle)
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401  whatever the graph takes and returns
         """The outputs of the graph."""
         with torch.no_grad():
             state = self._state
-            if self._is_random:
+            if self._obstacle:
                 return self._captured(*inputs)
             if state is None or not state.watch.sees_no_change:
                 return self._run_first(inputs)
@@ -131,6 +131,14 @@ def _run_planned(state: _State, fused: GraphModule, inputs: Sequence[Any]) -> An
 def _key(inputs: Sequence[Any]) -> tuple[int, ...]:
     """The sizes among the inputs, from which all shapes follow."""
     return tuple(value for value in inputs if isinstance(value, int))
+
+
+def _obstacle(graph: Graph) -> str | None:
+    """What keeps a graph from being fused."""
+    if any(_is_random(node) for node in graph.nodes):
+        return "draws random numbers, as in training,"
+    devices = {value.device.type for node in graph.nodes if (value := value_of(node)) is not None} - {"cpu"}
+    return f"computes on {', '.join(sorted(devices))}" if devices else None
 
 
 def _is_random(node: Node) -> bool:

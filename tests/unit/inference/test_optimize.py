@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
+import re
 import threading
 import weakref
 
@@ -14,8 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from inc_torch import PostTrainingQuantConfig, optimize_for_inference, quantization
-from inc_torch.core.errors import InexactWarning, ModelError
+from inc_torch import (
+    PostTrainingQuantConfig,
+    QuantizationAwareTrainingConfig,
+    optimize_for_inference,
+    prepare_compression,
+    quantization,
+)
+from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning, ModelError
 from inc_torch.inference._fused_graph import FusedGraph
 from inc_torch.inference._plan import Plan
 from tests.unit.inference.made import assert_close, distance, executor_of, fitted, graphs, pair, unfused
@@ -99,6 +107,52 @@ def test_the_model_is_the_same_object_with_the_same_class_and_state():
 def test_a_model_without_int8_modules_is_refused():
     with pytest.raises(ModelError, match="Sequential has no int8 layers"):
         optimize_for_inference(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_model_in_training_is_told_to_finish_it():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
+    prepare_compression(model, QuantizationAwareTrainingConfig())
+    with pytest.raises(ModelError, match="in quantization-aware training: call on_train_end of its manager first"):
+        optimize_for_inference(model)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(None, "a model of type NoneType"), ([1], "a model of type list"), (Net, "the class Net")]
+)
+def test_what_is_no_model_is_refused(given, said):
+    with pytest.raises(ConfigTypeError, match=f"optimize_for_inference got {said}: expected a torch.nn.Module"):
+        optimize_for_inference(given)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "error", "said"),
+    [
+        ("a", ConfigTypeError, "a tolerance of type str: expected a number"),
+        (True, ConfigTypeError, "a tolerance of type bool"),
+        (-1, ConfigError, "got tolerance -1: expected 0 or more"),
+        (math.nan, ConfigError, "got tolerance nan"),
+    ],
+)
+def test_a_tolerance_that_is_none_is_refused_before_anything_changes(tolerance, error, said):
+    model = fitted(Net(), X)
+    kind = type(model.first)
+    with pytest.raises(error, match=said):
+        optimize_for_inference(model, tolerance=tolerance)
+    assert type(model.first) is kind
+
+
+@pytest.mark.parametrize("build", [Net, Sequence])
+def test_examples_that_do_not_fit_leave_the_model_as_it_was(build):
+    model = fitted(build(), X)
+    model.train()
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(RuntimeError) as plain, torch.no_grad():
+        copy.deepcopy(model)(torch.randn(2, 5, 31))
+    with pytest.raises(RuntimeError, match=re.escape(str(plain.value).splitlines()[0])):
+        optimize_for_inference(model, torch.randn(2, 5, 31))
+    assert model._compiled_call_impl is None
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
+    assert all(module.training for module in model.modules())
 
 
 def test_it_saves_what_it_saved_before(tmp_path):
@@ -327,8 +381,9 @@ def test_values_that_are_no_numbers_stay_so_and_spoil_nothing():
 def test_a_fused_graph_that_is_too_far_off_is_not_used():
     plain = fitted(Net(), X)
     optimized = optimize_for_inference(copy.deepcopy(plain), tolerance=0.0)
-    with pytest.warns(InexactWarning, match="left the model as it was"):
+    with pytest.warns(InexactWarning, match="left the model as it was") as told:
         first = optimized(X)
+    assert {warning.filename for warning in told} == {__file__}
     for found in (first, optimized(X), optimized(X)):
         assert torch.equal(found, plain(X))
 
@@ -432,6 +487,15 @@ def test_a_random_graph_runs_once_as_it_was_captured():
     found = graph(X)
     torch.manual_seed(0)
     assert torch.equal(found[0] if isinstance(found, tuple) else found, F.dropout(X, 0.5))
+
+
+@torch.no_grad()
+def test_a_graph_on_another_device_runs_as_it_was_captured():
+    x = X.to("meta")
+    graph = FusedGraph(captured(torch.relu, x), tolerance=0.1, plans=True)
+    found = graph(x)
+    assert (found[0] if isinstance(found, tuple) else found).shape == X.shape
+    assert graph._state is None
 
 
 def test_nothing_keeps_a_model_alive():
