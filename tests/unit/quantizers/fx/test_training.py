@@ -14,11 +14,12 @@ from torch import nn
 
 from inc_torch import QuantizationAwareTrainingConfig, WeightPruningConfig, prepare_compression
 from inc_torch.core.errors import InexactWarning
-from inc_torch.quantizers import disable_fake_quant, is_graph
+from inc_torch.quantizers import Int8Conv2d, Int8Linear, disable_fake_quant, is_graph
 from inc_torch.quantizers._batch_norm import fold_factor, folded_bias
 from inc_torch.quantizers._codes import quantize_weight
+from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._snap import FakeQuantSnap, Int8Snap
-from inc_torch.quantizers.fx._graft import SNAPS
+from inc_torch.quantizers.fx._graft import SNAPS, graft_of
 from tests.support.vision import family, images
 
 CONFIG = QuantizationAwareTrainingConfig()
@@ -94,7 +95,10 @@ def test_a_model_trains_as_a_graph_and_int8_is_what_was_trained():
             assert (given - expected).abs().max() < 0.02 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet", "shufflenet"])
+FAMILIES = ["resnet18", "resnet50", "mobilenet_v3_small", "densenet", "shufflenet", "vit", "swin"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_layers_of_a_trained_family_are_off_by_less_than_one_step(name: str):
     manager, model = managed(family(name))
     manager.on_train_begin()
@@ -106,25 +110,48 @@ def test_the_layers_of_a_trained_family_are_off_by_less_than_one_step(name: str)
     trained = copy.deepcopy(model).eval()
     manager.on_train_end()
     assert is_graph(model)
-    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    remember(trained, seen)
+    snaps, layers = remembered(trained, images(1)[0])
+    assert bool(snaps) is (name not in ("vit", "swin"))
+    assert layers.keys() == {name for name, module in model.named_modules() if isinstance(module, KINDS)}
     with torch.no_grad():
-        trained(images(1)[0])
-        for snap, (x, expected) in seen.items():
+        for snap, (x, expected) in snaps.items():
             module = model.get_submodule(snap)
             assert isinstance(module, Int8Snap)
             assert (module(x) - expected).abs().max() <= module.scale * 1.001
             assert (module(x) != expected).float().mean() < 1e-3
-    assert seen
+        for layer, (x, expected) in layers.items():
+            module = model.get_submodule(layer)
+            # A value on the border between two codes may fall to either: one step of one input.
+            step = module.input_scale * module.weight.abs().max()
+            assert (module(x) - expected).abs().max() <= step + 1e-5 * expected.abs().max(), layer
 
 
-def remember(model: nn.Module, seen: dict[str, Any]) -> None:
-    """What goes into every snap, and what comes out."""
+KINDS = (Int8Linear, Int8Conv2d)
+
+
+def remembered(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What goes into every snap and every layer of a trained model, and what comes out, of its normalization if any."""
+    snaps: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
+    graft = graft_of(model)
+    assert graft is not None
+
+    def keep(module: nn.Module, place: dict[str, Any], name: str, *, again: bool = False) -> None:
+        def hook(_: nn.Module, given: Any, out: torch.Tensor) -> None:
+            place[name] = (place[name][0] if again else given[0].clone(), out.clone())  # others may write to them
+
+        module.register_forward_hook(hook)
+
     for name, module in model.named_modules():
         if isinstance(module, FakeQuantSnap):
-            module.register_forward_hook(
-                lambda _, inputs, output, name=name: seen.__setitem__(name, (inputs[0], output))
-            )
+            keep(module, snaps, name)
+        elif isinstance(module, nn.Linear | nn.Conv2d) and isinstance(module, FakeQuantModule):
+            keep(module, layers, name)
+        elif name in graft.plan.folds:
+            keep(module, layers, graft.plan.folds[name], again=True)
+    with torch.no_grad():
+        model(x)
+    return snaps, layers
 
 
 def one_pair(layer: nn.Module, norm: nn.Module, x: torch.Tensor) -> tuple[Any, Any]:
