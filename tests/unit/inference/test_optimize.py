@@ -163,8 +163,9 @@ def test_it_saves_what_it_saved_before(tmp_path):
         assert (tmp_path / "after" / before.name).read_bytes() == before.read_bytes()
 
 
-def test_inputs_are_never_written_to_and_results_are_new_memory(ready):
-    plain, optimized = ready
+@pytest.mark.parametrize("kind", [Net, Sequence])
+def test_inputs_are_never_written_to_and_results_are_new_memory(kind):
+    plain, optimized = made(kind)
     with torch.no_grad():
         expected, results = plain(X), []
         for _ in range(4):
