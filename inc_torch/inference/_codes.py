@@ -13,7 +13,7 @@ from inc_torch import kernels
 from inc_torch.inference._operations import Operation
 from inc_torch.quantizers import InputGrid, QuantScheme, decode, dynamic_grid, encode
 
-__all__ = ["Decode", "Encode", "EncodeInRange", "FindRange", "kernel_grid"]
+__all__ = ["Decode", "Encode", "EncodeInRange", "FindRange", "Requantize", "kernel_grid"]
 
 _IMAGE_RANK: Final = 4
 
@@ -66,6 +66,26 @@ class Decode(Operation):
 
     def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
         return kernels.dequantize(inputs[0], kernel_grid(self.grid), outputs[0])
+
+
+@final
+@dataclass(frozen=True)
+class Requantize(Operation):
+    """Codes of one grid to codes of another, laid out alike."""
+
+    grid: InputGrid
+    output_grid: InputGrid
+
+    def allocate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (codes,) = inputs
+        return (torch.empty_like(codes),)
+
+    def compute(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (codes,) = inputs
+        return (encode(decode(codes, self.grid), self.output_grid, self.output_grid.shift),)
+
+    def step(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> kernels.Step:
+        return kernels.requantize(inputs[0], kernel_grid(self.grid), outputs[0], kernel_grid(self.output_grid))
 
 
 @final

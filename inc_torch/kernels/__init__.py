@@ -14,13 +14,13 @@ from inc_torch.kernels._attention import attention
 from inc_torch.kernels._build import KernelsUnavailableError
 from inc_torch.kernels._checks import OperandError
 from inc_torch.kernels._conv import conv2d
-from inc_torch.kernels._elementwise import activation, add, affine, gated, requantize, scale_channels
+from inc_torch.kernels._elementwise import activation, add, affine, gated, interleave, requantize, scale_channels
 from inc_torch.kernels._library import available, reason, require, uses_tiles
 from inc_torch.kernels._linear import linear
 from inc_torch.kernels._normalization import layer_norm
 from inc_torch.kernels._packing import PackedWeight, pack_conv, pack_linear
 from inc_torch.kernels._pooling import avg_pool2d, global_avg_pool, max_pool2d
-from inc_torch.kernels._program import Program, Step
+from inc_torch.kernels._program import JoinedStep, Program, Step
 from inc_torch.kernels._rotation import rotate
 from inc_torch.kernels._rounding import dequantize, dynamic_range, quantize
 from inc_torch.kernels._types import Activation, Clamp, Grid
@@ -29,6 +29,7 @@ __all__ = [
     "Activation",
     "Clamp",
     "Grid",
+    "JoinedStep",
     "KernelsUnavailableError",
     "OperandError",
     "PackedWeight",
@@ -45,6 +46,7 @@ __all__ = [
     "dynamic_range",
     "gated",
     "global_avg_pool",
+    "interleave",
     "layer_norm",
     "linear",
     "max_pool2d",

@@ -43,6 +43,7 @@ class Operation(IntEnum):
     GLOBAL_AVERAGE_POOL = 13
     SCALE_CHANNELS = 14
     ROTATE = 15
+    INTERLEAVE = 16
 
 
 def _pointers(names: str) -> list[_Field]:
@@ -192,6 +193,7 @@ _ELEMENTWISE = (
     Operation.ACTIVATE,
     Operation.AFFINE,
     Operation.SCALE_CHANNELS,
+    Operation.INTERLEAVE,
 )
 _POOLS = (Operation.MAX_POOL, Operation.AVERAGE_POOL, Operation.GLOBAL_AVERAGE_POOL)
 STRUCTURES: dict[Operation, type[ctypes.Structure]] = {

@@ -11,7 +11,7 @@ from inc_torch.kernels._layout import rows_and_columns
 from inc_torch.kernels._program import Step
 from inc_torch.kernels._types import Activation, Clamp, Grid, in_numbers
 
-__all__ = ["activation", "add", "affine", "gated", "requantize", "scale_channels"]
+__all__ = ["activation", "add", "affine", "gated", "interleave", "requantize", "scale_channels"]
 
 _Operand = tuple[str, torch.Tensor, Grid | None]
 
@@ -245,3 +245,32 @@ def scale_channels(
     arguments.inverse, arguments.shift = inverse_and_shift(grid_of(output_grid, output.dtype, step, "output_grid"))
     arguments.rows, arguments.columns, arguments.rows_of_image = images * height * width, channels, height * width
     return _step(step, arguments, {"input": input, "factor": factor, "output": output})
+
+
+def interleave(first: torch.Tensor, second: torch.Tensor, output: torch.Tensor) -> Step:
+    """Build the channels of two images in turn: the first of each, the second of each, and so on.
+
+    Args:
+        first: uint8 or float32 [n, c, h, w] in channels-last memory, pixels at even distances; so are the others.
+        second: Of the same dtype and shape, and of the same grid if these are codes.
+        output: Of the same dtype, [n, 2 * c, h, w].
+
+    Returns:
+        A step with the roles "first", "second" and "output".
+
+    Raises:
+        OperandError: An operand has the wrong dtype, shape, device or layout.
+    """
+    step = "interleave"
+    arguments = ElementwiseArguments(operation=Operation.INTERLEAVE)
+    arguments.first_type = operand(first, step, "first", (torch.uint8, torch.float32))
+    operand(second, step, "second", (first.dtype,))
+    operand(output, step, "output", (first.dtype,))
+    arguments.first_stride = even_pixels(first, step, "first")
+    arguments.second_stride = even_pixels(second, step, "second")
+    arguments.output_stride = even_pixels(output, step, "output")
+    images, channels, height, width = first.shape
+    shaped(second, step, "second", first.shape)
+    shaped(output, step, "output", (images, 2 * channels, height, width))
+    arguments.rows, arguments.columns = images * height * width, channels
+    return _step(step, arguments, {"first": first, "second": second, "output": output})

@@ -11,7 +11,7 @@ from inc_torch.core.errors import did_you_mean
 from inc_torch.kernels._checks import OperandError
 from inc_torch.kernels._library import library
 
-__all__ = ["Program", "Step"]
+__all__ = ["JoinedStep", "Program", "Step"]
 
 MANTISSA = 2.0**23
 """What the kernels add to a number to round it: `inc_torch.quantizers._codes`."""
@@ -56,6 +56,11 @@ class Step:
                 self.rebind(name, tensor.data_ptr())
 
     @property
+    def singles(self) -> tuple[Step, ...]:
+        """The steps that this one consists of."""
+        return (self,)
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Names of the operands that can be bound to other memory."""
         return tuple(self._places)
@@ -73,16 +78,52 @@ class Step:
         try:
             structure, field = self._places[role]
         except KeyError:
-            known = ", ".join(self._places)
-            message = (
-                f"inc_torch.kernels.{self.kind}: this step has no operand {role!r}, expected one of {known}."
-                f"{did_you_mean(role, self._places)}"
-            )
-            raise OperandError(message) from None
+            raise self._unknown(role) from None
         setattr(structure, field, address)
 
+    def _unknown(self, role: str) -> OperandError:
+        known = ", ".join(self.roles)
+        message = (
+            f"inc_torch.kernels.{self.kind}: this step has no operand {role!r}, expected one of {known}."
+            f"{did_you_mean(role, self.roles)}"
+        )
+        return OperandError(message)
+
     def __repr__(self) -> str:
-        return f"Step({self.kind}: {', '.join(self._places)})"
+        return f"Step({self.kind}: {', '.join(self.roles)})"
+
+
+class JoinedStep(Step):
+    """Steps that run one after the other and are bound as one, such as those that write one output together."""
+
+    __slots__ = ("_shares", "_steps")
+
+    def __init__(self, kind: str, steps: Sequence[Step], shares: Mapping[str, Sequence[tuple[Step, str, int]]]) -> None:
+        """Join steps.
+
+        Args:
+            kind: Name of what they compute together.
+            steps: In the order in which they run.
+            shares: By role, who has a share in this operand: a step, its role, and the distance of its share from the
+                first byte of the operand.
+        """
+        self.kind = kind
+        self._steps = tuple(single for step in steps for single in step.singles)
+        self._shares = dict(shares)
+
+    @property
+    def singles(self) -> tuple[Step, ...]:
+        return self._steps
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(self._shares)
+
+    def rebind(self, role: str, address: int) -> None:
+        if role not in self._shares:
+            raise self._unknown(role)
+        for step, its_role, distance in self._shares[role]:
+            step.rebind(its_role, address + distance)
 
 
 class Program:
@@ -103,7 +144,7 @@ class Program:
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = tuple(steps)
+        self.steps = tuple(single for step in steps for single in step.singles)
         self._addresses = (ctypes.c_void_p * len(self.steps))(
             *(ctypes.addressof(step.arguments) for step in self.steps)
         )

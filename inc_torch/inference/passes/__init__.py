@@ -15,8 +15,9 @@ from torch.fx import Graph, Node
 from inc_torch.inference._graph import merge_equal
 from inc_torch.inference._operations import Operation
 from inc_torch.inference.passes._epilogues import fuse_activations, fuse_residuals
-from inc_torch.inference.passes._explicit import drop_copies, say_codes
+from inc_torch.inference.passes._explicit import drop_copies, say_codes, say_slices
 from inc_torch.inference.passes._finding import find_attention, find_gates, find_norms, find_rotations, halve_heads
+from inc_torch.inference.passes._joining import find_shuffles, read_parts
 from inc_torch.inference.passes._layouts import keep_apart, keep_layouts, owners_of_results, relax_views
 from inc_torch.inference.passes._merging import merge_linears
 from inc_torch.inference.passes._moving import move_codes
@@ -25,6 +26,9 @@ __all__ = ["fuse"]
 
 _PASSES: Final[tuple[Callable[[Graph], None], ...]] = (
     drop_copies,
+    say_slices,
+    find_shuffles,
+    read_parts,
     merge_equal,
     say_codes,
     merge_equal,
@@ -37,6 +41,7 @@ _PASSES: Final[tuple[Callable[[Graph], None], ...]] = (
     find_norms,
     halve_heads,
     move_codes,
+    read_parts,
     merge_equal,
     relax_views,
     keep_layouts,

@@ -22,7 +22,7 @@ from inc_torch.inference._graph import (
 )
 from inc_torch.inference._product import has_residual, product_of
 
-__all__ = ["fuse_activations", "fuse_residuals"]
+__all__ = ["activation_of", "fuse_activations", "fuse_residuals"]
 
 
 def fuse_residuals(graph: Graph) -> None:
@@ -44,7 +44,7 @@ def _takes_residual(product: Node, residual: Node) -> bool:
 def fuse_activations(graph: Graph) -> None:
     """``activation(product)``, where nothing else reads the product."""
     for node in list(graph.nodes):
-        activation = _activation(node)
+        activation = activation_of(node)
         if activation is not None and _is_bare(arguments(node)[0]):
             product = arguments(node)[0]
             fused = changed(product.target, activation=activation)
@@ -73,7 +73,8 @@ _ACTIVATIONS: Final = {
 }
 
 
-def _activation(node: Node) -> str | None:
+def activation_of(node: Node) -> str | None:
+    """The name of the activation that a node computes, if it does."""
     if is_call(node, aten.gelu.default):
         return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
     if is_call(node, aten.hardtanh.default, aten.clamp.default) and list(arguments(node)[1:]) == [0, 6]:

@@ -16,7 +16,7 @@ from inc_torch.inference._product import ProductOnCodes
 from inc_torch.inference._weights import Int8Weights
 from inc_torch.quantizers import Int8Conv2d, Int8DynamicLinear, Int8Linear, Int8Snap, named_scheme
 
-__all__ = ["drop_copies", "say_codes"]
+__all__ = ["drop_copies", "say_codes", "say_slices"]
 
 _TOP: Final = 255
 _IMAGE_RANK: Final = 4
@@ -30,6 +30,25 @@ def drop_copies(graph: Graph) -> None:
             continue
         if str(source.stride()) == str(result.stride()):
             replace(node, arguments(node)[0])
+
+
+def say_slices(graph: Graph) -> None:
+    """Turn the pieces of a split, which are views of one tensor, into slices."""
+    for node in calls(graph, aten.split.Tensor, aten.split_with_sizes.default):
+        source, sizes, axis = (*arguments(node), 0)[:3]
+        for pick in list(node.users):
+            span = _span(pick, sizes, axis)
+            if span is not None:
+                replace(pick, put(graph, pick, aten.slice.Tensor, source, axis, *span, like=pick))
+
+
+def _span(pick: Node, sizes: object, axis: int) -> tuple[int, int] | None:
+    """Where a piece begins and ends; None if that depends on the input."""
+    piece, index = value_of(pick), arguments(pick)[1]
+    before = [sizes] * index if isinstance(sizes, int) else list(sizes)[:index] if isinstance(sizes, list) else [None]
+    length = None if piece is None else piece.shape[axis]
+    known = [size for size in (*before, length) if isinstance(size, int)]
+    return (sum(known[:-1]), sum(known)) if len(known) == len(before) + 1 else None
 
 
 def say_codes(graph: Graph) -> None:

@@ -10,9 +10,10 @@ from typing import Any, Final
 import torch
 from torch.fx import Graph, Node
 
+from inc_torch.inference._affine import Affine
 from inc_torch.inference._attention import Attend
 from inc_torch.inference._channels import ScaleChannels
-from inc_torch.inference._codes import Decode, Encode
+from inc_torch.inference._codes import Decode, Encode, Requantize
 from inc_torch.inference._gating import Gate
 from inc_torch.inference._graph import (
     LAYOUTS,
@@ -28,8 +29,10 @@ from inc_torch.inference._graph import (
     value_of,
 )
 from inc_torch.inference._normalization import Normalize
-from inc_torch.inference._pooling import AverageOfCodes, MaxPoolOfCodes
+from inc_torch.inference._pooling import AverageOfCodes, AveragePoolOfCodes, MaxPoolOfCodes
 from inc_torch.inference._product import ProductOnCodes, has_residual, product_of
+from inc_torch.inference.passes._joining import climb_over_pieces, joined, parts_of
+from inc_torch.inference.passes._norming import sink_into_batch_norms
 
 __all__ = ["move_codes"]
 
@@ -69,12 +72,22 @@ def _climb_over_layout(graph: Graph, node: Node) -> bool:
     return True
 
 
-def _climb_over_concatenation(graph: Graph, node: Node) -> bool:
+def _change_grid(graph: Graph, node: Node) -> bool:
     source = arguments(node)[0]
-    if not is_call(source, aten.cat.default) or len(source.users) > 1:
+    if not isinstance(source.target, Decode) or target_of(source).grid == target_of(node).grid:
         return False
-    codes = [_encoded(graph, part, target_of(node)) for part in arguments(source)[0]]
-    replace(node, put(graph, node, aten.cat.default, codes, *arguments(source)[1:], like=node))
+    change = Requantize(target_of(source).grid, target_of(node).grid)
+    replace(node, put(graph, node, change, arguments(source)[0], like=node))
+    return True
+
+
+def _climb_over_joint(graph: Graph, node: Node) -> bool:
+    source = arguments(node)[0]
+    parts = parts_of(source)
+    if parts is None or len(source.users) > 1:
+        return False
+    codes = [_encoded(graph, part, target_of(node)) for part in parts]
+    replace(node, joined(graph, node, source, codes))
     graph.erase_node(source)
     return True
 
@@ -92,7 +105,7 @@ def _climb_over_max_pool(graph: Graph, node: Node) -> bool:
     return True
 
 
-_WRITERS: Final = (ProductOnCodes, Attend, AverageOfCodes, Gate, ScaleChannels)
+_WRITERS: Final = (ProductOnCodes, Affine, Attend, AverageOfCodes, AveragePoolOfCodes, Gate, ScaleChannels)
 """They write floats, or codes of any grid."""
 
 
@@ -152,13 +165,13 @@ def _sink_under_choice(graph: Graph, node: Node, user: Node) -> bool:
     return True
 
 
-def _sink_under_concatenation(graph: Graph, node: Node, user: Node) -> bool:
-    if not is_call(user, aten.cat.default):
+def _sink_under_joint(graph: Graph, node: Node, user: Node) -> bool:
+    parts = parts_of(user)
+    if parts is None:
         return False
-    parts = arguments(user)[0]
     if any(not isinstance(part.target, Decode) or target_of(part).grid != target_of(node).grid for part in parts):
         return False
-    codes = put(graph, user, aten.cat.default, [arguments(part)[0] for part in parts], *arguments(user)[1:], like=user)
+    codes = joined(graph, user, user, [arguments(part)[0] for part in parts])
     replace(user, put(graph, user, target_of(node), codes, like=user))
     return True
 
@@ -180,6 +193,24 @@ def _sink_into_average(graph: Graph, node: Node, user: Node) -> bool:
     average = AverageOfCodes(target_of(node).grid, keeps_dimensions)
     replace(user, put(graph, user, average, arguments(node)[0], like=user))
     return True
+
+
+def _sink_into_average_pool(graph: Graph, node: Node, user: Node) -> bool:
+    if not is_call(user, aten.avg_pool2d.default):
+        return False
+    given = arguments(user)[1:]
+    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor = (*given, *_AVERAGE_DEFAULTS[len(given) :])
+    value = value_of(user)
+    if ceil_mode or divisor is not None or value is None or value.dim() != _IMAGE_RANK:
+        return False
+    window = (_pair(kernel_size), _pair(stride or kernel_size), _pair(padding))
+    pool = AveragePoolOfCodes(target_of(node).grid, *window, bool(count_include_pad))
+    replace(user, put(graph, user, pool, arguments(node)[0], like=user))
+    return True
+
+
+_AVERAGE_DEFAULTS: Final[tuple[Any, ...]] = (None, (), 0, False, True, None)
+"""Kernel size, stride, padding, whether sizes are rounded up, whether the border counts, the divisor."""
 
 
 def _sink_into_scaling(graph: Graph, node: Node, user: Node) -> bool:
@@ -240,8 +271,10 @@ def _average_of(node: Node) -> bool | None:
 _IMAGE_RANK: Final = 4
 _CLIMBING: Final[tuple[Callable[[Graph, Node], bool], ...]] = (
     _meet,
+    _change_grid,
     _climb_over_layout,
-    _climb_over_concatenation,
+    _climb_over_joint,
+    climb_over_pieces,
     _climb_over_max_pool,
     _climb_into_norm,
     _climb_into_producer,
@@ -249,8 +282,10 @@ _CLIMBING: Final[tuple[Callable[[Graph, Node], bool], ...]] = (
 _SINKING: Final[tuple[Callable[[Graph, Node, Node], bool], ...]] = (
     _sink_into_residual,
     _sink_under_choice,
-    _sink_under_concatenation,
+    sink_into_batch_norms,
+    _sink_under_joint,
     _sink_under_max_pool,
     _sink_into_average,
+    _sink_into_average_pool,
     _sink_into_scaling,
 )

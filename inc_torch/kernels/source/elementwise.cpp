@@ -149,6 +149,38 @@ void run_requantize(const Elementwise& e) {
     });
 }
 
+namespace {
+
+void interleave_bytes(const uint8_t* even, const uint8_t* odd, uint8_t* output, int64_t columns) {
+    for (int64_t column = 0; column < columns; column += 32) {
+        const __mmask32 mask = columns - column >= 32 ? ~0u : (1u << (columns - column)) - 1;
+        const __m512i low = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(mask, even + column));
+        const __m512i high = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(mask, odd + column));
+        _mm512_mask_storeu_epi16(output + 2 * column, mask, _mm512_or_si512(low, _mm512_slli_epi16(high, 8)));
+    }
+}
+
+void interleave_floats(const float* even, const float* odd, float* output, int64_t columns) {
+    for (int64_t column = 0; column < columns; ++column) {
+        output[2 * column] = even[column];
+        output[2 * column + 1] = odd[column];
+    }
+}
+
+}  // namespace
+
+void run_interleave(const Elementwise& e) {
+    parallel(e.rows, e.rows * e.columns / 4, [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row) {
+            const int64_t even = row * e.first_stride, odd = row * e.second_stride, to = row * e.output_stride;
+            if (e.first_type == UINT8)
+                interleave_bytes((const uint8_t*)e.first + even, (const uint8_t*)e.second + odd, (uint8_t*)e.output + to, e.columns);
+            else
+                interleave_floats((const float*)e.first + even, (const float*)e.second + odd, (float*)e.output + to, e.columns);
+        }
+    });
+}
+
 void run_gated(const Elementwise& e) {
     for_vectors(e, 3, [&](int64_t row, int64_t column, __mmask16 mask) {
         __m512 gate = activate(first_of(e, row, column, mask), e.activation, e.low, e.high);
@@ -162,11 +194,34 @@ void run_activate(const Elementwise& e) {
     });
 }
 
+namespace {
+
+// FROM and TO: types of input and output; 0 is what the step says.
+template <int FROM, int TO>
+void affine_rows(const Elementwise& e, int64_t first, int64_t last) {
+    for (int64_t column = 0; column < e.columns; column += 16) {
+        const __mmask16 mask = lanes(e.columns - column);
+        const __m512 factor = load_float(e.channel_scale + column, mask), shift = load_float(e.channel_shift + column, mask);
+        for (int64_t row = first; row < last; ++row) {
+            const __m512 x = load_any(e.first, row * e.first_stride + column, FROM ? FROM : e.first_type, e.first_scale,
+                                      e.first_zero, mask);
+            const __m512 y = activate(_mm512_fmadd_ps(x, factor, shift), e.activation, e.low, e.high);
+            store_any(e.output, row * e.output_stride + column, TO ? TO : e.output_type, y, e.inverse, e.shift, mask);
+        }
+    }
+}
+
+}  // namespace
+
 void run_affine(const Elementwise& e) {
-    for_vectors(e, 1, [&](int64_t row, int64_t column, __mmask16 mask) {
-        __m512 y = _mm512_fmadd_ps(first_of(e, row, column, mask), load_float(e.channel_scale + column, mask),
-                                   load_float(e.channel_shift + column, mask));
-        write(e, row, column, activate(y, e.activation, e.low, e.high), mask);
+    const bool codes = e.first_type == UINT8 && e.output_type == UINT8;
+    const int64_t piece = 16;  // rows that stay in the cache from one vector of columns to the next
+    parallel(ceil_div(e.rows, piece), e.rows * e.columns, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t end = std::min((i + 1) * piece, e.rows);
+            if (codes) affine_rows<UINT8, UINT8>(e, i * piece, end);
+            else affine_rows<0, 0>(e, i * piece, end);
+        }
     });
 }
 

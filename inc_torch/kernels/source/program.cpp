@@ -20,6 +20,7 @@ void run_average_pool(const Pool&);
 void run_global_average_pool(const Pool&);
 void run_scale_channels(const Elementwise&);
 void run_rotate(const Rotate&);
+void run_interleave(const Elementwise&);
 
 }  // namespace inc
 
@@ -45,6 +46,7 @@ extern "C" void inc_run(const void* const* steps, int64_t count) {
             case GLOBAL_AVERAGE_POOL: run_global_average_pool(*(const Pool*)step); break;
             case SCALE_CHANNELS: run_scale_channels(*(const Elementwise*)step); break;
             case ROTATE: run_rotate(*(const Rotate*)step); break;
+            case INTERLEAVE: run_interleave(*(const Elementwise*)step); break;
         }
     }
 }
@@ -62,6 +64,7 @@ extern "C" int64_t inc_size_of_arguments(int64_t operation) {
         case GATED:
         case ACTIVATE:
         case AFFINE:
+        case INTERLEAVE:
         case SCALE_CHANNELS: return sizeof(Elementwise);
         case MAX_POOL:
         case AVERAGE_POOL:

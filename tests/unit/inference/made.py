@@ -82,4 +82,17 @@ def names(graph: FusedGraph) -> list[str]:
     return [getattr(target, "__name__", str(target)).partition(".")[0] for target in calls]
 
 
+def computed(graph: FusedGraph) -> list[str]:
+    """What a fused graph computes in each run: neither views nor what constants give."""
+    state = graph._state
+    assert state is not None
+    assert state.fused is not None
+    varying: list[torch.fx.Node] = []
+    for node in state.fused.graph.nodes:
+        if node.op == "placeholder" or (node.op == "call_function" and set(node.all_input_nodes) & set(varying)):
+            varying.append(node)
+    found = [getattr(node.target, "__name__", "").partition(".")[0] for node in varying if node.op == "call_function"]
+    return [name for name in found if name not in ("slice", "reshape")]
+
+
 WITH_KERNELS = (True, False) if kernels.available() else (False,)

@@ -10,15 +10,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from inc_torch import kernels
+from inc_torch.inference._affine import Affine
 from inc_torch.inference._attention import Attend
 from inc_torch.inference._channels import ScaleChannels
-from inc_torch.inference._codes import Decode, Encode, EncodeInRange, FindRange
+from inc_torch.inference._codes import Decode, Encode, EncodeInRange, FindRange, Requantize
+from inc_torch.inference._concatenation import Concatenate
 from inc_torch.inference._convolution import ConvOnCodes
 from inc_torch.inference._gating import Gate
+from inc_torch.inference._interleaving import Interleave
 from inc_torch.inference._linear import LinearOnCodes
 from inc_torch.inference._normalization import Normalize
 from inc_torch.inference._operations import ACTIVATIONS, as_rows
-from inc_torch.inference._pooling import AverageOfCodes, MaxPoolOfCodes
+from inc_torch.inference._pooling import AverageOfCodes, AveragePoolOfCodes, MaxPoolOfCodes
 from inc_torch.inference._rotation import Rotate
 from inc_torch.inference._weights import Int8Weights
 from tests.unit.inference.made import WITH_KERNELS, codes, exact, fitted, grid, images
@@ -250,3 +253,62 @@ def test_channels_are_scaled_and_heads_rotated(compiled):
     first, second = values.chunk(2, -1)
     turned = torch.cat([first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], -1)
     torch.testing.assert_close(found, turned, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", WITH_KERNELS)
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [((2, 2), (2, 2), (0, 0)), ((3, 2), (1, 2), (1, 1))])
+@pytest.mark.parametrize("border", [False, True])
+def test_windows_of_codes_are_averaged(kernel, stride, padding, border, compiled):
+    source, meaning, other = images(2, 5, 7, 6), grid(), grid(0.04, 90)
+    mean = F.avg_pool2d(exact(source, meaning), kernel, stride, padding, count_include_pad=border)
+    (found,) = outputs(AveragePoolOfCodes(meaning, kernel, stride, padding, border), (source,), compiled=compiled)
+    torch.testing.assert_close(found.double(), mean, rtol=1e-5, atol=1e-5)
+    operation = AveragePoolOfCodes(meaning, kernel, stride, padding, border, output_grid=other)
+    (found,) = outputs(operation, (source,), compiled=compiled)
+    assert_codes(found, mean, other)
+
+
+@pytest.mark.parametrize("compiled", WITH_KERNELS)
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6", "silu"])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 1, 1), (1, 5, 9)], ids=str)
+def test_each_channel_of_all_parts_has_its_own_line(shape, activation, compiled):
+    samples, *size = shape
+    parts = (images(samples, 5, *size), images(samples, 40, *size)[:, 3:22], images(samples, 16, *size))
+    meanings, other = (grid(), grid(0.04, 7), grid(0.01, 255)), grid(0.06, 120)
+    factor, shift = torch.randn(40), torch.randn(40)
+    values = torch.cat([exact(part, meaning) for part, meaning in zip(parts, meanings, strict=True)], 1)
+    line = ACTIVATIONS[activation](values * factor.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1))
+    (found,) = outputs(Affine(meanings, activation), (*parts, factor, shift), compiled=compiled)
+    torch.testing.assert_close(found.double(), line, rtol=1e-5, atol=1e-5)
+    (found,) = outputs(Affine(meanings, activation, other), (*parts, factor, shift), compiled=compiled)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert_codes(found, line, other)
+
+
+@pytest.mark.parametrize("compiled", WITH_KERNELS)
+def test_codes_lie_side_by_side_and_in_turn(compiled):
+    parts = images(2, 5, 3, 4), images(2, 40, 3, 4)[:, 3:22], images(2, 1, 3, 4)
+    (found,) = outputs(Concatenate(3), parts, compiled=compiled)
+    assert torch.equal(found, torch.cat(parts, 1))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for channels in (1, 5, 32, 33, 70):
+        pair = images(2, channels, 3, 4), images(2, channels + 9, 3, 4)[:, 4 : channels + 4]
+        for values in (pair, [part.float() for part in pair]):
+            (found,) = outputs(Interleave(2), values, compiled=compiled)
+            assert found.dtype == values[0].dtype
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(found[:, ::2], values[0])
+            assert torch.equal(found[:, 1::2], values[1])
+
+
+def test_more_than_two_parts_are_interleaved_by_torch():
+    parts = [images(2, 5, 3, 4) for _ in range(3)]
+    assert torch.equal(Interleave(3)(*parts), torch.stack(parts, 2).flatten(1, 2))
+
+
+@pytest.mark.parametrize("compiled", WITH_KERNELS)
+def test_codes_change_their_grid(compiled):
+    meaning, other = grid(), grid(0.043, 90)
+    for source in (images(2, 5, 3, 4), images(2, 12, 3, 4)[:, 3:8], codes(3, 7)):
+        (found,) = outputs(Requantize(meaning, other), (source,), compiled=compiled)
+        assert_codes(found, exact(source, meaning), other)

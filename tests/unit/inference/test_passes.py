@@ -12,12 +12,25 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from inc_torch.inference._fused_graph import FusedGraph
 from inc_torch.inference._opaque import capturing, hide
-from tests.unit.inference.made import assert_close, distance, executor_of, fitted, graphs, names, pair, unfused
+from tests.support.vision import family
+from tests.support.vision import images as pictures
+from tests.unit.inference.made import (
+    assert_close,
+    computed,
+    distance,
+    executor_of,
+    fitted,
+    graphs,
+    names,
+    pair,
+    unfused,
+)
 
 X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
 OPERATIONS = (
     "Encode", "Decode", "FindRange", "EncodeInRange", "LinearOnCodes", "ConvOnCodes", "Normalize", "Attend", "Gate",
-    "MaxPoolOfCodes", "AverageOfCodes", "ScaleChannels", "Rotate",
+    "MaxPoolOfCodes", "AverageOfCodes", "ScaleChannels", "Rotate", "Affine", "AveragePoolOfCodes", "Concatenate",
+    "Interleave", "Requantize",
 )  # fmt: skip
 
 
@@ -237,3 +250,209 @@ def test_a_convolution_that_pads_by_itself_computes_as_its_module(around, option
         torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
     (graph,) = executor_of(model)._fused.values()
     assert operations(names(graph)) == ["Encode", "ConvOnCodes"]
+
+
+def computed_by(model, x, limit=0.03):
+    """What the fused graph of an int8 model computes, after its results were compared with those of the graph."""
+    with torch.no_grad():
+        expected = unfused(copy.deepcopy(model))(x)
+        results = [model(x) for _ in range(3)]
+        for found in results:
+            assert_close(found, expected, limit)
+    (graph,) = executor_of(model)._fused.values()
+    assert distance(model(x.flip(0)), model(x).flip(0)) < 1e-5
+    return computed(graph)
+
+
+def with_statistics(model, x):
+    """In evaluation mode, with statistics and affine parameters that make a difference."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                module.weight.data.uniform_(-1, 2)
+                module.bias.data.uniform_(-1, 1)
+    return fitted(model.requires_grad_(requires_grad=False), x)
+
+
+class Dense(nn.Module):
+    """Every layer reads all before it, normalized anew; then a transition, as in DenseNet."""
+
+    def __init__(self, activation=F.relu, affine=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.activation = nn.Conv2d(3, 8, 3, padding=1), activation
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width, affine=affine) for width in (8, 12, 16, 10))
+        self.layers = nn.ModuleList(nn.Conv2d(width, 4, 3, padding=1) for width in (8, 12))
+        self.transition, self.head = nn.Conv2d(16, 10, 1), nn.Conv2d(10, 6, 1)
+
+    def forward(self, x):
+        parts = [F.relu(self.stem(x))]
+        for norm, layer in zip(self.norms, self.layers, strict=False):
+            parts.append(layer(self.activation(norm(torch.cat(parts, 1)))))
+        x = self.transition(self.activation(self.norms[2](torch.cat(parts, 1))))
+        x = F.avg_pool2d(x, 2)
+        return self.head(self.activation(self.norms[3](x)))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("activation", [F.relu, F.relu6, F.silu], ids=["relu", "relu6", "silu"])
+def test_batch_norms_of_concatenations_read_codes_and_write_them(activation, affine):
+    x = torch.randn(2, 3, 10, 12)
+    model = with_statistics(Dense(activation, affine), x)
+    layer = ["Affine", "ConvOnCodes"]
+    pool = ["AveragePoolOfCodes"]
+    assert computed_by(model, x) == ["Encode", "ConvOnCodes", *layer, *layer, *layer, *pool, *layer, "contiguous"]
+    (graph,) = executor_of(model)._fused.values()
+    (plan,) = graph._state.plans.values()
+    assert len(plan._work) == 2
+
+
+def test_a_batch_norm_that_changes_is_seen():
+    x = torch.randn(2, 3, 10, 12)
+    model = with_statistics(Dense(), x)
+    with torch.no_grad():
+        before = model(x)
+        model.norms[1].weight.mul_(-1)
+        model.norms[2].running_mean.add_(1)
+        after = model(x)
+        assert distance(after, before) > 0.1
+        assert_close(after, unfused(copy.deepcopy(model))(x))
+
+
+class Joints(nn.Module):
+    """Two branches, and what a test makes of them."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.first, self.second = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.head, self.thin = nn.BatchNorm2d(16), nn.Conv2d(16, 6, 1), nn.Conv2d(8, 8, 1)
+        self.other, self.function = nn.Conv2d(8, 8, 1), function
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        return self.function(self, F.relu(self.first(x)), F.relu(self.second(x)))
+
+
+def shuffled(x, groups=2):
+    samples, channels, height, width = x.shape
+    return x.view(samples, groups, channels // groups, height, width).transpose(1, 2).reshape(x.shape)
+
+
+@pytest.mark.filterwarnings("ignore:No calibration data reached")
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda m, a, b: m.head(torch.cat([a, b], 1)), ["Concatenate", "ConvOnCodes"]),
+        (lambda m, a, b: m.head(torch.cat([a, b], -3)), ["Concatenate", "ConvOnCodes"]),
+        (lambda m, a, b: m.head(F.max_pool2d(torch.cat([a, b], 1), 2)),
+         ["Concatenate", "MaxPoolOfCodes", "ConvOnCodes"]),
+        (lambda m, a, b: m.head(shuffled(torch.cat([a, b], 1))), ["Interleave", "ConvOnCodes"]),
+        (lambda m, a, b: m.head(shuffled(torch.cat([a, b], 1), 4)), ["Concatenate", "Interleave", "ConvOnCodes"]),
+        (lambda m, a, b: m.thin(torch.cat([a, b], 1).chunk(2, 1)[1]), []),
+        (lambda m, a, b: m.thin((parts := torch.cat([a, b], 1).chunk(2, 1))[0]) + m.other(parts[1].sin()),
+         ["ConvOnCodes", "sin", "Encode", "ConvOnCodes"]),
+        (lambda m, a, b: m.thin(torch.cat([a, b], 1)[:, 4:12]), ["Concatenate", "ConvOnCodes"]),
+        (lambda m, a, b: m.thin(torch.cat([a, b], 1).split([3, 8, 5], 1)[1]), ["Concatenate", "ConvOnCodes"]),
+    ],
+)  # fmt: skip
+def test_codes_are_joined_shuffled_and_split(function, expected):
+    x = torch.randn(2, 3, 8, 10)
+    found = computed_by(with_statistics(Joints(function), x), x)
+    assert found == ["Encode", *["ConvOnCodes"] * 3, *expected, "contiguous"]
+
+
+@pytest.mark.filterwarnings("ignore:No calibration data reached")
+@pytest.mark.parametrize(
+    ("function", "left"),
+    [
+        (lambda m, a, b: m.norm(torch.cat([a, torch.sin(b)], 1)), "native_batch_norm"),
+        (lambda m, a, b: shuffled(torch.sin(torch.cat([a, b], 1)), 4), "Interleave"),
+        (lambda m, a, b: F.avg_pool2d(m.thin(a) + b, 3, 2, ceil_mode=True), "avg_pool2d"),
+        (lambda m, a, b: F.avg_pool2d(m.thin(a) + b, 2, divisor_override=3), "avg_pool2d"),
+        (lambda m, a, b: torch.cat([a, b], 2) + m.thin(torch.cat([a, b], 2)), "cat"),
+        (lambda m, a, b: a.view(2, 2, 4, 8, 10).transpose(1, 3).reshape(2, 8, 8, 10) + m.thin(b), "clone"),
+    ],
+)  # fmt: skip
+def test_what_only_looks_alike_stays_and_is_right(function, left):
+    x = torch.randn(2, 3, 8, 10)
+    assert left in computed_by(with_statistics(Joints(function), x), x)
+
+
+@pytest.mark.filterwarnings("ignore:No calibration data reached")
+def test_a_batch_norm_at_the_end_writes_floats_to_new_memory_in_each_run():
+    x = torch.randn(2, 3, 8, 10).contiguous(memory_format=torch.channels_last)
+    model = with_statistics(Joints(lambda m, a, b: m.norm(torch.cat([a, b], 1))), x)
+    assert computed_by(model, x)[-1] == "Affine"
+    with torch.no_grad():
+        first, second = model(x), model(-x)
+        assert first.data_ptr() != second.data_ptr()
+        assert_close(first, unfused(copy.deepcopy(model))(x))
+
+
+@pytest.mark.filterwarnings("ignore:No calibration data reached")
+def test_pieces_of_a_concatenation_are_results_of_their_own():
+    x = torch.randn(2, 3, 8, 10)
+
+    def function(m, a, b):
+        first, second = torch.cat([a, b], 1).chunk(2, 1)
+        return first, m.thin(second), first, a
+
+    model = with_statistics(Joints(function), x)
+    with torch.no_grad():
+        expected = unfused(copy.deepcopy(model))(x)
+        for _ in range(3):
+            found = model(x)
+            for mine, wanted in zip(found, expected, strict=True):
+                assert_close(mine, wanted)
+            assert found[0].data_ptr() == found[2].data_ptr()
+            assert found[0].data_ptr() != found[3].data_ptr()
+
+
+class Shuffling(nn.Module):
+    """A unit of ShuffleNet at each size: with and without a way around."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(16, 4)
+        self.down = nn.ModuleList([nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.Conv2d(8, 8, 1)])
+        self.side = nn.Conv2d(8, 8, 3, 2, 1)
+        self.units = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(2))
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = shuffled(torch.cat([F.relu(self.down[1](self.down[0](x))), F.relu(self.side(x))], 1))
+        for unit in self.units:
+            kept, changed = x.chunk(2, 1)
+            x = shuffled(torch.cat([kept, F.relu(unit(changed))], 1))
+        return self.head(x.mean((2, 3)))
+
+
+def test_shuffled_channels_stay_codes():
+    x = torch.randn(2, 3, 8, 10)
+    found = computed_by(with_statistics(Shuffling(), x), x)
+    unit = ["ConvOnCodes", "Interleave"]
+    first = ["Encode", "ConvOnCodes", "ConvOnCodes", "ConvOnCodes", *unit]
+    assert [name for name in found if name != "Requantize"] == [*first, *unit, *unit, "AverageOfCodes", "LinearOnCodes"]
+
+
+def test_densenet_runs_on_codes_up_to_its_last_normalization():
+    (x,) = pictures(1)
+    found = computed_by(fitted(family("densenet"), x), x)
+    layer, transition = ["Affine", "ConvOnCodes", "ConvOnCodes"], ["Affine", "ConvOnCodes", "AveragePoolOfCodes"]
+    stem, head = ["Encode", "ConvOnCodes", "MaxPoolOfCodes"], ["Affine", "mean", "Encode", "LinearOnCodes"]
+    assert found == [*stem, *layer * 2, *transition, *layer * 3, *head]
+
+
+def test_shufflenet_runs_on_codes():
+    (x,) = pictures(1)
+    found = computed_by(fitted(family("shufflenet"), x), x)
+    down = ["ConvOnCodes"] * 5 + ["Interleave"]
+    unit = ["ConvOnCodes"] * 3 + ["Interleave"]
+    stem, head = ["Encode", "ConvOnCodes", "MaxPoolOfCodes"], ["ConvOnCodes", "AverageOfCodes", "LinearOnCodes"]
+    expected = [*stem, *down, *unit, *down, *unit * 2, *down, *unit, *head]
+    assert [name for name in found if name != "Requantize"] == expected

@@ -57,6 +57,29 @@ def test_sums_and_copies_go_into_slices_of_channels():
     assert_rounded(whole[:, 20:], values(first, GRID), OTHER)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("channels", [1, 31, 32, 33, 100])
+def test_channels_of_two_images_take_turns_and_nothing_else_is_written(channels, dtype):
+    first, second = image(2, channels, 5, 3).to(dtype), image(2, channels + 4, 5, 3).to(dtype)[:, 2:-2]
+    whole = torch.full((2, 2 * channels + 20, 5, 3), 77, dtype=dtype).to(memory_format=CHANNELS_LAST)
+    run(kernels.interleave(first, second, whole[:, 10:-10]))
+    assert torch.equal(whole[:, 10:-10], torch.stack([first, second], 2).flatten(1, 2))
+    assert (whole[:, :10] == 77).all()
+    assert (whole[:, -10:] == 77).all()
+
+
+def test_what_takes_turns_is_alike():
+    first, output = image(2, 8, 5, 3), image(2, 16, 5, 3)
+    for wrong, message in (
+        ((first, image(2, 7, 5, 3), output), "second is of shape"),
+        ((first, first.float(), output), "second is float32, expected uint8"),
+        ((first, first, first), "output is of shape"),
+        ((first, first.contiguous(), output), "channels-last"),
+    ):
+        with pytest.raises(OperandError, match=message):
+            kernels.interleave(*wrong)
+
+
 @pytest.mark.parametrize("shape", [(3, 7, 40), (5,), (4096, 3)], ids=str)
 def test_sums_of_floats_are_those_of_torch(shape):
     first, second, output = torch.randn(shape), torch.randn(shape), torch.empty(shape)

@@ -101,6 +101,28 @@ def test_rebinding_names_the_roles_there_are():
         step.rebind("dynamic", 0)
 
 
+@needs_processor
+def test_joined_steps_are_bound_as_one():
+    parts = [torch.full((3,), value, dtype=torch.uint8) for value in (1, 2)]
+    output, meaning = torch.zeros(6, dtype=torch.uint8), kernels.Grid(1.0, 0)
+    steps = [
+        kernels.requantize(part, meaning, place, meaning) for part, place in zip(parts, output.split(3), strict=True)
+    ]
+    written = [(step, "output", 3 * index) for index, step in enumerate(steps)]
+    joined = kernels.JoinedStep("both", steps, {"second": [(steps[1], "input", 0)], "output": written})
+    program = kernels.Program([kernels.JoinedStep("again", [joined], {})])
+    program.run()
+    assert output.tolist() == [1, 1, 1, 2, 2, 2]
+    other, elsewhere = torch.full((3,), 5, dtype=torch.uint8), torch.zeros(6, dtype=torch.uint8)
+    joined.rebind("second", other.data_ptr())
+    joined.rebind("output", elsewhere.data_ptr())
+    program.run()
+    assert elsewhere.tolist() == [1, 1, 1, 5, 5, 5]
+    assert repr(joined) == "Step(both: second, output)"
+    with pytest.raises(OperandError, match=r"expected one of second, output\. Did you mean 'output'"):
+        joined.rebind("outputs", 0)
+
+
 def test_the_switch_turns_the_kernels_off(monkeypatch):
     monkeypatch.setenv("INC_TORCH_KERNELS", "0")
     assert not kernels.available()
