@@ -74,11 +74,12 @@ def convolve(
 
 
 def is_misread(values: torch.Tensor) -> bool:
-    """Whether the kernel takes the layout of an input for another one: it computes noise on [samples, 1, 1, h, w].
+    """Whether the kernel takes the layout of an input for another one: it computes noise on volumes of one plane.
 
-    Seen in torch 2.13: volumes of one channel and one plane, whatever their strides; two of either are read right.
+    Seen in torch 2.13, whatever their strides: with one channel on every processor; on those with AMX also with two,
+    three and five, but not with four and multiples of it. Two planes are read right.
     """
-    return values.dim() == _VOLUME_RANK and values.shape[1] == values.shape[2] == 1
+    return values.dim() == _VOLUME_RANK and values.shape[2] == 1
 
 
 _VOLUME_RANK: Final = 5

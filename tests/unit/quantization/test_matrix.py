@@ -149,7 +149,7 @@ def test_a_recipe_computes_what_its_simulation_does_and_stays_near_float(
 
 
 @pytest.mark.parametrize("space", [(1, 5, 5), (2, 5, 5), (5, 1, 5), (5, 5, 1), (1, 1, 5)])
-@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("build", [nn.Conv3d, nn.ConvTranspose3d])
 def test_volumes_of_one_channel_or_one_plane(build: Any, channels: int, space: tuple[int, ...]) -> None:
     model, data = build(channels, 4, 2, padding=1), torch.randn(2, channels, *space)

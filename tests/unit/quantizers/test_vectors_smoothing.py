@@ -186,8 +186,9 @@ def test_losses_of_all_candidates_and_the_choice(criterion):
     losses = layer_losses(model, inputs, spec, groups)
     for name, of_layer in expected["loss"].items():
         assert [str(alpha) for alpha in losses[name]] == list(of_layer)
-        # Roots of small differences of float32 numbers: 21 of 22 losses are within 1e-5, all within 2e-5.
-        close(list(losses[name].values()), list(of_layer.values()), tolerance=2e-5)
+        # Roots of small differences of float32 numbers: 21 of 22 losses are within 1e-5. The last one depends on the
+        # order in which a processor adds: 2e-5 from INC's on an AMD EPYC, 4.3e-5 on an Intel Xeon.
+        close(list(losses[name].values()), list(of_layer.values()), tolerance=5e-5)
     assert chosen_alphas(losses, groups, spec)["q"] == expected["best"]["q"]
 
 
