@@ -10,6 +10,7 @@ from torch import nn
 
 from inc_torch.core.batches import Inputs, run
 from inc_torch.core.errors import ConfigError, ConfigTypeError, ModelError
+from inc_torch.core.modes import evaluating
 from inc_torch.inference._compiled_call import CompiledCall
 from inc_torch.inference._graphs import TOLERANCE, run_graph_fused
 from inc_torch.inference._opaque import can_hide, hide
@@ -88,14 +89,8 @@ def _check_tolerance(tolerance: object) -> None:
 
 def _try(model: nn.Module, inputs: Inputs) -> None:
     """Let the model as it is compute, so that its own error comes, and before anything is changed."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            run(model, inputs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        run(model, inputs)
 
 
 def _as_inputs(example: object) -> Inputs:

@@ -153,7 +153,7 @@ namespace {
 
 void interleave_bytes(const uint8_t* even, const uint8_t* odd, uint8_t* output, int64_t columns) {
     for (int64_t column = 0; column < columns; column += 32) {
-        const __mmask32 mask = columns - column >= 32 ? ~0u : (1u << (columns - column)) - 1;
+        const __mmask32 mask = __mmask32(bytes(columns - column));
         const __m512i low = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(mask, even + column));
         const __m512i high = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(mask, odd + column));
         _mm512_mask_storeu_epi16(output + 2 * column, mask, _mm512_or_si512(low, _mm512_slli_epi16(high, 8)));
@@ -172,11 +172,12 @@ void interleave_floats(const float* even, const float* odd, float* output, int64
 void run_interleave(const Elementwise& e) {
     parallel(e.rows, e.rows * e.columns / 4, [&](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) {
-            const int64_t even = row * e.first_stride, odd = row * e.second_stride, to = row * e.output_stride;
-            if (e.first_type == UINT8)
-                interleave_bytes((const uint8_t*)e.first + even, (const uint8_t*)e.second + odd, (uint8_t*)e.output + to, e.columns);
-            else
-                interleave_floats((const float*)e.first + even, (const float*)e.second + odd, (float*)e.output + to, e.columns);
+            const int64_t size = size_of(e.first_type);
+            const char* even = (const char*)e.first + row * e.first_stride * size;
+            const char* odd = (const char*)e.second + row * e.second_stride * size;
+            char* to = (char*)e.output + row * e.output_stride * size;
+            if (e.first_type == UINT8) interleave_bytes((const uint8_t*)even, (const uint8_t*)odd, (uint8_t*)to, e.columns);
+            else interleave_floats((const float*)even, (const float*)odd, (float*)to, e.columns);
         }
     });
 }

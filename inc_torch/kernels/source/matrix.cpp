@@ -1,6 +1,7 @@
 // Products of uint8 rows and int8 columns: linear layers, and convolutions as products of gathered rows.
 //
-// Weights are cut into panels of 16, 32, 48 or 64 columns, see matrix.h. A tile is as many rows of one panel as leave 24 sums in registers; its rows are found through pointers, one for each tap of the kernel.
+// Weights are cut into panels of 16, 32, 48 or 64 columns, see matrix.h. A tile is as many rows of one panel as leave 24
+// sums in registers; its rows are found through pointers, one for each tap of the kernel.
 
 #include "blocks.h"
 #include "tiles.h"
@@ -9,9 +10,9 @@ namespace inc {
 
 namespace {
 
-constexpr int MOST_ROWS = 12;         // of a tile
-constexpr int64_t ROWS_OF_TILES = 8, DEPTH_OF_TILES = 64;  // with less, tiles are mostly empty
-constexpr int64_t NEAR = 12;          // quads ahead, where weights are read once
+constexpr int MOST_ROWS = 12;                              // of a tile
+constexpr int64_t ROWS_OF_TILES = 8, DEPTH_OF_TILES = 64;  // with less, tiles of AMX are mostly empty
+constexpr int64_t NEAR = 12;                               // quads ahead, where weights are read once
 
 constexpr int rows_of_tile(int64_t vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
 
@@ -42,7 +43,9 @@ struct Columns {
     static constexpr int64_t FIRST = 64 * (VECTORS > 1 ? 2 : 1), SECOND = 64 * (VECTORS - 2);  // bytes of a quad
     const int8_t *first, *second;
 
-    __attribute__((always_inline)) const int8_t* vector(int v) const { return v < 2 ? first + 64 * v : second + 64 * (v - 2); }
+    __attribute__((always_inline)) const int8_t* vector(int v) const {
+        return v < 2 ? first + 64 * v : second + 64 * (v - 2);
+    }
 
     __attribute__((always_inline)) void advance() {
         first += FIRST;

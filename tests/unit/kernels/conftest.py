@@ -12,6 +12,7 @@ from inc_torch.kernels._build import _cpu_flags
 def instructions(request):
     """Let products run on vectors alone, or on tiles too."""
     wanted = request.param == "tiles"
-    assert _library.use_tiles(wanted) is wanted
+    if _library.use_tiles(wanted) is not wanted:
+        pytest.skip("the processor has AMX, but the compiler or the system does not")
     yield request.param
     _library.use_tiles(True)
