@@ -9,6 +9,14 @@ from __future__ import annotations
 from inc_torch.config._base import Config
 from inc_torch.config._criteria import AccuracyCriterion, TuningCriterion
 from inc_torch.config._distillation import DistillationConfig, KnowledgeDistillationLossConfig
+from inc_torch.config._options import (
+    Options,
+    options,
+    set_random_seed,
+    set_resume_from,
+    set_tensorboard,
+    set_workspace,
+)
 from inc_torch.config._post_training import PostTrainingQuantConfig
 from inc_torch.config._pruning import WeightPruningConfig
 from inc_torch.config._quantization import QuantizationAwareTrainingConfig
@@ -16,6 +24,12 @@ from inc_torch.config._read import read_configs
 from inc_torch.config._readonly import FrozenConfigError
 
 __all__ = [
+    "set_workspace",
+    "set_tensorboard",
+    "set_resume_from",
+    "set_random_seed",
+    "options",
+    "Options",
     "AccuracyCriterion",
     "Config",
     "DistillationConfig",

@@ -20,34 +20,35 @@ from inc_torch.config._checks import (
     optional,
 )
 from inc_torch.config._readonly import FrozenDict
+from inc_torch.tuning import OBJECTIVES, STRATEGIES
 
 __all__ = ["ACCURACY", "TUNING", "AccuracyCriterion", "TuningCriterion", "absolute_loss", "relative_loss"]
 
-_STRATEGIES = ("basic", "mse", "bayesian", "random", "exhaustive", "sigopt", "tpe", "mse_v2", "hawq_v2")
-_BY_LEVEL = {
-    "conservative": " It is chosen by quant_level=0 of the quantization config.",
-    "auto": " It is chosen by quant_level='auto' of the quantization config.",
-}
-_OBJECTIVES = ("performance", "accuracy", "modelsize", "footprint")
+_ELSEWHERE = {"sigopt": " That is a paid service of others; 'bayesian' and 'tpe' search in the same way."}
 
 Objectives = Sequence[str] | Mapping[str, object]
 
 
 def _strategy(value: object, place: Place) -> str:
-    if isinstance(value, str) and value in _BY_LEVEL:
-        raise place.error(value, f"one of {', '.join(map(repr, _STRATEGIES))}", _BY_LEVEL[value])
-    return choice(_STRATEGIES)(value, place)
+    """A registered strategy: looked up now, as users may add some."""
+    if isinstance(value, str) and value in _ELSEWHERE:
+        raise place.error(value, f"one of {', '.join(map(repr, STRATEGIES.names()))}", _ELSEWHERE[value])
+    return choice(STRATEGIES.names())(value, place)
+
+
+def _objective_name(value: object, place: Place) -> str:
+    return choice(OBJECTIVES.names())(value, place)
 
 
 def _objective(value: object, place: Place) -> Objectives:
     """One name, a list of names, or INC's dict of parallel lists."""
     if not isinstance(value, Mapping):
-        listed = list_of("a name, a list of names or a dict", choice(_OBJECTIVES))(value, place)
+        listed = list_of("a name, a list of names or a dict", _objective_name)(value, place)
         if not listed:
             raise place.error(value, "at least one objective")
         return listed
     parts = items_of(value, place, "a dict", ("objective", "weight", "higher_is_better"))
-    objectives = list_of("a list of names", choice(_OBJECTIVES))(parts.get("objective"), place.item("objective"))
+    objectives = list_of("a list of names", _objective_name)(parts.get("objective"), place.item("objective"))
     checked: dict[str, object] = {"objective": objectives}
     checks: dict[str, Check[tuple[object, ...]]] = {
         "weight": list_of("a list of numbers", number("a number of 0 or more", lambda x: x >= 0)),
@@ -123,16 +124,21 @@ class TuningCriterion(Config):
     """What a search among compressed models tries, for how long, and what it is after.
 
     Args:
-        strategy: Who proposes the next trial.
+        strategy: Who proposes the next trial: the name of a registered strategy. The default, ``"basic"``, gives way to
+            what ``quant_level`` of the quantization config says.
         strategy_kwargs: Options of the strategy.
         timeout: Seconds; 0 stops at the first model that meets the accuracy goal.
         max_trials: Greatest number of trials.
-        objective: What is made small (or, for accuracy, great) among models that meet the goal: a name out of
-            performance, accuracy, modelsize and footprint, a list of them, or
-            ``{"objective": [...], "weight": [...], "higher_is_better": [...]}``.
+        objective: What is made small (or, for accuracy, great) among models that meet the goal: a name such as
+            performance (seconds of an evaluation), latency (milliseconds of a batch), modelsize, footprint and
+            accuracy, or of an objective of your own; a list of them; or
+            ``{"objective": [...], "weight": [...], "higher_is_better": [...]}``. With ``timeout=0`` the first model that
+            meets the goal is taken, and objectives are only shown.
         on_miss: What a search returns that never met the goal: ``"best"``, the best model with a warning;
             ``"none"``, None; or ``"raise"``. Not in INC, which returns None.
         performance_only: The accuracy is not looked at.
+        early_stop: An evaluation ends as soon as the goal is out of its reach; only with a loader of known length and
+            a metric of which that can be said, such as topk. Not in INC.
 
     Raises:
         ConfigError: An option is unknown or wrong.
@@ -149,6 +155,7 @@ class TuningCriterion(Config):
     objective: Objectives = option(_objective, default=("performance",))
     on_miss: str = option(choice(("best", "none", "raise")), default="best", kw_only=True)
     performance_only: bool = option(flag, default=False, kw_only=True)
+    early_stop: bool = option(flag, default=False, kw_only=True)
 
 
 ACCURACY = instance_of(AccuracyCriterion)

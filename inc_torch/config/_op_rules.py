@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal, Protocol, final
 
 from inc_torch.config._checks import Check, Place, integer, items_of, list_of, text
@@ -202,14 +203,18 @@ class _Ruled(Protocol):
     def excluded_precisions(self) -> Sequence[str]: ...
 
 
-def spec_of(config: _Ruled, scheme: Scheme, words: RuleWords) -> QuantSpec:
+def spec_of(
+    config: _Ruled, scheme: Scheme, words: RuleWords, options: Mapping[str, tuple[Any, ...]] | None = None
+) -> QuantSpec:
     """What a configuration says of modules, as typed values; rules by type come before those by name.
 
     Args:
         config: Checked.
         scheme: Of modules that no rule speaks of.
         words: What its rules were checked with.
+        options: Of modules that no rule speaks of, what a search may choose, see `QuantSpec`.
     """
+    options = {} if options is None else options
     by_name = {pattern: rule for pattern, rule in (config.op_name_dict or {}).items() if pattern != DEFAULT_RULE}
     changes = _weight_only_changes if isinstance(scheme, WeightOnlyScheme) else _int8_changes
     by_type = rules_of("type", config.op_type_dict or {}, words, changes)
@@ -217,8 +222,8 @@ def spec_of(config: _Ruled, scheme: Scheme, words: RuleWords) -> QuantSpec:
     if "bf16" in config.excluded_precisions:
         rules = tuple(map(_without_bfloat16, rules))
     if not config.reduce_range or isinstance(scheme, WeightOnlyScheme):
-        return QuantSpec(scheme, rules)
-    return QuantSpec(replace(scheme, input_bits=_REDUCED_BITS), tuple(map(_with_reduced_range, rules)))
+        return QuantSpec(scheme, rules, options)
+    return QuantSpec(replace(scheme, input_bits=_REDUCED_BITS), tuple(map(_with_reduced_range, rules)), options)
 
 
 _REDUCED_BITS = 7
@@ -238,11 +243,11 @@ def _without_bfloat16(rule: QuantRule) -> QuantRule:
 
 _Given = Mapping[tuple[str, str], str]
 """By side and key, the word of a rule that counts."""
-_Changes = Callable[[_Given, Mapping[str, object]], dict[str, Any]]
-"""From the words of a rule, and its entries for weights, to the fields of the scheme that it sets."""
+_Changes = Callable[[_Given, Mapping[str, int]], dict[str, Any]]
+"""From the words and the numbers of a rule to the fields of the scheme that it sets."""
 
 
-def _int8_changes(given: _Given, weight: Mapping[str, object]) -> dict[str, Any]:
+def _int8_changes(given: _Given, numbers: Mapping[str, int]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if (granularity := given.get(("weight", "granularity"))) is not None:
         changes["per_channel"] = granularity == "per_channel"
@@ -250,20 +255,20 @@ def _int8_changes(given: _Given, weight: Mapping[str, object]) -> dict[str, Any]
         changes["symmetric_input"] = scheme == "sym"
     if (dtype := given.get(("weight", "dtype"))) is not None:
         changes["weight_bits"] = _BITS[dtype]
-    if bits := _listed(weight, "bits"):
-        changes["weight_bits"] = bits[0]
+    if "bits" in numbers:
+        changes["weight_bits"] = numbers["bits"]
     if (algorithm := given.get(("activation", "algorithm"))) is not None:
         changes["input_observer"] = OBSERVERS.get(algorithm)()
     return changes
 
 
-def _weight_only_changes(given: _Given, weight: Mapping[str, object]) -> dict[str, Any]:
+def _weight_only_changes(given: _Given, numbers: Mapping[str, int]) -> dict[str, Any]:
     """As in INC a rule that leaves bits or the group size out asks for the defaults, whatever one before it said."""
     default = WeightOnlyScheme()
     of_dtype = _BITS.get(given.get(("weight", "dtype"), ""), default.bits)
     changes: dict[str, Any] = {
-        "bits": next(iter(_listed(weight, "bits")), of_dtype),
-        "group_size": next(iter(_listed(weight, "group_size")), default.group_size),
+        "bits": numbers.get("bits", of_dtype),
+        "group_size": numbers.get("group_size", default.group_size),
     }
     if (scheme := given.get(("weight", "scheme"))) is not None:
         changes["symmetric"] = scheme == "sym"
@@ -278,28 +283,47 @@ def rules_of(
 ) -> tuple[QuantRule, ...]:
     """The rules of one checked dict, in its order."""
     return tuple(
-        QuantRule(subject, pattern, _outcome(rule, words, changes))
-        for pattern, rule in rules.items()
-        if isinstance(rule, Mapping)
+        _rule_of(subject, pattern, rule, words, changes) for pattern, rule in rules.items() if isinstance(rule, Mapping)
     )
 
 
-def _outcome(rule: Mapping[str, object], words: RuleWords, changes: _Changes) -> Mapping[str, Any] | FloatType:
+def _rule_of(
+    subject: Literal["type", "name"], pattern: str, rule: Mapping[str, object], words: RuleWords, changes: _Changes
+) -> QuantRule:
     """What a checked rule asks for.
 
-    Of several words for one key the first that we offer counts, as INC's lists are choices for tuning; a float type
+    Of several words for one key the first that we offer counts, the others are choices for a search; a float type
     anywhere, on either side, keeps the whole module in float, as in INC.
     """
     weight, activation = (_side_of(rule, side) for side in ("weight", "activation"))
     for word in (*_listed(activation, "dtype"), *_listed(weight, "dtype")):
         if word in _FLOATS:
-            return _FLOATS[str(word)]
-    given = {
-        (side, key): next(str(word) for word in _listed(entries, key) if word in words[side][key].known)
+            return QuantRule(subject, pattern, _FLOATS[str(word)])
+    offered = {
+        (side, key): [str(word) for word in _listed(entries, key) if word in words[side][key].known]
         for side, entries in (("weight", weight), ("activation", activation))
-        for key in entries.keys() & words[side].keys()
+        for key in words[side]
+        if key in entries
     }
-    return changes(given, weight)
+    numbers = {key: values for key in weight if key not in words["weight"] and (values := _listed(weight, key))}
+    chosen = [
+        changes(dict(zip(offered, given, strict=True)), dict(zip(numbers, counts, strict=True)))
+        for given in product(*offered.values())
+        for counts in product(*numbers.values())
+    ]
+    options = {
+        field: values for field in chosen[0] if len(values := tuple(_unique(choice[field] for choice in chosen))) > 1
+    }
+    return QuantRule(subject, pattern, chosen[0], options)
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    """The values without repetitions, in their order; they need not be hashable."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
 
 
 def _side_of(rule: Mapping[str, object], side: str) -> Mapping[str, object]:

@@ -28,8 +28,10 @@ __all__ = ["PostTrainingQuantConfig"]
 _APPROACHES = ("static", "dynamic", "auto", "weight_only")
 _sizes = list_of("a number of samples or a list of them", integer("a number of samples, 1 or more", lambda x: x >= 1))
 
+_SEARCHED_OBSERVERS = ("kl", "minmax")
+"""Of inputs that no rule speaks of; the first is the default."""
 
-_NO_SEARCH = "one model is made and judged; the search among many comes with a later version of inc_torch"
+_NO_SEARCH = "nothing says how accurate a model is: give an eval_func, or an eval_dataloader and an eval_metric"
 
 
 def _approach(value: object, place: Place) -> str:
@@ -100,16 +102,18 @@ class PostTrainingQuantConfig(TunedConfig):
         approach: ``"static"`` (ranges of inputs from calibration data), ``"dynamic"`` (ranges of each batch, no
             data needed), ``"auto"`` (static, and dynamic where no data came by) or ``"weight_only"``; also in INC's
             long spellings.
-        calibration_sampling_size: Samples to calibrate with; of several sizes the first counts.
+        calibration_sampling_size: Samples to calibrate with; several sizes are choices of a search, without which the
+            first counts.
         op_type_dict: Rules by class name.
         op_name_dict: Rules by module name.
         reduce_range: Asymmetric inputs take 7 bits instead of 8, for CPUs whose int8 products saturate.
         example_inputs: Stored; nothing here has to trace the model.
         excluded_precisions: Float types that modules left in float must not be given.
-        quant_level: How a tuning run searches; there is none yet.
-        accuracy_criterion: The goal of a tuning run.
-        tuning_criterion: What becomes of a model that misses the goal (``on_miss``), and the bounds of a tuning run, of
-            which there is none yet.
+        quant_level: How models are searched for, unless ``tuning_criterion`` names a strategy: ``"auto"`` tries the
+            default model, then kinds of operations one after the other, then everything that ``"basic"`` tries; 0 is
+            the strategy ``"conservative"``, 1 is ``"basic"``.
+        accuracy_criterion: The goal of a search.
+        tuning_criterion: Its strategy, its bounds, what else counts, and what becomes of a missed goal.
         diagnosis: INC's switch for a profile of the quantized model; the report of the result has what it shows.
         ni_workload_name: A label of INC, without effect.
         strategy: Old spelling, goes into a copy of ``tuning_criterion``; so do ``timeout``, ``max_trials``,
@@ -158,17 +162,18 @@ class PostTrainingQuantConfig(TunedConfig):
     performance_only: InitVar[bool | None] = None
     graph: Literal["auto", "off"] = option(check_graph, default="auto", kw_only=True)
 
-    def options_without_effect(self) -> dict[str, str]:
+    def options_without_effect(self, *, is_evaluated: bool) -> dict[str, str]:
         """Name the options and recipes that were set and change nothing, each with the reason.
 
+        Args:
+            is_evaluated: There is something that says how accurate a model is.
+
         Example:
-            >>> PostTrainingQuantConfig(outputs="logits").options_without_effect()
+            >>> PostTrainingQuantConfig(outputs="logits").options_without_effect(is_evaluated=False)
             {'outputs': 'modules of PyTorch have no such names'}
         """
-        searched = self.tuning_criterion.replace(on_miss="best", performance_only=False)
         reasons = {
-            "quant_level": (self.quant_level != "auto", _NO_SEARCH),
-            "tuning_criterion": (searched != TuningCriterion(), _NO_SEARCH),
+            "tuning_criterion": (self.tuning_criterion != TuningCriterion() and not is_evaluated, _NO_SEARCH),
             "inputs": (bool(self.inputs), NO_NAMES),
             "outputs": (bool(self.outputs), NO_NAMES),
             "quant_format": (self.quant_format != "default", "it is of an ONNX export"),
@@ -198,10 +203,12 @@ class PostTrainingQuantConfig(TunedConfig):
         """Return the same as typed values, for the layer below."""
         if self.is_weight_only:
             return PostTrainingSpec(quant=self._weight_only_spec())
-        scheme = QuantScheme(dynamic="dynamic" in self.approach, input_observer=OBSERVERS.get("kl")())
+        observers = tuple(OBSERVERS.get(name)() for name in _SEARCHED_OBSERVERS)
+        scheme = QuantScheme(dynamic="dynamic" in self.approach, input_observer=observers[0])
+        options = {} if scheme.dynamic else {"symmetric_input": (False, True), "input_observer": observers}
         recipes = self.recipes
         return PostTrainingSpec(
-            quant=spec_of(self, scheme, POST_TRAINING),
+            quant=spec_of(self, scheme, POST_TRAINING, options),
             dynamic_where_unseen="auto" in self.approach,
             first_in_float=not recipes["first_conv_or_matmul_quantization"],
             last_in_float=not recipes["last_conv_or_matmul_quantization"],
@@ -212,7 +219,7 @@ class PostTrainingQuantConfig(TunedConfig):
         )
 
     def _weight_only_spec(self) -> QuantSpec:
-        return spec_of(self, rounding_of(self.recipes), WEIGHT_ONLY)
+        return spec_of(self, rounding_of(self.recipes), WEIGHT_ONLY, {"symmetric": (True, False)})
 
     def _encode(self, name: str) -> object:
         # Example inputs are tensors; nothing needs them to build the same configuration.

@@ -171,7 +171,7 @@ class QuantizationAwareTrainingConfig(TunedConfig):
 
     def to_spec(self) -> QuantSpec:
         """Return the same as typed values, for the layer below."""
-        return spec_of(self, QuantScheme(), TRAINING)
+        return spec_of(self, QuantScheme(), TRAINING, {"symmetric_input": (False, True)})
 
 
 _DEVICE_TYPES = {"gpu": "cuda", "npu": "npu", "xpu": "xpu"}

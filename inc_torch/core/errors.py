@@ -88,7 +88,16 @@ class InexactWarning(IncTorchWarning):
 
 
 class GoalMissedError(IncTorchError, RuntimeError):
-    """A compressed model lost more accuracy than was allowed, and ``on_miss="raise"`` was asked for."""
+    """A compressed model lost more accuracy than was allowed, and ``on_miss="raise"`` was asked for.
+
+    Args:
+        message: What was missed.
+        result: The `inc_torch.tuning.TuningResult` of the search; None if no trial was through.
+    """
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class GoalMissedWarning(InexactWarning):

@@ -1,4 +1,4 @@
-"""What a compressed model can do by itself: ``save``, ``report`` and, for old scripts, ``model``."""
+"""What a compressed model can do by itself: ``save``, ``report``, ``tuning`` and, for old scripts, ``model``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch.fx import GraphModule
 from inc_torch.core.report import CompressionReport
 from inc_torch.export._artifact import save
 from inc_torch.export._proof import attached_report, measured_report
+from inc_torch.tuning import TuningResult
 
-__all__ = ["adorn"]
+__all__ = ["adorn", "attach_tuning"]
 
 _ORIGINAL = "_inc_torch_original_class"
 _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
 def adorn(model: nn.Module) -> None:
-    """Give ``model`` the methods ``save`` and ``report``, and ``model`` returning itself, in place.
+    """Give ``model`` the methods ``save`` and ``report``, ``tuning``, and ``model`` returning itself, in place.
 
     The object stays the same; its class becomes a subclass of the same name. A member that the class or the
     object has already is left alone. Doing it twice changes nothing.
@@ -51,7 +52,24 @@ def _itself(self: nn.Module) -> nn.Module:
     return self
 
 
-_MEMBERS: dict[str, Any] = {"save": _save, "report": _report, "model": property(_itself)}
+def _tuning(self: nn.Module) -> TuningResult | None:
+    """What the search that made the model tried and found; None if there was no search."""
+    result: TuningResult | None = self.__dict__.get(_TUNING)
+    return result
+
+
+def attach_tuning(model: nn.Module, result: TuningResult) -> None:
+    """Let ``model.tuning`` be ``result``."""
+    model.__dict__[_TUNING] = result
+
+
+_TUNING = "_inc_torch_tuning"
+_MEMBERS: dict[str, Any] = {
+    "save": _save,
+    "report": _report,
+    "tuning": property(_tuning),
+    "model": property(_itself),
+}
 
 
 def _adorned_class(original: type[nn.Module], members: tuple[str, ...]) -> type[nn.Module]:

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, TypeVar, final
 
 from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
 from inc_torch.core.registry import Registry
+from inc_torch.metric._torchmetrics import EXTRA, torchmetrics_classes
 
-__all__ = ["METRICS", "REGISTRY", "BaseMetric", "metric_registry"]
+__all__ = ["METRICS", "REGISTRY", "BaseMetric", "check_methods", "find_metric", "metric_registry"]
 
 FRAMEWORKS = ("pytorch", "pytorch_fx", "pytorch_ipex")
 """INC's names of what is one framework here."""
@@ -69,7 +70,7 @@ REGISTRY: Registry[type] = Registry("metric", "inc_torch.metric.kinds")
 
 @final
 class METRICS:
-    """The metrics of a framework by name.
+    """The metrics of a framework by name: those registered, then the classes of torchmetrics.
 
     Args:
         framework: ``"pytorch"``, or INC's ``"pytorch_fx"`` and ``"pytorch_ipex"``, which mean the same.
@@ -81,7 +82,7 @@ class METRICS:
         >>> METRICS("pytorch")["topk"](k=5)
         TopK(k=5)
         >>> sorted(METRICS("pytorch").metrics)
-        ['Accuracy', 'F1', 'Loss', 'MAE', 'MSE', 'RMSE', 'ROC', 'topk']
+        ['Accuracy', 'BLEU', 'COCOmAP', ..., 'VOCmAP', 'mAP', 'mIOU', 'topk']
 
     Source: INC 2.6.1 ``METRICS``.
     """
@@ -93,11 +94,11 @@ class METRICS:
             )
 
     def __getitem__(self, name: str) -> type:
-        return REGISTRY.get(name)
+        return find_metric(name)
 
     @property
     def metrics(self) -> dict[str, type]:
-        """All metrics by name."""
+        """All registered metrics by name."""
         return {entry.name: entry.value for entry in REGISTRY}
 
     def register(self, name: str, metric_class: type) -> None:
@@ -143,6 +144,26 @@ def metric_registry(metric_type: str, framework: str = "pytorch") -> Callable[[K
         return REGISTRY.register(metric_type, summary=lines[0] if lines else "")(metric_class)
 
     return file
+
+
+def find_metric(name: str) -> type:
+    """Return the metric that is registered as ``name``, or the class of torchmetrics with that name.
+
+    Raises:
+        ConfigError: There is neither; the message suggests the nearest.
+    """
+    registered = REGISTRY.names()
+    if name in registered:
+        return REGISTRY.get(name)
+    others = torchmetrics_classes()
+    if name in others:
+        return others[name]
+    theirs = "the classes" if others else f"after pip install 'inc_torch[{EXTRA}]' the classes"
+    message = (
+        f"Unknown metric {name!r}.{did_you_mean(str(name), [*others, *registered])} Registered: "
+        f"{', '.join(registered)}; known too are {theirs} of torchmetrics."
+    )
+    raise ConfigError(message)
 
 
 def check_methods(metric: object, subject: str) -> None:

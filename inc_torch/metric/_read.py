@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
 from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
 from inc_torch.core.evaluation import single_number
-from inc_torch.metric._base import REGISTRY, check_methods
+from inc_torch.metric._base import check_methods, find_metric
 
 __all__ = ["Measure", "Metric", "read_metric"]
 
@@ -24,7 +24,7 @@ class Metric:
     """A description of a metric; nothing is computed before `read_metric` builds it.
 
     Args:
-        name: A registered name; any name where ``metric_cls`` is given.
+        name: A registered name, or that of a class of torchmetrics; any name where ``metric_cls`` is given.
         metric_cls: A class with ``update`` and ``result``, and mostly ``reset``. It may stand first, as in INC 1.X.
         arguments: What the class is called with.
 
@@ -37,7 +37,7 @@ class Metric:
         Metric('topk', k=5)
         >>> Metric("tokp")
         Traceback (most recent call last):
-        inc_torch.core.errors.ConfigError: Unknown metric 'tokp'. Did you mean 'topk'? Registered: Accuracy, F1, ...
+        inc_torch.core.errors.ConfigError: Unknown metric 'tokp'. Did you mean 'topk'? Registered: Accuracy, BLEU, ...
 
     Source: INC 2.6.1 ``Metric``; differs in that names and arguments are checked at once.
     """
@@ -48,7 +48,7 @@ class Metric:
             message = f"Metric.metric_cls={given!r}: expected a class. Give an object as eval_metric itself."
             raise ConfigTypeError(message)
         self.name = label if isinstance(label, str) else USER_NAME
-        self.metric_cls: type = REGISTRY.get(self.name) if given is None else given
+        self.metric_cls: type = find_metric(self.name) if given is None else given
         self.kwargs = dict(arguments)
         check_methods(self.metric_cls, f"The metric {self.name!r}")
         _check_arguments(self.name, self.metric_cls, (), self.kwargs)
@@ -109,6 +109,17 @@ class Measure:
         """Whether a metric compares with the float model's predictions instead of labels."""
         return not all(part.compare_label for part in self.parts)
 
+    @property
+    def bound(self) -> Callable[[int], float] | None:
+        """Return what `result` can become at best, see `inc_torch.core.evaluation.Score`.
+
+        None unless each metric has a bound and counts in the direction that is its own.
+        """
+        bounds = [part.bound for part in self.parts if part.bound is not None]
+        if len(bounds) < len(self.parts) or self.directions != tuple(part.higher_is_better for part in self.parts):
+            return None
+        return lambda remaining: self._weighed(bound(remaining) for bound in bounds)
+
     def reset(self) -> None:
         """Start anew."""
         for part in self.parts:
@@ -135,11 +146,12 @@ class Measure:
         Raises:
             ConfigTypeError: A result is no single number.
         """
+        return self._weighed(self.results().values())
+
+    def _weighed(self, values: Iterable[float]) -> float:
         weights = self.weights or [1 / len(self.parts)] * len(self.parts)
         signs = [1 if direction == self.higher_is_better else -1 for direction in self.directions]
-        return math.fsum(
-            weight * sign * value for weight, sign, value in zip(weights, signs, self.results().values(), strict=True)
-        )
+        return math.fsum(weight * sign * value for weight, sign, value in zip(weights, signs, values, strict=True))
 
 
 @final
@@ -148,8 +160,9 @@ class _Part:
 
     def __init__(self, metric: Any) -> None:  # noqa: ANN401  anything that passed check_methods
         self._metric = metric
-        self._begin = None if callable(getattr(metric, "reset", None)) else copy.deepcopy(metric)
+        self._begin = None if callable(getattr(metric, "reset", None)) else _copied(metric)
         self.compare_label = bool(getattr(metric, "compare_label", True))
+        self.whole_output = bool(getattr(metric, "whole_output", False))
         said = getattr(metric, DIRECTION, None)
         self.higher_is_better = True if said is None else bool(said)
 
@@ -169,6 +182,30 @@ class _Part:
         """What the metric returns; torchmetrics calls it ``compute``."""
         return self._metric.result() if hasattr(self._metric, "result") else self._metric.compute()
 
+    @property
+    def bound(self) -> Callable[[int], float] | None:
+        """What `result` can become at best, None where the metric does not say."""
+        bound: object = getattr(self._metric, "bound", None)
+        return bound if callable(bound) else None
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples were counted, None where the metric does not say."""
+        samples: int | None = getattr(self._metric, "samples", None)
+        return samples
+
+
+def _copied(metric: object) -> object:
+    """A copy to begin with again."""
+    try:
+        return copy.deepcopy(metric)
+    except (TypeError, RuntimeError) as error:  # what deepcopy raises for locks, files, tensors with a history
+        message = (
+            f"{OWNER} is {metric!r} without reset(), so each evaluation begins with a copy of it, which cannot be "
+            f"made: {error}. Add a method reset()."
+        )
+        raise ConfigError(message) from error
+
 
 def read_metric(metric: object) -> Measure:
     """Read whatever a user gave as metric.
@@ -176,7 +213,7 @@ def read_metric(metric: object) -> Measure:
     Args:
         metric: One of these:
 
-            - a registered name;
+            - a registered name, or that of a class of torchmetrics;
             - a `Metric`;
             - a dict of names and arguments: a mapping holds keyword arguments, None none, anything else is the one
               argument. With several names, ``weight`` and ``higher_is_better`` may hold a list with an entry for each;
@@ -201,11 +238,10 @@ def read_metric(metric: object) -> Measure:
     if isinstance(metric, Mapping):
         return _read_dict(metric)
     if isinstance(metric, Metric):
-        return Measure({metric.name: metric.metric_cls(**metric.kwargs)})
+        return Measure({metric.name: _made(metric.name, metric.metric_cls, (), metric.kwargs)})
     check_methods(metric, OWNER)
     if isinstance(metric, type):
-        _check_arguments(metric.__name__, metric, (), {})
-        return Measure({metric.__name__: metric()})
+        return Measure({metric.__name__: _made(metric.__name__, metric, (), {})})
     return Measure({type(metric).__name__: metric})
 
 
@@ -227,11 +263,9 @@ def _read_dict(given: Mapping[Any, object]) -> Measure:
 
 
 def _built(name: str, arguments: object) -> object:
-    metric_class = REGISTRY.get(name)
     args = () if arguments is None or isinstance(arguments, Mapping) else (arguments,)
     kwargs = dict(arguments) if isinstance(arguments, Mapping) else {}
-    _check_arguments(name, metric_class, args, kwargs)
-    return metric_class(*args, **kwargs)
+    return _made(name, find_metric(name), args, kwargs)
 
 
 def _listed(given: Mapping[str, object], key: str, count: int) -> list[Any] | None:
@@ -247,6 +281,17 @@ def _listed(given: Mapping[str, object], key: str, count: int) -> list[Any] | No
 
 def _is_weight(weight: object) -> bool:
     return isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < math.inf
+
+
+def _made(name: str, metric_class: type, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+    """The metric; an error of its constructor gets a note on where."""
+    _check_arguments(name, metric_class, args, kwargs)
+    try:
+        return metric_class(*args, **kwargs)
+    except Exception as error:
+        given = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())])
+        error.add_note(f"While making the metric {name!r} with ({given}).")
+        raise
 
 
 def _check_arguments(name: str, metric_class: type, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:

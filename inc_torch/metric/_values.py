@@ -8,7 +8,7 @@ import torch
 from inc_torch.core.batches import described
 from inc_torch.core.errors import ConfigError, ModelError
 
-__all__ = ["as_tensor", "no_sample", "paired"]
+__all__ = ["as_tensor", "class_ids", "is_count", "no_sample", "paired", "sample_count"]
 
 NUMERIC_KINDS = "biuf"
 
@@ -58,9 +58,55 @@ def paired(preds: object, labels: object, metric: str) -> tuple[torch.Tensor, to
     return given.reshape(-1), expected.reshape(-1)
 
 
-def no_sample(metric: object) -> ConfigError:
-    """The error of a result before the first update."""
+def class_ids(preds: object, labels: object, metric: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both as flat tensors of class ids.
+
+    Predictions with one axis more than the labels are scores, of which the greatest counts. The classes are on axis 1,
+    or on the last one where only that gives the labels' shape.
+
+    Raises:
+        ModelError: The shapes differ, or the predictions are fractions.
+
+    Example:
+        >>> class_ids([[0.1, 0.9], [0.8, 0.2]], [1, 1], "Accuracy")
+        (tensor([1, 0]), tensor([1, 1]))
+    """
+    given, expected = as_tensor(preds), as_tensor(labels)
+    if given.squeeze().shape != expected.squeeze().shape:
+        axis = next((axis for axis in (1, -1) if _without(given, axis) == expected.shape), None)
+        given = given if axis is None else given.argmax(axis)
+    ids, expected = paired(given, expected, metric)
+    if ids.is_floating_point() and not torch.equal(ids, ids.round()):
+        message = (
+            f"The metric {metric} was given fractions of shape {list(given.shape)} for labels of the same shape: "
+            "expected class ids, or a score for each class. Round them, or let prepare do it."
+        )
+        raise ModelError(message)
+    return ids, expected
+
+
+def sample_count(labels: torch.Tensor) -> int:
+    """Return the length of the first axis; a tensor without axes is one sample."""
+    return labels.shape[0] if labels.dim() else 1
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether ``value`` is an integer of ``least`` or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def no_sample(metric: object, what: str = "sample") -> ConfigError:
+    """The error of a result before anything was counted."""
     return ConfigError(
-        f"The metric {metric!r} has no result yet: expected update(preds, labels) with at least one sample before "
+        f"The metric {metric!r} has no result yet: expected update(preds, labels) with at least one {what} before "
         "result(). Evaluate at least one batch."
     )
+
+
+def _without(values: torch.Tensor, axis: int) -> torch.Size | None:
+    """The shape of ``values`` without one axis, None if there is no such axis."""
+    if values.dim() <= abs(axis):
+        return None
+    sizes = list(values.shape)
+    del sizes[axis]
+    return torch.Size(sizes)

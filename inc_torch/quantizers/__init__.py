@@ -13,16 +13,19 @@ from inc_torch.quantizers._batch_norm import batch_norms, freeze_batch_norm, tha
 from inc_torch.quantizers._calibration import Calibration, InputRecord, calibrate
 from inc_torch.quantizers._codes import InputGrid, decode, dynamic_grid, encode
 from inc_torch.quantizers._convert import convert, convert_calibrated, describe_int8, int8_kernels, rebuild_int8
+from inc_torch.quantizers._fake_quant_modules import fake_quant_class as quantized_kind
 from inc_torch.quantizers._flow import Flow, trace_flow
+from inc_torch.quantizers._hessian import hessian_traces
 from inc_torch.quantizers._int8_conv import Int8Conv1d, Int8Conv2d, Int8Conv3d
 from inc_torch.quantizers._int8_conv_transpose import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d
 from inc_torch.quantizers._int8_embedding import Int8Embedding
 from inc_torch.quantizers._int8_linear import Int8DynamicLinear, Int8Linear
 from inc_torch.quantizers._int8_module import NO_POST_OPERATION, PLAIN_OUTPUT, Int8Module, output_dtype
 from inc_torch.quantizers._observers import OBSERVERS, Levels, Observer, fit_float_grid, fit_grid, observe
-from inc_torch.quantizers._post_training import PostTrainingSpec, realise
+from inc_torch.quantizers._post_training import LEFT_BY_SEARCH, PostTrainingSpec, realise, treat
 from inc_torch.quantizers._prepare import (
     Prepared,
+    decide,
     disable_fake_quant,
     enable_fake_quant,
     fake_quant_modules,
@@ -33,7 +36,8 @@ from inc_torch.quantizers._prepare import (
     rounding_share,
     stop_observing,
 )
-from inc_torch.quantizers._scheme_names import named_scheme
+from inc_torch.quantizers._scheme_names import named_scheme, weight_only_name
+from inc_torch.quantizers._sensitivity import ModelErrors, OutputError, output_errors
 from inc_torch.quantizers._smoothing import SmoothQuant
 from inc_torch.quantizers._snap import Int8Snap
 from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec, Scheme, Treatment, WeightOnlyScheme
@@ -43,6 +47,11 @@ from inc_torch.quantizers._weight_only_model import quantize_weights
 from inc_torch.quantizers.fx import GraphStage, describe_graph, graph_of, is_graph, set_executor, ungraft
 
 __all__ = [
+    "weight_only_name",
+    "treat",
+    "quantized_kind",
+    "decide",
+    "LEFT_BY_SEARCH",
     "NO_POST_OPERATION",
     "OBSERVERS",
     "PLAIN_OUTPUT",
@@ -64,7 +73,9 @@ __all__ = [
     "Int8Module",
     "Int8Snap",
     "Levels",
+    "ModelErrors",
     "Observer",
+    "OutputError",
     "PostTrainingSpec",
     "Prepared",
     "QuantRule",
@@ -93,6 +104,7 @@ __all__ = [
     "fold_ranges",
     "freeze_batch_norm",
     "graph_of",
+    "hessian_traces",
     "int8_kernels",
     "is_graph",
     "load_observer_state",
@@ -100,6 +112,7 @@ __all__ = [
     "observe",
     "observer_state",
     "output_dtype",
+    "output_errors",
     "prepare_fake_quant",
     "quantize_weights",
     "realise",

@@ -15,7 +15,9 @@ from torch import nn
 from inc_torch.core.errors import CalibrationError
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._flow import Flow
+from inc_torch.quantizers._observers import Levels
 from inc_torch.quantizers._prepare import fake_quant_modules
+from inc_torch.quantizers._spec import QuantScheme
 from inc_torch.quantizers._statistics import TensorStatistics
 
 __all__ = ["Calibration", "InputRecord", "calibrate"]
@@ -91,6 +93,44 @@ class Calibration:
 
     inputs: dict[str, InputRecord] = field(default_factory=dict)
     flow: Flow | None = None
+    _ranges: dict[tuple[int, QuantScheme], tuple[float, float]] = field(default_factory=dict, repr=False)
+
+    def range_of(self, name: str, scheme: QuantScheme) -> tuple[float, float]:
+        """The range that the observer of ``scheme`` finds for the input of a module; found once, as that takes time."""
+        record = self.inputs[name]
+        key = id(record), scheme
+        if key not in self._ranges:
+            levels = Levels(0, scheme.top, scheme.symmetric_input)
+            low, high = scheme.input_observer.range(record.tensor, levels)
+            self._ranges[key] = low.item(), high.item()
+        return self._ranges[key]
+
+    def continued(self, later: Calibration) -> Calibration:
+        """What both saw, one after the other; neither is changed.
+
+        Example:
+            >>> from inc_torch.quantizers import QuantSpec, prepare_fake_quant
+            >>> model = nn.Sequential(nn.Linear(1, 1))
+            >>> _ = prepare_fake_quant(model, QuantSpec())
+            >>> first, second = (calibrate(model, lambda x=x: model(torch.tensor([[x]]))) for x in (1.0, 5.0))
+            >>> both = first.continued(second)
+            >>> [seen.inputs["0"].tensor.high.item() for seen in (first, both)]
+            [1.0, 5.0]
+        """
+        joined: dict[tuple[int, int], InputRecord] = {}
+        inputs: dict[str, InputRecord] = {}
+        for name in {**self.inputs, **later.inputs}:
+            before, after = self.inputs.get(name), later.inputs.get(name)
+            if before is None or after is None:
+                inputs[name] = before or later.inputs[name]
+                continue
+            key = id(before), id(after)
+            if key not in joined:
+                joined[key] = before.copy()
+                joined[key].sample = [*before.sample, *after.sample]
+                joined[key].add(after)
+            inputs[name] = joined[key]
+        return Calibration(inputs, later.flow or self.flow)
 
 
 def calibrate(model: nn.Module, run: Callable[[], object], *, keep: int = 0) -> Calibration:

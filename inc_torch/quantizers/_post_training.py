@@ -11,16 +11,18 @@ from torch import nn
 
 from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning, listed
 from inc_torch.core.user_warning import warn_user
-from inc_torch.quantizers._calibration import Calibration, InputRecord
+from inc_torch.quantizers._calibration import Calibration
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
-from inc_torch.quantizers._observers import Levels
 from inc_torch.quantizers._prepare import Prepared, fake_quant_modules, reasons_of
 from inc_torch.quantizers._smoothing import SmoothQuant, apply_smoothing
 from inc_torch.quantizers._smoothing_alpha import search_alphas
-from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec
+from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec, Treatment
 from inc_torch.quantizers.fx import settle_snaps
 
-__all__ = ["PostTrainingSpec", "realise"]
+__all__ = ["LEFT_BY_SEARCH", "PostTrainingSpec", "realise", "treat"]
+
+LEFT_BY_SEARCH = "left in float by the search"
+"""The reason that reports give."""
 
 _NOT_CORRECTED = "bias not corrected: which inputs a weight of a transposed convolution meets is not counted"
 
@@ -83,6 +85,9 @@ def realise(
         ConfigError: Nothing is left to quantize.
     """
     decided = dict(decisions)
+    if not any(made.scheme for made in decided.values()):  # as a search may ask for
+        settle_snaps(model)
+        return decided
     _treat_unseen(model, spec, calibration, decided)
     _leave_ends_in_float(model, spec, calibration, decided)
     settle_snaps(model)
@@ -93,14 +98,10 @@ def realise(
         )
         raise ConfigError(message)
     smoothed = _smooth(model, spec, calibration, decided, alpha, run)
-    ranges: dict[tuple[int, QuantScheme], tuple[float, float]] = {}
     for name, module in fake_quant_modules(model):
         record = calibration.inputs.get(name)
         if module.observes and record is not None and name not in smoothed:
-            key = id(record), module.scheme
-            if key not in ranges:
-                ranges[key] = _observed_range(record, module.scheme)
-            module.set_range(*ranges[key])
+            module.set_range(*calibration.range_of(name, module.scheme))
         if not module.has_input_grid:
             continue
         module.correct_weight(False)
@@ -111,6 +112,39 @@ def realise(
                 decided[name] = _with_note(decided[name], _NOT_CORRECTED)
             else:
                 _correct_bias(module, unrounded, record.window_mean, smoothed.get(name))
+    return decided
+
+
+def treat(
+    model: nn.Module, decisions: Mapping[str, Prepared], treatments: Mapping[str, Treatment]
+) -> dict[str, Prepared]:
+    """Quantize modules of a prepared model in other ways than it was prepared for, or leave them in float.
+
+    Args:
+        model: Prepared, not converted; changed in place.
+        decisions: What `prepare_fake_quant` decided.
+        treatments: By module name; what is not named stays as it is.
+
+    Returns:
+        The decisions, with what changed.
+
+    Example:
+        >>> from inc_torch.quantizers import FloatType, prepare_fake_quant
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> decisions = prepare_fake_quant(model, QuantSpec())
+        >>> made = treat(model, decisions, {"1": FloatType.FLOAT32})
+        >>> made["0"].scheme, made["1"].scheme, type(model[1]) is nn.Linear
+        ('w8a8-static', None, True)
+    """
+    decided = dict(decisions)
+    for name, module in list(fake_quant_modules(model)):
+        treatment = treatments.get(name)
+        if isinstance(treatment, FloatType):
+            module.restore()
+            decided[name] = Prepared(None, LEFT_BY_SEARCH, treatment)
+        elif isinstance(treatment, QuantScheme) and treatment != module.scheme:
+            module.set_scheme(treatment)
+            decided[name] = decided[name]._replace(scheme=module.name_of(treatment))
     return decided
 
 
@@ -186,12 +220,6 @@ def _smooth(
 
 def _with_note(made: Prepared, note: str) -> Prepared:
     return made._replace(reason=note if made.reason is None else f"{made.reason}; {note}")
-
-
-def _observed_range(record: InputRecord, scheme: QuantScheme) -> tuple[float, float]:
-    levels = Levels(0, scheme.top, scheme.symmetric_input)
-    low, high = scheme.input_observer.range(record.tensor, levels)
-    return low.item(), high.item()
 
 
 def _correct_bias(

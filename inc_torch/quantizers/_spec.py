@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from itertools import product
 from typing import Any, Literal, final
 
 from inc_torch.quantizers._observers import Observer
@@ -88,11 +89,14 @@ class QuantRule:
         pattern: Regular expression that must match the whole subject.
         outcome: The fields of the scheme that the rule sets, over what earlier rules set; or the float type that
             the module stays in.
+        options: For fields of which the rule leaves a choice to a search, all values; that of ``outcome`` is the
+            first.
     """
 
     subject: Literal["type", "name"]
     pattern: str
     outcome: Mapping[str, Any] | FloatType
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def catches(self, name: str, type_name: str) -> bool:
         """Whether the rule speaks of the module ``name`` of class ``type_name``."""
@@ -108,10 +112,12 @@ class QuantSpec:
         default: The scheme of modules that no rule catches.
         rules: Applied in order, each on top of those before it. A rule that sets a scheme after one that asked for
             float begins with the default again.
+        options: For fields of the default that a search may choose, all values; that of the default is the first.
     """
 
     default: Scheme = QuantScheme()
     rules: tuple[QuantRule, ...] = ()
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def treatment_of(self, name: str, type_name: str) -> Treatment:
         """What the default and all catching rules make of a module."""
@@ -120,6 +126,32 @@ class QuantSpec:
             if rule.catches(name, type_name):
                 treatment = self._changed(treatment, rule.outcome)
         return treatment
+
+    def choices_of(self, name: str, type_name: str) -> tuple[Treatment, ...]:
+        """Everything that a search may make of a module; the first is that of `treatment_of`.
+
+        Of several fields with a choice the last one of the scheme varies fastest.
+
+        Example:
+            >>> spec = QuantSpec(options={"symmetric_input": (False, True)})
+            >>> [scheme.symmetric_input for scheme in spec.choices_of("fc", "Linear")]
+            [False, True]
+        """
+        treatment, options = self.treatment_of(name, type_name), dict(self.options)
+        if isinstance(treatment, FloatType):
+            return (treatment,)
+        for rule in self.rules:
+            if not rule.catches(name, type_name):
+                continue
+            if isinstance(rule.outcome, FloatType):
+                options = dict(self.options)
+            else:
+                options |= {field: (value,) for field, value in rule.outcome.items()} | dict(rule.options)
+        ordered = [field.name for field in fields(treatment) if field.name in options]
+        return tuple(
+            replace(treatment, **dict(zip(ordered, values, strict=True)))
+            for values in product(*(options[name] for name in ordered))
+        )
 
     def _changed(self, before: Treatment, outcome: Mapping[str, Any] | FloatType) -> Treatment:
         if isinstance(outcome, FloatType):

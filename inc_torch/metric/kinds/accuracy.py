@@ -8,7 +8,8 @@ import torch
 
 from inc_torch.core.errors import ConfigError, ModelError
 from inc_torch.metric._base import REGISTRY, BaseMetric
-from inc_torch.metric._values import as_tensor, no_sample, paired
+from inc_torch.metric._tally import Tally
+from inc_torch.metric._values import as_tensor, class_ids, is_count, no_sample, sample_count
 
 __all__ = ["Accuracy", "TopK"]
 
@@ -24,18 +25,36 @@ class _Share(BaseMetric):
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
+    @property
+    def samples(self) -> int:
+        """How many samples were counted."""
+        return self._tally.samples
+
+    def bound(self, remaining: int) -> float:
+        """Return the greatest `result` after ``remaining`` more samples: ``(hits + more) / (counted + more)``.
+
+        Samples to come are taken to have as many elements as those so far; where these differ, the bound is 1.
+        """
+        more = self._tally.elements_in(remaining)
+        return 1.0 if more is None else self._share(more)
+
     def reset(self) -> None:
         self._hits = 0
-        self._total = 0
+        self._tally = Tally()
 
     def result(self) -> float:
-        if not self._total:
-            raise no_sample(self)
-        return self._hits / self._total
+        return self._share()
 
-    def _count(self, hits: torch.Tensor) -> None:
+    def _share(self, more: int = 0) -> float:
+        """The share of hits with ``more`` of them."""
+        total = self._tally.elements + more
+        if not total:
+            raise no_sample(self)
+        return (self._hits + more) / total
+
+    def _count(self, hits: torch.Tensor, samples: int) -> None:
         self._hits += int(hits.sum())
-        self._total += hits.numel()
+        self._tally.add(hits.numel(), samples)
 
 
 @final
@@ -63,7 +82,7 @@ class TopK(_Share):
     """
 
     def __init__(self, k: int = 1) -> None:
-        if not _is_count(k):
+        if not is_count(k):
             raise ConfigError.field(type(self).__name__, "k", k, "an integer of 1 or more")
         self.k = k
         super().__init__()
@@ -81,7 +100,7 @@ class TopK(_Share):
         own = scores.gather(1, classes[:, None])
         places = torch.arange(scores.shape[1])
         is_before = (scores > own) | ((scores == own) & (places < classes[:, None]))
-        self._count((is_before.sum(1) < self.k) & ~own[:, 0].isnan())
+        self._count((is_before.sum(1) < self.k) & ~own[:, 0].isnan(), len(classes))
 
 
 @final
@@ -109,22 +128,8 @@ class Accuracy(_Share):
     """
 
     def update(self, preds: object, labels: object) -> None:
-        given, expected = as_tensor(preds), as_tensor(labels)
-        if given.squeeze().shape != expected.squeeze().shape:
-            axis = next((axis for axis in (1, -1) if _without(given, axis) == expected.shape), None)
-            given = given if axis is None else given.argmax(axis)
-        ids, expected = paired(given, expected, "Accuracy")
-        if ids.is_floating_point() and not torch.equal(ids, ids.round()):
-            message = (
-                f"The metric Accuracy was given fractions of shape {list(given.shape)} for labels of the same shape: "
-                "expected class ids, or a score for each class. Round them, or let prepare do it."
-            )
-            raise ModelError(message)
-        self._count(ids == expected)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        ids, expected = class_ids(preds, labels, "Accuracy")
+        self._count(ids == expected, sample_count(as_tensor(labels)))
 
 
 def _check_classes(scores: torch.Tensor, classes: torch.Tensor) -> None:
@@ -139,12 +144,3 @@ def _check_classes(scores: torch.Tensor, classes: torch.Tensor) -> None:
         f"scores [samples, classes] and a label in [0, {count}) for each sample. Reshape them, or let prepare do it."
     )
     raise ModelError(message)
-
-
-def _without(values: torch.Tensor, axis: int) -> torch.Size | None:
-    """The shape of ``values`` without one axis, None if there is no such axis."""
-    if values.dim() < MATRIX:
-        return None
-    sizes = list(values.shape)
-    del sizes[axis]
-    return torch.Size(sizes)

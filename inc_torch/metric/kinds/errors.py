@@ -9,7 +9,8 @@ import torch
 
 from inc_torch.core.errors import ConfigError
 from inc_torch.metric._base import REGISTRY, BaseMetric
-from inc_torch.metric._values import no_sample, paired
+from inc_torch.metric._tally import Tally
+from inc_torch.metric._values import as_tensor, no_sample, paired, sample_count
 
 __all__ = ["MAE", "MSE", "RMSE"]
 
@@ -37,19 +38,38 @@ class _MeanDifference(BaseMetric):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(compare_label={self.compare_label})"
 
+    @property
+    def samples(self) -> int:
+        """How many samples were counted."""
+        return self._tally.samples
+
+    def bound(self, remaining: int) -> float:
+        """Return the least `result` after ``remaining`` more samples, all of them without an error.
+
+        Samples to come are taken to have as many elements as those so far; where these differ, the bound is 0.
+        """
+        more = self._tally.elements_in(remaining)
+        return 0.0 if more is None else self._mean(more)
+
     def reset(self) -> None:
         self._sum = 0.0
-        self._count = 0
+        self._tally = Tally()
 
     def update(self, preds: object, labels: object) -> None:
-        given, expected = paired(preds, labels, type(self).__name__)
+        truth = as_tensor(labels)
+        given, expected = paired(preds, truth, type(self).__name__)
         self._sum += float(self._errors(given.double() - expected.double()).sum())
-        self._count += given.numel()
+        self._tally.add(given.numel(), sample_count(truth))
 
     def result(self) -> float:
-        if not self._count:
+        return self._mean()
+
+    def _mean(self, more: int = 0) -> float:
+        """The mean with ``more`` elements without an error."""
+        count = self._tally.elements + more
+        if not count:
             raise no_sample(self)
-        return self._sum / self._count
+        return self._sum / count
 
     def _errors(self, differences: torch.Tensor) -> torch.Tensor:
         return differences.square()
@@ -90,8 +110,8 @@ class RMSE(_MeanDifference):
     Source: INC 2.6.1 ``RMSE``; differs in that tensors are taken.
     """
 
-    def result(self) -> float:
-        return math.sqrt(super().result())
+    def _mean(self, more: int = 0) -> float:
+        return math.sqrt(super()._mean(more))
 
 
 @REGISTRY.register("MAE", summary="mean absolute error")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 from inc_torch.metric._base import REGISTRY, BaseMetric
-from inc_torch.metric._values import as_tensor, no_sample
+from inc_torch.metric._values import as_tensor, no_sample, sample_count
 
 __all__ = ["Loss"]
 
@@ -46,9 +46,8 @@ class Loss(BaseMetric):
         self._count = 0
 
     def update(self, preds: object, labels: object) -> None:
-        losses, truth = as_tensor(preds).double(), as_tensor(labels)
-        samples = truth.shape[0] if truth.dim() else 1
-        count = samples if losses.numel() == 1 else losses.numel()
+        losses = as_tensor(preds).double()
+        count = sample_count(as_tensor(labels)) if losses.numel() == 1 else losses.numel()
         if count:
             self._sum += float(losses.mean()) * count
         self._count += count

@@ -187,7 +187,10 @@ def settle_snaps(model: nn.Module) -> None:
     for _, module in fake_quant_modules(model):
         module.share_range(None)
     for name, snapped in kept.items():
-        _share(model, holder._modules[name], snapped.readers)
+        snap = holder._modules[name]
+        if isinstance(snap, FakeQuantSnap) and snap.scheme != snapped.scheme:
+            snap.set_scheme(snapped.scheme)
+        _share(model, snap, snapped.readers)
     graft.use(settled)
 
 

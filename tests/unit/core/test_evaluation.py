@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from inc_torch.core.batches import run
 from inc_torch.core.errors import ConfigError, ConfigTypeError
-from inc_torch.core.evaluation import evaluate, single_number
+from inc_torch.core.evaluation import GoalOutOfReach, evaluate, prediction_of, single_number, why_no_bound
 from inc_torch.core.modes import evaluating
 from inc_torch.metric import METRICS, read_metric
 
@@ -187,3 +188,166 @@ def test_a_reference_is_not_run_where_labels_are_compared():
         raise AssertionError
 
     assert evaluate(nn.Identity(), [(A, A)], METRICS("pytorch")["MSE"](), reference=reference) == 0
+
+
+# ------------------------------------------------------------------------------ goals out of reach
+
+IDS = torch.tensor([1, 1, 0, 0, 0, 0, 1, 1, 1, 1])
+"""Where all labels are 1: after 4 samples 8 of 10 may be right at best, after 6 samples 6."""
+
+
+def _loader(**options):
+    return DataLoader(TensorDataset(IDS, torch.ones_like(IDS)), **options)
+
+
+def _batches(size=2):
+    return [(ids, torch.ones_like(ids)) for ids in IDS.split(size)]
+
+
+class _Counted(list):
+    """A list of batches that knows how many were read."""
+
+    def __iter__(self):
+        self.read = 0
+        for batch in super().__iter__():
+            self.read += 1
+            yield batch
+
+
+@pytest.mark.parametrize("loader", [_batches(), tuple(_batches()), _loader(batch_size=2)])
+def test_an_evaluation_ends_where_the_goal_is_out_of_reach(loader):
+    asked = []
+
+    def hopeless(bound):
+        asked.append(bound)
+        return bound < 0.7
+
+    model = nn.Dropout()
+    with pytest.raises(GoalOutOfReach, match=r"After 3 batches the score is 0.333.*, and 0.6 at best") as caught:
+        evaluate(model, loader, read_metric("Accuracy"), hopeless=hopeless)
+    assert asked == [1.0, 0.8, 0.6]
+    assert (caught.value.score, caught.value.bound, caught.value.batches) == (2 / 6, 0.6, 3)
+    assert model.training
+
+
+@pytest.mark.parametrize(("goal", "batches"), [(0.61, 3), (0.81, 2), (0.6, None)])
+def test_no_batch_more_than_needed_is_read(goal, batches):
+    loader = _Counted(_batches())
+    metric = METRICS("pytorch")["Accuracy"]()
+    if batches is None:
+        assert evaluate(nn.Identity(), loader, metric, hopeless=lambda bound: bound < goal) == 0.6
+        assert loader.read == 5
+    else:
+        with pytest.raises(GoalOutOfReach) as caught:
+            evaluate(nn.Identity(), loader, metric, hopeless=lambda bound: bound < goal)
+        assert loader.read == caught.value.batches == batches
+
+
+def test_errors_only_grow():
+    loader = [(torch.tensor([value]), torch.tensor([0.0])) for value in (1.0, 3.0, 0.0, 0.0)]
+    with pytest.raises(GoalOutOfReach) as caught:
+        evaluate(nn.Identity(), loader, read_metric("MSE"), hopeless=lambda bound: bound > 2)
+    assert (caught.value.batches, caught.value.bound, caught.value.score) == (2, 2.5, 5.0)
+
+
+def test_after_the_last_batch_nobody_is_asked():
+    asked = []
+    score = evaluate(nn.Identity(), _batches(5), read_metric("Accuracy"), hopeless=lambda bound: asked.append(bound))
+    assert (score, asked) == (0.6, [0.7])
+
+
+@pytest.mark.parametrize(
+    ("options", "bounds"),
+    [
+        ({"batch_size": 4}, [8 / 10, 6 / 10]),
+        ({"batch_size": 4, "drop_last": True}, [6 / 8]),
+        ({"batch_size": 2, "sampler": torch.utils.data.SubsetRandomSampler([3, 4, 5])}, [1 / 3]),
+        ({"batch_size": 2, "sampler": torch.utils.data.RandomSampler(IDS, num_samples=2)}, []),
+    ],
+)
+def test_samples_to_come_are_those_that_the_loader_gives(options, bounds):
+    asked = []
+    loader = _loader(**options)
+    assert why_no_bound(loader, read_metric("Accuracy")) is None
+    evaluate(nn.Identity(), loader, read_metric("Accuracy"), hopeless=lambda bound: asked.append(bound))
+    assert asked == pytest.approx(bounds)
+
+
+class _Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter([(sample, torch.tensor(1)) for sample in IDS])
+
+
+UNKNOWN = {
+    "stream": lambda: DataLoader(_Stream(), batch_size=2),
+    "no batch size": lambda: DataLoader(_batches(), batch_size=None),
+    "batches by somebody else": lambda: _loader(batch_sampler=[[0, 1, 2], [3, 4], [5, 6, 7, 8, 9]]),
+    "generator": lambda: (batch for batch in _batches()),
+    "texts": lambda: [(["a", "b"], [1, 1])],
+}
+
+
+@pytest.mark.parametrize("loader", UNKNOWN.values(), ids=UNKNOWN)
+def test_where_samples_cannot_be_counted_nobody_is_asked(loader):
+    reason = why_no_bound(loader(), read_metric("Accuracy"))
+    assert "does not tell how many samples are to come, as a DataLoader with a batch_size" in reason
+    fed = {"prepare": lambda ids, label: ([1, 1], [1, 1])} if isinstance(loader(), list) else {}
+    assert evaluate(nn.Identity(), loader(), read_metric("Accuracy"), hopeless=lambda bound: True, **fed) > 0
+
+
+def test_what_has_no_bound_is_named():
+    reason = why_no_bound(_batches(), read_metric({"topk": 1, "F1": None}))
+    assert reason == "the metric F1() has no bound(remaining), which topk, Accuracy, MSE, MAE and RMSE have"
+    assert why_no_bound(_batches(), _Spy()).startswith("the metric <")
+    turned = read_metric({"MSE": None, "higher_is_better": True})
+    assert "the opposite of what the metric itself says" in why_no_bound(_batches(), turned)
+    assert why_no_bound(_batches(), METRICS("pytorch")["topk"]()) is None
+
+
+def test_a_metric_without_a_bound_reads_all():
+    spy = _Spy()
+    assert evaluate(nn.Identity(), _batches(), spy, hopeless=lambda bound: True) == 5
+
+
+def test_a_metric_that_counts_other_samples_than_the_loader_reads_all():
+    """What ``prepare`` takes apart or leaves out has another number of samples to come."""
+
+    def halves(ids, labels):
+        return ids.repeat(2), labels.repeat(2)
+
+    score = evaluate(nn.Identity(), _batches(), read_metric("Accuracy"), prepare=halves, hopeless=lambda bound: True)
+    assert score == 0.6
+
+
+def test_a_bound_of_a_user_is_used():
+    class Bounded(_Spy):
+        def bound(self, remaining):
+            return 10 * len(self.seen) + remaining
+
+    asked = []
+    evaluate(nn.Identity(), _batches(), Bounded(), hopeless=lambda bound: asked.append(bound))
+    assert asked == [18, 26, 34, 42]
+
+
+def test_a_bound_of_several_metrics_is_that_of_their_sum():
+    metric = read_metric({"Accuracy": None, "MSE": None, "weight": [1, 2]})
+    with pytest.raises(GoalOutOfReach) as caught:
+        evaluate(nn.Identity(), _batches(), metric, hopeless=lambda bound: bound < 0.5)
+    assert (caught.value.batches, caught.value.bound) == (2, pytest.approx(0.8 - 2 * 2 / 10))
+
+
+# ------------------------------------------------------------------------------ what a metric is given
+
+
+def test_a_metric_may_ask_for_all_that_a_model_returns():
+    class Whole(_Spy):
+        whole_output = True
+
+    spy = Whole()
+    evaluate(_Probe((A, B, C)), [(A, Y)], spy)
+    assert spy.seen == [((A, B, C), Y)]
+    assert read_metric(spy).parts[0].whole_output
+
+
+def test_the_prediction_of_an_output_is_public():
+    assert prediction_of(OUTPUT) is A

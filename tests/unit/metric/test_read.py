@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
 from inc_torch.core.errors import ConfigError, ConfigTypeError
+from inc_torch.core.evaluation import evaluate
 from inc_torch.metric import METRICS, BaseMetric, Metric, metric_registry, read_metric
 
 BATCH = (torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
@@ -201,3 +204,62 @@ def test_a_result_that_is_no_number_is_refused():
 def test_another_framework_is_refused():
     with pytest.raises(ConfigError, match=r"METRICS\.framework='tensorflow': expected one of 'pytorch'"):
         METRICS("tensorflow")
+
+
+def test_a_metric_without_reset_is_copied_for_each_evaluation():
+    mine = Counting(5)
+    measure = read_metric(mine)
+    assert [_evaluated(measure), _evaluated(measure)] == [7.0, 7.0]
+    assert mine.count == 5
+
+
+def test_a_metric_that_can_neither_be_reset_nor_copied_is_refused():
+    class Locked(Counting):
+        def __init__(self):
+            super().__init__()
+            self.lock = threading.Lock()
+
+        def __repr__(self):
+            return "Locked()"
+
+    with pytest.raises(ConfigError, match=r"Locked\(\) without reset\(\).*cannot be made: .*lock.*Add a method reset"):
+        read_metric(Locked())
+
+
+def test_an_error_in_the_constructor_says_where():
+    class Broken(Counting):
+        def __init__(self, much=1):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as caught:
+        read_metric(Metric("broken", Broken, much=2))
+    assert caught.value.__notes__ == ["While making the metric 'broken' with (much=2)."]
+
+
+def test_an_update_with_other_arguments_says_what_it_was_given():
+    class Alone(Counting):
+        def update(self, preds):
+            self.count += len(preds)
+
+    with pytest.raises(TypeError, match="positional arguments") as caught:
+        evaluate(torch.nn.Identity(), [BATCH], read_metric(Alone))
+    assert "with predictions of type float32 [2, 2] and labels of type int64 [2]" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("value", [None, "much", {"accuracy": 1.0}, torch.zeros(3)])
+def test_what_a_user_returns_instead_of_a_number_is_named(value):
+    class Odd(Counting):
+        def result(self):
+            return value
+
+    with pytest.raises(ConfigTypeError, match=r"The metric Odd has the result .*: expected a single number"):
+        evaluate(torch.nn.Identity(), [BATCH], read_metric(Odd))
+
+
+def test_what_update_returns_has_no_effect():
+    class Telling(Counting):
+        def update(self, preds, labels):
+            super().update(preds, labels)
+            return "a value that nobody asked for"
+
+    assert evaluate(torch.nn.Identity(), [BATCH], read_metric(Telling)) == 2

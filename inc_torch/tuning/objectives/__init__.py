@@ -1,0 +1,1 @@
+"""The built-in objectives, one file each; each registers itself."""
