@@ -84,6 +84,11 @@ class QuantizationAwareTrainingCallbacks(Callback):
     def __repr__(self) -> str:
         return "Quantization Aware Training Callbacks"
 
+    @property
+    def decisions(self) -> Mapping[str, Prepared]:
+        """What becomes of each module; after `prepare`."""
+        return self._decisions
+
     def prepare(self, model: nn.Module, progress: Progress) -> None:
         super().prepare(model, progress)
         if self._as_graph:

@@ -82,9 +82,10 @@ class QuantizationAwareTrainingConfig(TunedConfig):
         quant_format: Of an ONNX export, without effect in training.
         excluded_precisions: Float types that modules left in float must not be given: with ``"bf16"`` a rule that asks
             for bfloat16 leaves its modules as they are.
-        quant_level: How a tuning run searches; without effect in a plain training loop.
-        accuracy_criterion: The goal of a tuning run; without effect in a plain training loop.
-        tuning_criterion: The bounds of a tuning run; without effect in a plain training loop.
+        quant_level: How `inc_torch.training.fit` searches, see `PostTrainingQuantConfig`; without effect in a plain
+            training loop, as the next two.
+        accuracy_criterion: The goal of the search.
+        tuning_criterion: Its strategy, its bounds, what else counts, and what becomes of a missed goal.
         freeze_observers_step: Optimizer steps after which the ranges of inputs stay as they are; None is never. What
             weights are rounded to follows their present range to the end.
         freeze_batch_norm_step: Optimizer steps after which batch normalization uses and keeps its running statistics,
@@ -163,11 +164,14 @@ class QuantizationAwareTrainingConfig(TunedConfig):
             ),
             "model_name": (bool(self.model_name), "nothing asks for the label"),
             "quant_format": (self.quant_format != "default", "it is of an ONNX export"),
-            "quant_level": (self.quant_level != "auto", _ONLY_TUNING),
-            "accuracy_criterion": (self.accuracy_criterion != AccuracyCriterion(), _ONLY_TUNING),
-            "tuning_criterion": (self.tuning_criterion != TuningCriterion(), _ONLY_TUNING),
         }
         return {name: reason for name, (is_idle, reason) in reasons.items() if is_idle}
+
+    def options_of_search(self) -> list[str]:
+        """Name the options that were set and only guide a search, see `inc_torch.training.fit`."""
+        default = type(self)()
+        names = ("quant_level", "accuracy_criterion", "tuning_criterion")
+        return [name for name in names if getattr(self, name) != getattr(default, name)]
 
     def to_spec(self) -> QuantSpec:
         """Return the same as typed values, for the layer below."""
@@ -176,4 +180,3 @@ class QuantizationAwareTrainingConfig(TunedConfig):
 
 _DEVICE_TYPES = {"gpu": "cuda", "npu": "npu", "xpu": "xpu"}
 NO_NAMES = "modules of PyTorch have no such names"
-_ONLY_TUNING = "it guides a tuning run, and a training loop tunes nothing"

@@ -46,7 +46,7 @@ def _writes_weight(module: nn.Module) -> bool:
 
 @final
 class Snapshot:
-    """What every module of a model is now: its class, its attributes, which tensors it has; no tensor is copied.
+    """What every module of a model is now: class, attributes, children, which tensors it has; no tensor is copied.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -67,17 +67,25 @@ class Snapshot:
             for name in module.__dict__.keys() - attributes.keys():
                 del module.__dict__[name]
             for name, value in attributes.items():
-                if name in _TENSORS:
+                if name in _HELD:
+                    module.__dict__[name].clear()
                     module.__dict__[name].update(value)
                 else:
                     module.__dict__[name] = value
 
 
-_TENSORS = ("_parameters", "_buffers")
+    def tensors(self) -> frozenset[int]:
+        """The identities of all Parameters and buffers that the model had."""
+        held = (attributes[name] for _, _, attributes in self._modules for name in ("_parameters", "_buffers"))
+        return frozenset(id(tensor) for tensors in held for tensor in tensors.values() if tensor is not None)
+
+
+_HELD = ("_parameters", "_buffers", "_modules")
+"""Dicts that torch hands out, so that they stay the same objects."""
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: dict(value) if name in _TENSORS else value for name, value in module.__dict__.items()}
+    return {name: dict(value) if name in _HELD else value for name, value in module.__dict__.items()}
 
 
 def own_parameters_(model: nn.Module, lender: nn.Module) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any, final
 
@@ -29,7 +27,6 @@ from inc_torch.quantizers import (
     FloatType,
     GraphStage,
     Prepared,
-    QuantRule,
     Treatment,
     calibrate,
     convert_calibrated,
@@ -42,7 +39,7 @@ from inc_torch.quantizers import (
     treat,
     ungraft,
 )
-from inc_torch.tuner import QuantizedOperations
+from inc_torch.tuner import QuantizedOperations, spec_with
 from inc_torch.tuning import Recipe, Space
 
 __all__ = ["Job"]
@@ -51,8 +48,8 @@ _KEPT_SAMPLES = 32
 """Samples that are kept to run a model on again, where a recipe or a measurement has to."""
 
 _WORDS = {
-    False: ("int8", "try the recipe smooth_quant or more calibration data"),
-    True: ("weight_only", "give weights more bits or smaller groups"),
+    False: ("an int8", "try the recipe smooth_quant or more calibration data"),
+    True: ("a weight_only", "give weights more bits or smaller groups"),
 }
 """By whether weights alone are quantized: a word for the model, and what may make it better."""
 
@@ -183,7 +180,7 @@ class Job:
     def _calibrated_by_size(self, dataloader: Iterable[Any]) -> dict[int | None, Calibration]:
         """One pass over the data; what was seen up to each size, in the order of the configuration."""
         sizes = self._sizes if self._for_search else self._sizes[:1]
-        batches, seen = iter(with_progress(dataloader, "Calibrating")), 0
+        batches, seen = _Counted(with_progress(dataloader, "Calibrating")), 0
         so_far, by_size = Calibration(), {}
         for size in sorted(sizes):
             before = seen
@@ -196,8 +193,9 @@ class Job:
             if seen > before:
                 by_size[size] = so_far
         if not seen:
+            given = f"{batches.count} batches without a sample" if batches.count else "no batch"
             message = (
-                "calib_dataloader yielded no sample: expected at least one. A generator can be used only once; "
+                f"calib_dataloader yielded {given}: expected at least one sample. A generator can be used only once; "
                 "give a list or a DataLoader."
             )
             raise CalibrationError(message)
@@ -285,8 +283,18 @@ class Job:
         in_float = {name: kind for name, kind in treatments.items() if isinstance(kind, FloatType)}
         if treatments and len(in_float) == len(treatments):
             return self._decisions | {name: Prepared(None, LEFT_BY_SEARCH, kind) for name, kind in in_float.items()}
-        rules = tuple(
-            QuantRule("name", re.escape(name), treatment if isinstance(treatment, FloatType) else asdict(treatment))
-            for name, treatment in treatments.items()
-        )
-        return quantize_weights(model, replace(self.spec.quant, rules=(*self.spec.quant.rules, *rules)))
+        return quantize_weights(model, spec_with(self.spec.quant, treatments))
+
+
+@final
+class _Counted(Iterator[Any]):
+    """Batches, and how many were taken."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.count = 0
+        self._batches = iter(batches)
+
+    def __next__(self) -> Any:  # noqa: ANN401  any batch
+        batch = next(self._batches)
+        self.count += 1
+        return batch

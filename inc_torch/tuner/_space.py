@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import dataclass, fields, replace
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -16,8 +17,10 @@ from inc_torch.quantizers import (
     OBSERVERS,
     FloatType,
     Prepared,
+    QuantRule,
     QuantScheme,
     QuantSpec,
+    Scheme,
     Treatment,
     WeightOnlyScheme,
     quantized_kind,
@@ -25,7 +28,7 @@ from inc_torch.quantizers import (
 )
 from inc_torch.tuning import Choice, Mode, Operation, Recipe, Space, feed_forward_blocks
 
-__all__ = ["QuantizedOperations"]
+__all__ = ["QuantizedOperations", "spec_with"]
 
 _LOWER_BITS = 4
 
@@ -88,6 +91,19 @@ class QuantizedOperations:
         """What a recipe makes of each module."""
         chosen = self.space.chosen(recipe)
         return {operation.name: self.treatments[operation.name][choice.label] for operation, choice in chosen}
+
+
+def spec_with(spec: QuantSpec, treatments: Mapping[str, Treatment]) -> QuantSpec:
+    """A copy of ``spec`` in which these modules, by name, are treated so, whatever its rules say."""
+    rules = (
+        QuantRule("name", re.escape(name), treatment if isinstance(treatment, FloatType) else _fields(treatment))
+        for name, treatment in treatments.items()
+    )
+    return replace(spec, rules=(*spec.rules, *rules))
+
+
+def _fields(scheme: Scheme) -> dict[str, Any]:
+    return {field.name: getattr(scheme, field.name) for field in fields(scheme)}
 
 
 _Way = tuple[str, Mode, Treatment]

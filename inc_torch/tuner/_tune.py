@@ -305,7 +305,7 @@ class Tuning:
         count = len(result.trials)
         tried = "The only trial" if count == 1 else f"The best of {count} trials"
         return (
-            f"{tried}, a {candidates.kind} model, scores {math.nan if best is None else best.score:.4f}, the float "
+            f"{tried}, {candidates.kind} model, scores {math.nan if best is None else best.score:.4f}, the float "
             f"model {goal.baseline:.4f}: expected "
             f"{'at least' if goal.higher_is_better else 'at most'} {goal.target:.4f} ({criterion.criterion} loss "
             f"{criterion.tolerable_loss}). The search ended, as {result.reason}. Leave sensitive layers in float by "

@@ -162,7 +162,7 @@ class TestInPlace:
         def broken(*_: object) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr("inc_torch.quantizers._post_training._observed_range", broken)
+        monkeypatch.setattr("inc_torch.quantizers.Calibration.range_of", broken)
         model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
         before = copy.deepcopy(model)
         with pytest.raises(ZeroDivisionError):

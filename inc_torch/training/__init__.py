@@ -18,6 +18,7 @@ from inc_torch.config import (
     QuantizationAwareTrainingConfig,
     WeightPruningConfig,
 )
+from inc_torch.core.borrowing import Snapshot
 from inc_torch.core.dispatcher import Dispatcher
 from inc_torch.core.errors import ConfigError, ConfigTypeError, IncTorchWarning, InexactWarning, LoopWarning, StateError
 from inc_torch.core.names import unwrapped
@@ -26,6 +27,7 @@ from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.core.state import FORMAT, check_keys, random_state, set_random_state
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export import adorn, attach_report, save
+from inc_torch.training._fit import fit
 
 __all__ = [
     "CallBacks",
@@ -34,6 +36,7 @@ __all__ = [
     "KnowledgeDistillationLossConfig",
     "QuantizationAwareTrainingConfig",
     "WeightPruningConfig",
+    "fit",
     "prepare_compression",
 ]
 
@@ -137,6 +140,7 @@ class CompressionManager:
         model: The user's own model object, in whatever wraps it.
         callbacks: Runs the hooks.
         configs: What was asked for, in the user's order.
+        before: The model as it was before; None once the training has begun.
     """
 
     def __init__(
@@ -145,23 +149,30 @@ class CompressionManager:
         self.model = model
         self.configs = tuple(configs)
         self._inner = unwrapped(model)
-        self.callbacks = Dispatcher(build_callbacks(self.configs, model), self._inner, ranks or Ranks())
-        self.callbacks.prepare()
-        self.on_train_begin = self.callbacks.on_train_begin
-        self.on_epoch_begin = self.callbacks.on_epoch_begin
-        self.on_step_begin = self.callbacks.on_step_begin
-        self.on_after_compute_loss = self.callbacks.on_after_compute_loss
-        self.on_before_optimizer_step = self.callbacks.on_before_optimizer_step
-        self.on_after_optimizer_step = self.callbacks.on_after_optimizer_step
-        self.on_step_end = self.callbacks.on_step_end
-        self.on_epoch_end = self.callbacks.on_epoch_end
-        self.on_before_eval = self.callbacks.on_before_eval
-        self.on_after_eval = self.callbacks.on_after_eval
-        self.on_train_end = self.callbacks.on_train_end
-        self.register_hook = self.callbacks.register_hook
-        self.remove_hook = self.callbacks.remove_hook
-        self.register_hook("on_train_end", self._present)
-        self._present()
+        self.before: Snapshot | None = Snapshot(self._inner)
+        callbacks = Dispatcher(build_callbacks(self.configs, model), self._inner, ranks or Ranks())
+        callbacks.prepare()
+        self.adopt_callbacks(callbacks)
+        self.register_hook("on_train_begin", self._begin)
+        self.present()
+
+    def adopt_callbacks(self, callbacks: Dispatcher) -> None:
+        """Let the hooks of the manager be those of ``callbacks``, which are prepared."""
+        self.callbacks = callbacks
+        self.on_train_begin = callbacks.on_train_begin
+        self.on_epoch_begin = callbacks.on_epoch_begin
+        self.on_step_begin = callbacks.on_step_begin
+        self.on_after_compute_loss = callbacks.on_after_compute_loss
+        self.on_before_optimizer_step = callbacks.on_before_optimizer_step
+        self.on_after_optimizer_step = callbacks.on_after_optimizer_step
+        self.on_step_end = callbacks.on_step_end
+        self.on_epoch_end = callbacks.on_epoch_end
+        self.on_before_eval = callbacks.on_before_eval
+        self.on_after_eval = callbacks.on_after_eval
+        self.on_train_end = callbacks.on_train_end
+        self.register_hook = callbacks.register_hook
+        self.remove_hook = callbacks.remove_hook
+        self.register_hook("on_train_end", self.present)
 
     def __repr__(self) -> str:
         return f"CompressionManager({type(self.model).__name__}, {self.callbacks.callbacks_list})"
@@ -235,7 +246,19 @@ class CompressionManager:
         if self.callbacks.progress.ranks.count == 1 if restore_random is None else restore_random:
             set_random_state(state["random"])
 
-    def _present(self, *_: object) -> None:
+    def _begin(self, *_: object) -> None:
+        """Let go of what the model was, and say what only a search would follow."""
+        self.before = None
+        for config in self.configs:
+            if isinstance(config, QuantizationAwareTrainingConfig) and (idle := config.options_of_search()):
+                message = (
+                    f"{', '.join(idle)} of QuantizationAwareTrainingConfig guide a search, and a training loop "
+                    "searches for nothing: use inc_torch.training.fit, or leave them out."
+                )
+                warn_user(message, InexactWarning)
+
+    def present(self, *_: object) -> None:
+        """Give the model its methods, and the report of what it is now."""
         adorn(self._inner)
         attach_report(self._inner, self.report())
 
