@@ -21,6 +21,11 @@ from inc_torch.config import (
     QuantizationAwareTrainingConfig,
     TuningCriterion,
     WeightPruningConfig,
+    options,
+    set_random_seed,
+    set_resume_from,
+    set_tensorboard,
+    set_workspace,
 )
 from inc_torch.core.report import CompressionReport
 from inc_torch.export import load
@@ -54,9 +59,14 @@ __all__ = [
     "__version__",
     "load",
     "optimize_for_inference",
+    "options",
     "prepare_compression",
     "quantization",
     "save_for_huggingface_upstream",
+    "set_random_seed",
+    "set_resume_from",
+    "set_tensorboard",
+    "set_workspace",
 ]
 
 __version__ = "0.1.0.dev0"

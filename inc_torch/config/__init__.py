@@ -24,23 +24,23 @@ from inc_torch.config._read import read_configs
 from inc_torch.config._readonly import FrozenConfigError
 
 __all__ = [
-    "set_workspace",
-    "set_tensorboard",
-    "set_resume_from",
-    "set_random_seed",
-    "options",
-    "Options",
     "AccuracyCriterion",
     "Config",
     "DistillationConfig",
     "FrozenConfigError",
     "KnowledgeDistillationLoss",
     "KnowledgeDistillationLossConfig",
+    "Options",
     "PostTrainingQuantConfig",
     "QuantizationAwareTrainingConfig",
     "TuningCriterion",
     "WeightPruningConfig",
+    "options",
     "read_configs",
+    "set_random_seed",
+    "set_resume_from",
+    "set_tensorboard",
+    "set_workspace",
 ]
 
 KnowledgeDistillationLoss = KnowledgeDistillationLossConfig

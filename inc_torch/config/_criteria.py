@@ -132,8 +132,8 @@ class TuningCriterion(Config):
         objective: What is made small (or, for accuracy, great) among models that meet the goal: a name such as
             performance (seconds of an evaluation), latency (milliseconds of a batch), modelsize, footprint and
             accuracy, or of an objective of your own; a list of them; or
-            ``{"objective": [...], "weight": [...], "higher_is_better": [...]}``. With ``timeout=0`` the first model that
-            meets the goal is taken, and objectives are only shown.
+            ``{"objective": [...], "weight": [...], "higher_is_better": [...]}``. With ``timeout=0`` the first model
+            that meets the goal is taken, and objectives are only shown.
         on_miss: What a search returns that never met the goal: ``"best"``, the best model with a warning;
             ``"none"``, None; or ``"raise"``. Not in INC, which returns None.
         performance_only: The accuracy is not looked at.

@@ -305,7 +305,11 @@ def _rule_of(
         for key in words[side]
         if key in entries
     }
-    numbers = {key: values for key in weight if key not in words["weight"] and (values := _listed(weight, key))}
+    numbers = {
+        key: [value for value in _listed(weight, key) if isinstance(value, int)]
+        for key in weight
+        if key not in words["weight"] and _listed(weight, key)
+    }
     chosen = [
         changes(dict(zip(offered, given, strict=True)), dict(zip(numbers, counts, strict=True)))
         for given in product(*offered.values())

@@ -47,10 +47,6 @@ from inc_torch.quantizers._weight_only_model import quantize_weights
 from inc_torch.quantizers.fx import GraphStage, describe_graph, graph_of, is_graph, set_executor, ungraft
 
 __all__ = [
-    "weight_only_name",
-    "treat",
-    "quantized_kind",
-    "decide",
     "LEFT_BY_SEARCH",
     "NO_POST_OPERATION",
     "OBSERVERS",
@@ -91,6 +87,7 @@ __all__ = [
     "calibrate",
     "convert",
     "convert_calibrated",
+    "decide",
     "decode",
     "describe_graph",
     "describe_int8",
@@ -115,6 +112,7 @@ __all__ = [
     "output_errors",
     "prepare_fake_quant",
     "quantize_weights",
+    "quantized_kind",
     "realise",
     "rebuild_int8",
     "rounding_share",
@@ -122,5 +120,7 @@ __all__ = [
     "stop_observing",
     "thaw_batch_norm",
     "trace_flow",
+    "treat",
     "ungraft",
+    "weight_only_name",
 ]

@@ -41,8 +41,8 @@ def fit(
     distillation, begins anew with each trial too. Without an evaluation there is one training, as configured.
 
     Args:
-        compression_manager: Of `prepare_compression`, with a `QuantizationAwareTrainingConfig`; not in training yet. Its
-            ``model`` is the one that is returned.
+        compression_manager: Of `prepare_compression`, with a `QuantizationAwareTrainingConfig`; not in training yet.
+            Its ``model`` is the one that is returned.
         train_func: Trains the model that it is given, in place, with an optimizer of its own. Hooks of the manager may
             be called in it; none has to be.
         eval_func: Returns the accuracy of the model that it is given.

@@ -123,7 +123,7 @@ def _usual_loss(output: Any, labels: Any) -> Any:  # noqa: ANN401  whatever mode
     own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if own is not None:
         return own
-    logits = prediction_of(output)
+    logits: Any = prediction_of(output)
     try:
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
     except (AttributeError, RuntimeError, ValueError, IndexError) as error:

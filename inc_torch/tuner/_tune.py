@@ -63,10 +63,25 @@ _PROBED_BATCHES = 4
 class Candidates(Protocol):
     """Makes models of recipes."""
 
-    space: Space
-    reference: nn.Module
-    kind: str
-    remedy: str
+    @property
+    def space(self) -> Space:
+        """What may be chosen."""
+        ...
+
+    @property
+    def reference(self) -> nn.Module:
+        """The float model."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """A word for the models that are made, with its article."""
+        ...
+
+    @property
+    def remedy(self) -> str:
+        """What may make them better, as a part of a sentence."""
+        ...
 
     def candidate(self, recipe: Recipe, *, watched: bool = False) -> nn.Module:
         """A model to be measured and thrown away; ``watched`` if hooks are to see all its modules."""
@@ -198,8 +213,10 @@ class Tuning:
         }
 
     def _directions(self) -> dict[str, str]:
-        """What Optuna is told. Objectives are measured on a machine that is never twice the same, so a search that ends
-        at its goal, which does not look at them, leaves them out: then equal seeds propose equal trials.
+        """What Optuna is told.
+
+        Objectives are measured on a machine that is never twice the same, so a search that ends at its goal, which does
+        not look at them, leaves them out: then equal seeds propose equal trials.
         """
         higher = self._criterion.higher_is_better
         others = [term for term in self._aim.terms if term.name != ACCURACY] if self._limits.timeout > 0 else []
@@ -279,7 +296,8 @@ class Tuning:
     # ------------------------------------------------------------------------------------------- after
 
     def _concluded(self, candidates: Candidates, result: TuningResult, probes: ModelProbes) -> nn.Module | None:
-        if result.best is None:
+        best = result.best
+        if best is None:
             message = (
                 f"The search ended without a trial, as {result.reason}: there is no model to return. Allow more "
                 "max_trials or a longer timeout."
@@ -287,25 +305,25 @@ class Tuning:
             raise GoalMissedError(message)
         if not all(trial.is_met for trial in result.trials):
             result = replace(result, sensitivity=probes.signal_to_noise(result.space.default))
-        model = candidates.finished(result.best.recipe)
+        model = candidates.finished(best.recipe)
         attach_tuning(model, result)
         if sys.stderr.isatty():
             result.print()
         logger.info("The search ended, as %s.", result.reason)
-        if result.best.is_met:
+        if best.is_met:
             return model
-        message = self._missed(candidates, result)
+        message = self._missed(candidates, result, best.score)
         if self._limits.on_miss == "raise":
             raise GoalMissedError(message, result)
         warn_user(message, GoalMissedWarning)
         return None if self._limits.on_miss == "none" else model
 
-    def _missed(self, candidates: Candidates, result: TuningResult) -> str:
-        criterion, goal, best = self._criterion, result.goal, result.best
+    def _missed(self, candidates: Candidates, result: TuningResult, score: float) -> str:
+        criterion, goal = self._criterion, result.goal
         count = len(result.trials)
         tried = "The only trial" if count == 1 else f"The best of {count} trials"
         return (
-            f"{tried}, {candidates.kind} model, scores {math.nan if best is None else best.score:.4f}, the float "
+            f"{tried}, {candidates.kind} model, scores {score:.4f}, the float "
             f"model {goal.baseline:.4f}: expected "
             f"{'at least' if goal.higher_is_better else 'at most'} {goal.target:.4f} ({criterion.criterion} loss "
             f"{criterion.tolerable_loss}). The search ended, as {result.reason}. Leave sensitive layers in float by "

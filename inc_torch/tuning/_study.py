@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import socket
@@ -302,18 +303,23 @@ def _sqlite(path: Path) -> optuna.storages.BaseStorage:
 
 def _server(url: str) -> optuna.storages.BaseStorage:
     """A database server, in which workers say that they live."""
+    import optuna
     from optuna.storages import RDBStorage
 
     if url.startswith("postgresql:"):
         require("psycopg", "db", "A tuning search in PostgreSQL")
         url = url.replace("postgresql:", "postgresql+psycopg:", 1)
-    return RDBStorage(
-        url,
-        engine_kwargs={"pool_pre_ping": True},
-        heartbeat_interval=HEARTBEAT_SECONDS,
-        grace_period=3 * HEARTBEAT_SECONDS,
-        heartbeat_stale_trial_callback=_retry,
-    )
+    names = inspect.signature(RDBStorage).parameters
+    callback = next(name for name in ("heartbeat_stale_trial_callback", "failed_trial_callback") if name in names)
+    with warnings.catch_warnings():  # heartbeats are called experimental
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return RDBStorage(
+            url,
+            engine_kwargs={"pool_pre_ping": True},
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=3 * HEARTBEAT_SECONDS,
+            **{callback: _retry},
+        )
 
 
 def _retry(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:

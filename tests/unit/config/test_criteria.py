@@ -74,14 +74,22 @@ class TestTuningCriterion:
     @pytest.mark.parametrize(
         ("options", "kind", "text"),
         [
-            ({"strategy": "basics"}, ConfigError, "strategy='basics': expected one of 'auto', 'auto_mixed_precision', 'basic', "),
+            (
+                {"strategy": "basics"},
+                ConfigError,
+                "strategy='basics': expected one of 'auto', 'auto_mixed_precision', '",
+            ),
             ({"strategy": "basics"}, ConfigError, "Did you mean 'basic'?"),
             ({"strategy": "sigopt"}, ConfigError, "That is a paid service of others; 'bayesian' and 'tpe' search"),
             ({"strategy_kwargs": 3}, ConfigTypeError, "strategy_kwargs=3: expected a dict, not an int."),
             ({"timeout": -1}, ConfigError, "timeout=-1: expected a number of seconds, 0 or more."),
             ({"max_trials": 0}, ConfigError, "max_trials=0: expected an integer of 1 or more."),
             ({"max_trials": 2.5}, ConfigTypeError, "max_trials=2.5: expected an integer of 1 or more, not a float."),
-            ({"objective": "speed"}, ConfigError, "objective[0]='speed': expected one of 'accuracy', 'footprint', 'latency', 'modelsize', 'performance'"),
+            (
+                {"objective": "speed"},
+                ConfigError,
+                "objective[0]='speed': expected one of 'accuracy', 'footprint', 'lat",
+            ),
             ({"objective": []}, ConfigError, "objective=[]: expected at least one objective."),
             ({"objective": {}}, ConfigTypeError, "objective['objective']=None: expected a list of names, not a NoneT"),
             (

@@ -149,7 +149,8 @@ def test_outputs_are_bit_equal_after_saving_and_loading(weight, tmp_path):
 
 def test_a_missed_goal_names_what_helps():
     conf = config(
-        accuracy_criterion=AccuracyCriterion(tolerable_loss=0.01), tuning_criterion=TuningCriterion(on_miss="raise", max_trials=1)
+        accuracy_criterion=AccuracyCriterion(tolerable_loss=0.01),
+        tuning_criterion=TuningCriterion(on_miss="raise", max_trials=1),
     )
     scores = iter([1.0, 0.5])
     with pytest.raises(GoalMissedError, match=r"weight_only model scores 0.5000.*more bits or smaller groups"):
