@@ -20,23 +20,31 @@ from inc_torch.config._checks import (
     optional,
 )
 from inc_torch.config._readonly import FrozenDict
-from inc_torch.tuning import OBJECTIVES, STRATEGIES
 
 __all__ = ["ACCURACY", "TUNING", "AccuracyCriterion", "TuningCriterion", "absolute_loss", "relative_loss"]
 
+_DEFAULT_STRATEGY, _DEFAULT_OBJECTIVE = "basic", "performance"
 _ELSEWHERE = {"sigopt": " That is a paid service of others; 'bayesian' and 'tpe' search in the same way."}
 
 Objectives = Sequence[str] | Mapping[str, object]
 
 
 def _strategy(value: object, place: Place) -> str:
-    """A registered strategy: looked up now, as users may add some."""
+    """A registered strategy, looked up now, as users may add some; the default is known without importing them all."""
+    if value == _DEFAULT_STRATEGY:
+        return _DEFAULT_STRATEGY
+    from inc_torch.tuning import STRATEGIES
+
     if isinstance(value, str) and value in _ELSEWHERE:
         raise place.error(value, f"one of {', '.join(map(repr, STRATEGIES.names()))}", _ELSEWHERE[value])
     return choice(STRATEGIES.names())(value, place)
 
 
 def _objective_name(value: object, place: Place) -> str:
+    if value == _DEFAULT_OBJECTIVE:
+        return _DEFAULT_OBJECTIVE
+    from inc_torch.tuning import OBJECTIVES
+
     return choice(OBJECTIVES.names())(value, place)
 
 
@@ -148,11 +156,11 @@ class TuningCriterion(Config):
         TuningCriterion(max_trials=600, objective=('modelsize',))
     """
 
-    strategy: str = option(_strategy, default="basic")
+    strategy: str = option(_strategy, default=_DEFAULT_STRATEGY)
     strategy_kwargs: Mapping[str, object] | None = option(optional(mapping), default=None)
     timeout: float = option(number("a number of seconds, 0 or more", lambda x: x >= 0), default=0.0)
     max_trials: int = option(integer("an integer of 1 or more", lambda x: x >= 1), default=100)
-    objective: Objectives = option(_objective, default=("performance",))
+    objective: Objectives = option(_objective, default=(_DEFAULT_OBJECTIVE,))
     on_miss: str = option(choice(("best", "none", "raise")), default="best", kw_only=True)
     performance_only: bool = option(flag, default=False, kw_only=True)
     early_stop: bool = option(flag, default=False, kw_only=True)

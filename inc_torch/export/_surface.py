@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.fx import GraphModule
@@ -12,7 +12,9 @@ from torch.fx import GraphModule
 from inc_torch.core.report import CompressionReport
 from inc_torch.export._artifact import save
 from inc_torch.export._proof import attached_report, measured_report
-from inc_torch.tuning import TuningResult
+
+if TYPE_CHECKING:
+    from inc_torch.tuning import TuningResult
 
 __all__ = ["adorn", "attach_tuning"]
 

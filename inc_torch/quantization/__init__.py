@@ -58,7 +58,7 @@ def fit(  # noqa: PLR0913  the arguments of INC
 
     Returns:
         The quantized model, with ``save`` and ``report``. None only if accuracy was evaluated, missed its goal, and
-        ``TuningCriterion(on_miss="none")`` asks for None.
+        ``TuningCriterion(on_miss="none")`` asks for None; with ``inplace`` the model is as it was then.
 
     Raises:
         ConfigError: An argument is wrong, or the configuration fits no layer.
@@ -93,13 +93,16 @@ def fit(  # noqa: PLR0913  the arguments of INC
             job.require_finite_weights()
             tuning = None if evaluator is None else Tuning(given, evaluator)
             job.calibrate(calib_dataloader, calib_func)
-            if tuning is not None:
-                return tuning.run(job)
-            _warn_of_untried_alphas(given)
-            return job.finished()
+            if tuning is None:
+                _warn_of_untried_alphas(given)
+                return job.finished()
+            fitted = tuning.run(job)
         except BaseException:
             job.undo()
             raise
+        if fitted is None:
+            job.undo()
+        return fitted
 
 
 def _warn_of_untried_alphas(config: PostTrainingQuantConfig) -> None:

@@ -32,6 +32,7 @@ from inc_torch.quantizers import (
     convert_calibrated,
     decide,
     fake_quant_modules,
+    open_to_search,
     prepare_fake_quant,
     quantize_weights,
     realise,
@@ -109,10 +110,12 @@ class Job:
     def _operations(self) -> QuantizedOperations:
         smoothing = self.spec.smoothing
         alphas = smoothing.alpha if smoothing is not None and isinstance(smoothing.alpha, tuple) else ()
+        calibration = next(iter(self._calibrations.values()))
+        decisions, dynamic = open_to_search(self.model, self.spec, calibration, self._decisions)
         return QuantizedOperations.of(
             self._original,
-            self._decisions,
-            self.spec.quant,
+            decisions,
+            spec_with(self.spec.quant, dynamic),
             with_dynamic=self.spec.dynamic_where_unseen,
             with_bfloat16=self._with_bfloat16,
             samples=[size for size in self._calibrations if size is not None],
@@ -162,6 +165,7 @@ class Job:
         if function is not None:
             self._rerun = function
         if not self._observing or (dataloader is None and function is None):
+            self._keep_first(dataloader or ())
             return
         with torch.no_grad(), without_compiling():
             if function is not None:
@@ -173,6 +177,15 @@ class Job:
                 flow = trace_flow(self.model, self._rerun)
                 for calibration in self._calibrations.values():
                     calibration.flow = flow
+
+    def _keep_first(self, dataloader: Iterable[Any]) -> None:
+        """Keep what a search may measure on, where nothing has to be calibrated."""
+        batches = iter(dataloader) if self._for_search else iter(())
+        seen = 0
+        while seen < _KEPT_SAMPLES and (batch := next(batches, None)) is not None:
+            inputs, label = split(batch, self.model)
+            self._kept.append((inputs, label))
+            seen += count_samples(inputs)
 
     def _calibrated(self, feed: Callable[[], object]) -> Calibration:
         return calibrate(self.model, feed, keep=self.spec.kept_samples)
@@ -216,17 +229,16 @@ class Job:
         for inputs, _ in self._kept:
             run(model, inputs)
 
-    def candidate(self, recipe: Recipe, *, watched: bool = False) -> nn.Module:
-        """A copy of the model as `finished` would return it, without a report; the job goes on.
+    def candidate(self, recipe: Recipe) -> nn.Module:
+        """A copy of the model as `finished` would return it, without a report; the job goes on."""
+        model = self.watched(recipe)
+        run_graph_fused(model)
+        return model
 
-        Args:
-            recipe: What to make.
-            watched: Its modules are called one by one, so that hooks see them all.
-        """
+    def watched(self, recipe: Recipe) -> nn.Module:
+        """The same, but its modules are called one by one, so that hooks see them all."""
         model = borrowing_copy(self.model)
         self._made(model, recipe)
-        if not watched:
-            run_graph_fused(model)
         return model
 
     def keep(self, recipe: Recipe) -> None:
@@ -261,7 +273,11 @@ class Job:
             stored.materialise_(model)
         if not (model is self.model and self._inplace):
             own_parameters_(model, self._source)
-        return left_to_bfloat16(model, decisions, unasked=self.spec.bfloat16)
+        decided = left_to_bfloat16(model, decisions, unasked=self.spec.bfloat16)
+        in_float = {name for name, treatment in treatments.items() if isinstance(treatment, FloatType)}
+        return {
+            name: made._replace(reason=LEFT_BY_SEARCH) if name in in_float else made for name, made in decided.items()
+        }
 
     def _converted(
         self, model: nn.Module, recipe: Recipe | None, treatments: Mapping[str, Treatment]

@@ -22,7 +22,7 @@ from inc_torch.quantizers._int8_embedding import Int8Embedding
 from inc_torch.quantizers._int8_linear import Int8DynamicLinear, Int8Linear
 from inc_torch.quantizers._int8_module import NO_POST_OPERATION, PLAIN_OUTPUT, Int8Module, output_dtype
 from inc_torch.quantizers._observers import OBSERVERS, Levels, Observer, fit_float_grid, fit_grid, observe
-from inc_torch.quantizers._post_training import LEFT_BY_SEARCH, PostTrainingSpec, realise, treat
+from inc_torch.quantizers._post_training import LEFT_BY_SEARCH, PostTrainingSpec, open_to_search, realise, treat
 from inc_torch.quantizers._prepare import (
     Prepared,
     decide,
@@ -108,6 +108,7 @@ __all__ = [
     "named_scheme",
     "observe",
     "observer_state",
+    "open_to_search",
     "output_dtype",
     "output_errors",
     "prepare_fake_quant",

@@ -52,7 +52,8 @@ def hessian_traces(
         loss: Returns one number for output and labels.
         seed: Of the signs. They are drawn on the CPU, so the device does not matter.
         iterations: The most samples to take, each for a backward pass through the gradient.
-        tolerance: The standard error to stop at, as a share of the estimate; not before 10 samples.
+        tolerance: The standard error of the sum over the weights to stop at, as a share of it; not before 10 samples.
+            Single weights are less exact.
 
     Returns:
         By name, in the order of ``names``: ``d2 loss / d w2``, averaged over the weight. Negative where the loss mostly

@@ -19,7 +19,7 @@ from inc_torch.quantizers._smoothing_alpha import search_alphas
 from inc_torch.quantizers._spec import FloatType, QuantScheme, QuantSpec, Treatment
 from inc_torch.quantizers.fx import settle_snaps
 
-__all__ = ["LEFT_BY_SEARCH", "PostTrainingSpec", "realise", "treat"]
+__all__ = ["LEFT_BY_SEARCH", "PostTrainingSpec", "open_to_search", "realise", "treat"]
 
 LEFT_BY_SEARCH = "left in float by the search"
 """The reason that reports give."""
@@ -85,13 +85,12 @@ def realise(
         ConfigError: Nothing is left to quantize.
     """
     decided = dict(decisions)
-    if not any(made.scheme for made in decided.values()):  # as a search may ask for
-        settle_snaps(model)
-        return decided
     _treat_unseen(model, spec, calibration, decided)
     _leave_ends_in_float(model, spec, calibration, decided)
     settle_snaps(model)
     if not any(made.scheme for made in decided.values()):
+        if any(made.reason == LEFT_BY_SEARCH for made in decided.values()):
+            return decided
         message = (
             f"Quantization would leave all of {type(model).__name__} in float: {reasons_of(decided)}. Drop the recipe "
             "or the rule that says so, or give calibration data."
@@ -148,15 +147,49 @@ def treat(
     return decided
 
 
+def open_to_search(
+    model: nn.Module, spec: PostTrainingSpec, calibration: Calibration, decisions: Mapping[str, Prepared]
+) -> tuple[dict[str, Prepared], dict[str, Treatment]]:
+    """What a search may decide: not what `realise` does in any case.
+
+    Args:
+        model: Prepared and calibrated.
+        spec: The recipe.
+        calibration: What calibration saw.
+        decisions: What `prepare_fake_quant` decided.
+
+    Returns:
+        The decisions, without those for modules that a recipe leaves in float, or that no data reached; and the
+        schemes of modules that no data reached and that take dynamic ranges therefore.
+    """
+    unseen = {name: module for name, module in _unseen(model, calibration).items() if module.is_static}
+    dynamic: dict[str, Treatment] = {
+        name: replace(module.scheme, dynamic=True)
+        for name, module in unseen.items()
+        if spec.dynamic_where_unseen and module.can_be_dynamic
+    }
+    closed = _ends(model, spec, calibration).keys() | (unseen.keys() - dynamic.keys())
+    return {name: made for name, made in decisions.items() if name not in closed}, dynamic
+
+
+def _unseen(model: nn.Module, calibration: Calibration) -> dict[str, FakeQuantModule]:
+    """What needs a range, or takes that of each batch, and was not reached by the data."""
+    return {
+        name: module
+        for name, module in fake_quant_modules(model)
+        if (module.is_static or module.scheme.dynamic) and name not in calibration.inputs
+    }
+
+
 def _treat_unseen(
     model: nn.Module, spec: PostTrainingSpec, calibration: Calibration, decided: dict[str, Prepared]
 ) -> None:
-    observing = {name: module for name, module in fake_quant_modules(model) if module.is_static}
-    unseen = {name: module for name, module in observing.items() if name not in calibration.inputs}
-    if observing and len(unseen) == len(observing) and not spec.dynamic_where_unseen:
+    unseen = _unseen(model, calibration)
+    static = [name for name, module in unseen.items() if module.is_static]
+    if static and not calibration.inputs and not spec.dynamic_where_unseen:
         message = (
-            f"No calibration data reached any of the {len(observing)} modules to quantize, such as "
-            f"{next(iter(unseen))!r}: expected a calib_dataloader or calib_func that runs the model it is given."
+            f"No calibration data reached any of the {len(static)} modules to quantize, such as "
+            f"{static[0]!r}: expected a calib_dataloader or calib_func that runs the model it is given."
         )
         raise CalibrationError(message)
     in_float = []
@@ -165,7 +198,7 @@ def _treat_unseen(
             scheme = replace(module.scheme, dynamic=True)
             module.set_scheme(scheme)
             decided[name] = Prepared(module.name_of(scheme), "no calibration data reached it: dynamic range")
-        else:
+        elif module.is_static:
             is_layer = module.has_weight
             module.restore()
             if is_layer:
@@ -179,17 +212,19 @@ def _treat_unseen(
 def _leave_ends_in_float(
     model: nn.Module, spec: PostTrainingSpec, calibration: Calibration, decided: dict[str, Prepared]
 ) -> None:
-    modules = {name: module for name, module in fake_quant_modules(model) if module.has_input_grid}
-    order = [name for name in calibration.inputs if name in modules] or list(modules)
-    ends = {
-        "first_conv_or_matmul_quantization": order[:1] if spec.first_in_float else [],
-        "last_conv_or_matmul_quantization": order[-1:] if spec.last_in_float else [],
-    }
-    for recipe, names in ends.items():
-        for name in names:
-            if decided[name].scheme is not None:
-                modules[name].restore()
-                decided[name] = Prepared(None, f"left in float by the recipe {recipe}=False", FloatType.FLOAT32)
+    modules = dict(fake_quant_modules(model))
+    for name, recipe in _ends(model, spec, calibration).items():
+        modules[name].restore()
+        decided[name] = Prepared(None, f"left in float by the recipe {recipe}=False", FloatType.FLOAT32)
+
+
+def _ends(model: nn.Module, spec: PostTrainingSpec, calibration: Calibration) -> dict[str, str]:
+    """The modules that a recipe leaves in float, and its name."""
+    modules = [name for name, module in fake_quant_modules(model) if module.has_input_grid]
+    order = [name for name in calibration.inputs if name in modules] or modules
+    last = dict.fromkeys(order[-1:] if spec.last_in_float else (), "last_conv_or_matmul_quantization")
+    first = dict.fromkeys(order[:1] if spec.first_in_float else (), "first_conv_or_matmul_quantization")
+    return last | first
 
 
 def _smooth(

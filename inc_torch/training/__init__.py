@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from torch import nn
 from torch.distributed import ProcessGroup
@@ -27,7 +28,9 @@ from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.core.state import FORMAT, check_keys, random_state, set_random_state
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export import adorn, attach_report, save
-from inc_torch.training._fit import fit
+
+if TYPE_CHECKING:
+    from inc_torch.training._fit import fit
 
 __all__ = [
     "CallBacks",
@@ -42,6 +45,14 @@ __all__ = [
 
 CallBacks = Dispatcher
 """INC's name for the object that runs the hooks."""
+
+
+def __getattr__(name: str) -> object:
+    """Import what searches when it is asked for: a training loop does without."""
+    if name == "fit":
+        return importlib.import_module("inc_torch.training._fit").fit
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)
 
 
 def prepare_compression(

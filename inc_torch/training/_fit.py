@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import nn
 
-from inc_torch.callbacks import Callback, QuantizationAwareTrainingCallbacks, TrainingConfig, build_callbacks
+from inc_torch.callbacks import (
+    Callback,
+    QuantizationAwareTrainingCallbacks,
+    Stage,
+    TrainingConfig,
+    build_callbacks,
+    left_to_bfloat16,
+)
 from inc_torch.config import QuantizationAwareTrainingConfig
 from inc_torch.core.batches import Inputs
 from inc_torch.core.borrowing import Snapshot, borrowing_copy, own_parameters_
@@ -16,8 +23,9 @@ from inc_torch.core.dispatcher import Dispatcher
 from inc_torch.core.errors import ConfigError, ConfigTypeError, HookOrderError, ModelError
 from inc_torch.core.names import unwrapped
 from inc_torch.core.ranks import Ranks
+from inc_torch.core.report import Finding
 from inc_torch.core.state import random_state, set_random_state
-from inc_torch.quantizers import FloatType, ungraft
+from inc_torch.quantizers import LEFT_BY_SEARCH, FloatType, Prepared, Treatment, ungraft
 from inc_torch.tuner import QuantizedOperations, Tuning, read_evaluator, spec_with
 from inc_torch.tuning import Recipe, Space
 
@@ -106,11 +114,13 @@ class _Trainings:
         self.config = _config_of(manager)
         self._spec = self.config.to_spec()
         self._model = unwrapped(manager.model)
-        self._decisions = _quantization_of(manager.callbacks).decisions
+        self._original = manager.callbacks
+        self._decisions = _quantization_of(self._original).decisions
         self._before = _float_state(manager)
         self._restore_float()
         self._random = random_state()
-        self._values = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        self._values = [(tensor, tensor.detach().clone(), tensor.requires_grad) for tensor in tensors]
         self.reference = borrowing_copy(self._model)
         own_parameters_(self.reference, self._model)
         self._operations = QuantizedOperations.of(
@@ -128,7 +138,9 @@ class _Trainings:
         """None: only the user's function sees the data."""
         return []
 
-    def candidate(self, recipe: Recipe, *, watched: bool = False) -> nn.Module:  # noqa: ARG002  modules are never merged
+    watched = None
+
+    def candidate(self, recipe: Recipe) -> nn.Module:
         """Train by a recipe; the int8 model is there until the next one is asked for."""
         self._latest = None
         self._trained(self._operations.treatments_of(recipe))
@@ -147,23 +159,27 @@ class _Trainings:
             self._trained({} if recipe is None else self._operations.treatments_of(recipe))
         else:
             _, state, callbacks = self._best
+            self._restore_float()
             state.restore_()
             self._manager.adopt_callbacks(callbacks)
         self._manager.present()
+        self._manager.before = None
         return self._model
 
     def give_up(self) -> None:
         """Leave the model in float, with its weights as they were."""
         self._restore_float()
         self._load_values()
+        self._manager.adopt_callbacks(self._original)
 
-    def _trained(self, treatments: Mapping[str, Any]) -> None:
+    def _trained(self, treatments: Mapping[str, Treatment]) -> None:
         """Train, from the float weights, and convert."""
         self._restore_float()
         self._load_values()
         set_random_state(self._random)
         callbacks = Dispatcher(build_callbacks(self._configs(treatments), self._model), self._model, Ranks())
         callbacks.prepare()
+        self._hand_on_hooks(callbacks)
         self._manager.adopt_callbacks(callbacks)
         self._model.train()
         callbacks.on_train_begin()
@@ -177,12 +193,20 @@ class _Trainings:
         if not self._manager.callbacks.has_ended:
             self._manager.callbacks.on_train_end()
         self._model.eval()
+        self._give_reasons(treatments)
 
-    def _configs(self, treatments: Mapping[str, Any]) -> list[TrainingConfig | Callback]:
+    def _hand_on_hooks(self, callbacks: Dispatcher) -> None:
+        """Let hooks that the user registered before be called in each trial."""
+        for scope, entries in self._original._extra.items():
+            for entry in entries:
+                if entry.hook != self._manager._begin:
+                    callbacks.register_hook(scope, entry.hook, entry.args, entry.kwargs)
+
+    def _configs(self, treatments: Mapping[str, Treatment]) -> list[TrainingConfig | Callback]:
         """Those of the manager, with quantization as a trial wants it; without, if all is to stay in float."""
         others = [conf for conf in self._manager.configs if conf is not self.config]
-        if treatments and all(treatment is FloatType.FLOAT32 for treatment in treatments.values()):
-            return others
+        if treatments and all(isinstance(treatment, FloatType) for treatment in treatments.values()):
+            return [*others, _LeftInFloat(self._decisions, treatments)]
         quantization = QuantizationAwareTrainingCallbacks(
             spec_with(self._spec, treatments),
             freeze_observers_step=self.config.freeze_observers_step,
@@ -191,6 +215,15 @@ class _Trainings:
         )
         return [*others, quantization]
 
+    def _give_reasons(self, treatments: Mapping[str, Treatment]) -> None:
+        """Let the report say that the search, and no rule of the user, left modules in float."""
+        for callback in self._manager.callbacks.callbacks_list:
+            if isinstance(callback, _LeftInFloat | QuantizationAwareTrainingCallbacks):
+                callback._decisions = {
+                    name: made._replace(reason=LEFT_BY_SEARCH) if isinstance(treatments.get(name), FloatType) else made
+                    for name, made in callback.decisions.items()
+                }
+
     def _restore_float(self) -> None:
         if not self._manager.callbacks.has_ended:
             self._manager.callbacks.give_up()
@@ -198,11 +231,43 @@ class _Trainings:
         self._before.restore_()
 
     def _load_values(self) -> None:
+        """Give the float tensors the values that they had, and the dtype: a trial may have cast them."""
         with torch.no_grad():
-            for name, tensor in self._model.state_dict().items():
-                tensor.copy_(self._values[name])
-        for parameter in self._model.parameters():
-            parameter.grad = None
+            for tensor, value, requires_grad in self._values:
+                if tensor.dtype != value.dtype:
+                    tensor.data = torch.empty_like(value, device=tensor.device)
+                tensor.grad = None
+                tensor.requires_grad_(requires_grad)
+                tensor.copy_(value)
+
+
+@final
+class _LeftInFloat(Callback):
+    """Stands in the place of quantization where a trial leaves all in float: some may compute in bfloat16.
+
+    Args:
+        decisions: What would become of each module.
+        treatments: What the trial asks for, float types alone.
+    """
+
+    stage = Stage.REWRITE
+
+    def __init__(self, decisions: Mapping[str, Prepared], treatments: Mapping[str, Treatment]) -> None:
+        self._decisions = dict(decisions)
+        for name, treatment in treatments.items():
+            self._decisions[name] = Prepared(None, None, treatment if isinstance(treatment, FloatType) else None)
+
+    @property
+    def decisions(self) -> Mapping[str, Prepared]:
+        """What becomes of each module."""
+        return self._decisions
+
+    def findings(self) -> Iterable[Finding]:
+        for name, made in self._decisions.items():
+            yield Finding(name, scheme=made.scheme, note=made.reason)
+
+    def on_train_end(self) -> None:
+        self._decisions = left_to_bfloat16(self.model, self._decisions, unasked=False)
 
 
 def _checked(train: object) -> Callable[[nn.Module], nn.Module | None]:

@@ -16,6 +16,9 @@ from inc_torch.tuning import QUANTIZED, Recipe, Space
 
 __all__ = ["ModelProbes"]
 
+_HESSIAN_SAMPLES, _HESSIAN_ERROR = 100, 0.1
+"""Enough to rank operations by; each sample takes as long as two backward passes."""
+
 
 class Memory(Protocol):
     """What keeps plain values between runs and among processes."""
@@ -36,7 +39,8 @@ class ModelProbes:
     Args:
         space: What recipes are of.
         reference: The float model.
-        candidate: Makes the model of a recipe, whose modules are called one by one.
+        candidate: Makes the model of a recipe, whose modules are called one by one; None where models are trained, of
+            which nothing but the Hessian in float can be measured.
         batches: Inputs with labels, or None for those that have none.
         loss: Of output and labels, for the Hessian; None is the model's own, or cross entropy.
         seed: Of random numbers.
@@ -47,7 +51,7 @@ class ModelProbes:
         self,
         space: Space,
         reference: nn.Module,
-        candidate: Callable[[Recipe], nn.Module],
+        candidate: Callable[[Recipe], nn.Module] | None,
         batches: Sequence[tuple[Inputs, object]],
         loss: Callable[[Any, Any], Any] | None,
         seed: int,
@@ -63,7 +67,8 @@ class ModelProbes:
 
     def signal_to_noise(self, recipe: Recipe) -> dict[str, float]:
         """For each operation that ``recipe`` quantizes, signal to rounding noise in its output, in dB."""
-        return {name: pair[1] for name, pair in self._noise(recipe).items()} if self._batches else {}
+        can_measure = self._batches and self._candidate is not None
+        return {name: pair[1] for name, pair in self._noise(recipe).items()} if can_measure else {}
 
     def model_errors(self, recipe: Recipe, batches: int) -> Sequence[float]:
         """The squared error of the model's output on each of the first batches."""
@@ -71,7 +76,7 @@ class ModelProbes:
         if found is None:
             if batches not in self._errors:
                 self._errors[batches] = ModelErrors(self._reference, self._inputs()[:batches])
-            found = list(self._errors[batches].of(self._candidate(recipe)))
+            found = list(self._errors[batches].of(self._made(recipe)))
             self._memory.remember(key, found)
         return list(found)
 
@@ -88,7 +93,15 @@ class ModelProbes:
                 raise ConfigError(message)
             names = [operation.name for operation in self._space.operations]
             loss = self._loss or _usual_loss
-            found = hessian_traces(self._reference, names, *labelled, loss, seed=self._seed)
+            found = hessian_traces(
+                self._reference,
+                names,
+                *labelled,
+                loss,
+                seed=self._seed,
+                iterations=_HESSIAN_SAMPLES,
+                tolerance=_HESSIAN_ERROR,
+            )
             self._memory.remember("hessian traces", found)
         return dict(found)
 
@@ -96,10 +109,19 @@ class ModelProbes:
         found: dict[str, list[float]] | None = self._memory.remembered(key := f"output errors {_named(recipe)}")
         if found is None:
             names = [operation.name for operation in self._space.in_modes(recipe, *QUANTIZED)]
-            errors = output_errors(self._reference, self._candidate(recipe), names, self._inputs())
+            errors = output_errors(self._reference, self._made(recipe), names, self._inputs())
             found = {name: [error.normalised_mse, error.signal_to_noise] for name, error in errors.items()}
             self._memory.remember(key, found)
         return found
+
+    def _made(self, recipe: Recipe) -> nn.Module:
+        if self._candidate is None:
+            message = (
+                "The strategy measures how far rounding moves the model's outputs, for which each model would have to "
+                "be trained: choose one that does not, such as 'auto', 'basic', 'hawq_v2' or 'tpe'."
+            )
+            raise ConfigError(message)
+        return self._candidate(recipe)
 
     def _inputs(self) -> list[Inputs]:
         if not self._batches:

@@ -124,14 +124,18 @@ def _ways(
         if with_dynamic and exchanged.can_be_dynamic and not first.dynamic:
             ways.append(_way(replace(first, dynamic=True)))
         if exchanged.has_input_grid and first.weight_bits > _LOWER_BITS:
-            label, _, lower = _way(replace(first, weight_bits=_LOWER_BITS))
-            ways.append((label, Mode.LOWER, lower))
+            ways += _lower(replace(first, weight_bits=_LOWER_BITS), ways)
     elif isinstance(first, WeightOnlyScheme) and first.bits > _LOWER_BITS:
-        label, _, lower = _way(replace(first, bits=_LOWER_BITS))
-        ways.append((label, Mode.LOWER, lower))
+        ways += _lower(replace(first, bits=_LOWER_BITS), ways)
     if name in halves:
         ways.append(("bf16", Mode.BFLOAT16, FloatType.BFLOAT16))
     return [*ways, ("fp32", Mode.FLOAT32, FloatType.FLOAT32)]
+
+
+def _lower(scheme: Scheme, others: Sequence[_Way]) -> list[_Way]:
+    """Fewer bits; nothing where they are a choice like others, as a rule may say."""
+    label, _, treatment = _way(scheme)
+    return [] if label in {known for known, _, _ in others} else [(label, Mode.LOWER, treatment)]
 
 
 def _way(scheme: QuantScheme | WeightOnlyScheme) -> _Way:

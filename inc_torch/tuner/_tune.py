@@ -83,8 +83,13 @@ class Candidates(Protocol):
         """What may make them better, as a part of a sentence."""
         ...
 
-    def candidate(self, recipe: Recipe, *, watched: bool = False) -> nn.Module:
-        """A model to be measured and thrown away; ``watched`` if hooks are to see all its modules."""
+    def candidate(self, recipe: Recipe) -> nn.Module:
+        """A model to be evaluated and thrown away."""
+        ...
+
+    @property
+    def watched(self) -> Callable[[Recipe], nn.Module] | None:
+        """Makes the same models, in which hooks see all modules; None where that takes a training."""
         ...
 
     def keep(self, recipe: Recipe) -> None:
@@ -141,6 +146,9 @@ class Tuning:
         self._loss: Callable[[Any, Any], Any] | None = keywords.get("hawq_v2_loss")  # type: ignore[assignment]
         self._strategy = _strategy_of(self._name, keywords)
         self._began = time.monotonic()
+        if options.tensorboard:
+            message = "options.tensorboard has no effect: model.tuning has the tables, and plot() draws a picture."
+            warn_user(message, InexactWarning)
         if self._limits.early_stop:
             evaluator.require_bound()
 
@@ -171,7 +179,7 @@ class Tuning:
         probes = ModelProbes(
             space,
             candidates.reference,
-            lambda recipe: candidates.candidate(recipe, watched=True),
+            candidates.watched,
             self._labelled(candidates),
             self._loss,
             options.random_seed,
@@ -250,8 +258,7 @@ class Tuning:
         own = candidates.labelled_batches(_PROBED_BATCHES)
         if any(label is not None for _, label in own):
             return own
-        evaluated = self._evaluator.labelled_batches(_PROBED_BATCHES)
-        return [*own, *evaluated][:_PROBED_BATCHES] if not own else [*own, *evaluated[:1]]
+        return [*own, *self._evaluator.labelled_batches(1 if own else _PROBED_BATCHES)]
 
     def _inputs(self, candidates: Candidates) -> list[Inputs]:
         """A batch to measure latency on."""
@@ -302,21 +309,28 @@ class Tuning:
                 f"The search ended without a trial, as {result.reason}: there is no model to return. Allow more "
                 "max_trials or a longer timeout."
             )
-            raise GoalMissedError(message)
+            self._give_up(message)
+            return None
         if not all(trial.is_met for trial in result.trials):
             result = replace(result, sensitivity=probes.signal_to_noise(result.space.default))
-        model = candidates.finished(best.recipe)
-        attach_tuning(model, result)
         if sys.stderr.isatty():
             result.print()
         logger.info("The search ended, as %s.", result.reason)
-        if best.is_met:
-            return model
-        message = self._missed(candidates, result, best.score)
-        if self._limits.on_miss == "raise":
+        if not best.is_met:
+            message = self._missed(candidates, result, best.score)
+            if self._limits.on_miss != "best":
+                self._give_up(message, result)
+                return None
+            warn_user(message, GoalMissedWarning)
+        model = candidates.finished(best.recipe)
+        attach_tuning(model, result)
+        return model
+
+    def _give_up(self, message: str, result: TuningResult | None = None) -> None:
+        """Say that there is no model to return, before any is made for good."""
+        if self._limits.on_miss != "none":
             raise GoalMissedError(message, result)
         warn_user(message, GoalMissedWarning)
-        return None if self._limits.on_miss == "none" else model
 
     def _missed(self, candidates: Candidates, result: TuningResult, score: float) -> str:
         criterion, goal = self._criterion, result.goal

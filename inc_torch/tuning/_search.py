@@ -12,13 +12,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
-from typing import final
+from itertools import islice, product
+from typing import TYPE_CHECKING, final
 
 from inc_torch.tuning._result import Trial
+from inc_torch.tuning._sampling import seed_of
 from inc_torch.tuning._space import Recipe, Space
-from inc_torch.tuning._strategy import Outcome, PlannedStrategy, Search, Stage, Strategy
+from inc_torch.tuning._strategy import Outcome, PlannedStrategy, SampledStrategy, Search, Stage, Strategy
 from inc_torch.tuning._study import Measured, TuningStudy
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
 
 __all__ = ["Limits", "run_search"]
 
@@ -96,7 +100,7 @@ class _Run:
     def run(self) -> None:
         strategy = self.strategy
         if not isinstance(strategy, PlannedStrategy):
-            self._sample()
+            self._sample(strategy)
             return
         stages = strategy.stages(self.search)
         try:
@@ -112,95 +116,123 @@ class _Run:
         """The trials that are through, of all processes."""
         return [trial for trial in self.study.trials() if trial.state != "running"]
 
+    # ------------------------------------------------------------------------------------------- planned
+
     def _through(self, stage: Stage) -> list[Outcome]:
         """Have every recipe of a stage tried, here or elsewhere, and return what came of them."""
         while True:
             outcomes: dict[Recipe, Outcome] = {}
-            is_waiting = False
+            known, is_waiting = self._known(), False
             for recipe in stage.recipes:
                 if recipe in outcomes:
                     continue
-                known = self._known(recipe)
-                if known is None:
-                    self._end_if_spent()
-                    self._attempt(recipe)
-                    known = self._known(recipe)
-                if known is None or known.state == "running":
+                settled = self.study.settled(recipe)
+                if settled not in known:
+                    known = self._tried(settled)
+                trial = known.get(settled)
+                if trial is None or trial.state == "running":
                     is_waiting = True
+                    if trial is None:  # all trials are taken, or it was given back just now
+                        break
                     continue
-                outcomes[recipe] = Outcome(recipe, known.score, known.is_met)
-                if known.is_met and stage.ends_at_goal and self.limits.timeout == 0:
-                    message = f"trial {known.number} meets the goal"
+                outcomes[recipe] = Outcome(recipe, trial.score, trial.is_met)
+                if trial.is_met and stage.ends_at_goal and self.limits.timeout == 0:
+                    message = f"trial {trial.number} meets the goal"
                     raise _EndError(message)
             if not is_waiting:
                 return list(outcomes.values())
             self._wait()
 
-    def _known(self, recipe: Recipe) -> Trial | None:
-        return next((trial for trial in self.study.trials() if trial.recipe == recipe), None)
+    def _tried(self, recipe: Recipe) -> dict[Recipe, Trial]:
+        """Try a recipe, after those that have waited longer; what is known of all recipes then."""
+        while not self._is_full() and self._attempt(recipe):
+            if recipe in (known := self._known()):
+                return known
+        return self._known()
 
-    def _sample(self) -> None:
-        """Let Optuna propose; what it proposes again is replaced by a random recipe, at last by the next in order."""
-        from optuna.samplers import RandomSampler
+    def _known(self) -> dict[Recipe, Trial]:
+        return {trial.recipe: trial for trial in self.study.trials()}
 
-        assert not isinstance(self.strategy, PlannedStrategy)  # noqa: S101  for the type checker
+    # ------------------------------------------------------------------------------------------- sampled
+
+    def _sample(self, strategy: SampledStrategy) -> None:
         while True:
-            trials = self.study.trials()
-            if self.limits.timeout == 0 and (met := [trial.number for trial in trials if trial.is_met]):
+            known = self._known()
+            met = [trial.number for trial in known.values() if trial.is_met]
+            if met and self.limits.timeout == 0:
                 message = f"trial {met[0]} meets the goal"
                 raise _EndError(message)
-            self._end_if_spent()
-            number = len(trials) + 1
-            if self._attempt(None, self.strategy.sampler(self.search, number)):
+            if self._is_full():
+                self._wait()
                 continue
-            guesses = (RandomSampler(seed=hash((self.search.seed, number, guess)) % 2**32) for guess in range(_GUESSES))
-            if any(self._attempt(None, guess) for guess in guesses):
-                continue
-            known = {trial.recipe for trial in self.study.trials()}
-            left = next((recipe for recipe in _all_recipes(self.search.space) if recipe not in known), None)
-            if left is None:
+            sampler = strategy.sampler(self.search, len(known) + 1)
+            recipe = next((recipe for recipe in self._proposed(sampler, len(known) + 1) if recipe not in known), None)
+            if recipe is not None:
+                self._attempt(recipe, sampler)
+            elif any(trial.state == "running" for trial in known.values()):
+                self._wait()
+            else:
                 message = "everything was tried"
                 raise _EndError(message)
-            self._attempt(left)
 
-    def _attempt(self, recipe: Recipe | None, sampler: object = None) -> bool:
-        tried = self.study.attempt(recipe, sampler, self._measured, self.search.goal)
-        if tried:
+    def _proposed(self, sampler: BaseSampler, number: int) -> Iterator[Recipe]:
+        """What Optuna proposes; if that is known, recipes by chance; at last all in their order."""
+        from optuna.samplers import RandomSampler
+
+        yield next(self.study.proposals(sampler))
+        yield from islice(self.study.proposals(RandomSampler(seed=seed_of(self.search, number))), _GUESSES)
+        yield from _all_recipes(self.search.space)
+
+    # ------------------------------------------------------------------------------------------- both
+
+    def _attempt(self, recipe: Recipe, sampler: BaseSampler | None = None) -> bool:
+        most = self.limits.max_trials
+        is_through = self.study.attempt(recipe, self._measured, self.search.goal, most=most, sampler=sampler)
+        if is_through:
             self.noted(self.finished())
-        return tried
+        return is_through
 
     def _measured(self, recipe: Recipe) -> Measured:
         try:
             return self.measure(recipe)
         except Exception as error:
-            trial = self._known(recipe)
+            trial = self._known().get(recipe)
             number = "a trial" if trial is None else f"trial {trial.number}"
-            error.add_note(f"In {number} of the tuning search {self.study.name!r}; {_kept(self.finished())}.")
+            error.add_note(f"In {number} of the tuning search {self.study.name!r}; {self._kept()}.")
             raise
 
-    def _end_if_spent(self) -> None:
-        if len(self.study.trials()) >= self.limits.max_trials:
+    def _kept(self) -> str:
+        """What there is of earlier trials."""
+        count = len(self.finished())
+        if not count:
+            return "no trial was through before it"
+        before = "the trial before it is" if count == 1 else f"the {count} trials before it are"
+        return f"{before} {'kept' if self.study.is_kept else 'lost: set options.workspace to keep them'}"
+
+    def _is_full(self) -> bool:
+        """Whether every trial is taken, some by other processes, which may still fail.
+
+        Raises:
+            _EndError: Nothing may be tried any more.
+        """
+        trials = self.study.trials()
+        is_full = len(trials) >= self.limits.max_trials
+        if is_full and all(trial.state != "running" for trial in trials):
             message = f"max_trials={self.limits.max_trials} is reached"
             raise _EndError(message)
-        if self.limits.timeout and self._spent() >= self.limits.timeout:
+        self._end_if_late()
+        return is_full
+
+    def _end_if_late(self) -> None:
+        if self.limits.timeout and time.monotonic() - self._began >= self.limits.timeout:
             message = f"timeout={self.limits.timeout:g} seconds is over"
             raise _EndError(message)
 
-    def _spent(self) -> float:
-        return time.monotonic() - self._began
-
     def _wait(self) -> None:
         """Let others come to the end of their trials, or find out that they never will."""
-        if self.limits.timeout and self._spent() >= self.limits.timeout:
-            self._end_if_spent()
+        self._end_if_late()
         time.sleep(_POLL_SECONDS)
-        self.study.release_stale()
-
-
-def _kept(trials: Sequence[Trial]) -> str:
-    if not trials:
-        return "no trial was through before it"
-    return f"the {len(trials)} trials before it are kept where options.workspace says"
+        self.study.release_dead()
 
 
 def _all_recipes(space: Space) -> Iterator[Recipe]:

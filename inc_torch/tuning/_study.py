@@ -1,42 +1,50 @@
-"""A search as a study of Optuna: where trials are kept, who tries which, and what is known of them.
+"""A search as a study of Optuna: which trials there are, who tries which, and what is known of them.
 
 Each operation with a choice is a categorical parameter of the study, so that Optuna's samplers, plots and dashboard
 work on it. What they do not know, such as seconds and objectives, stands in user attributes.
+
+A trial is waiting, with its recipe, before anybody runs it, and has a number, which storages give to one at a time. So
+of two trials of one recipe the second is refused, whichever processes they are of, and whenever these are killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
-import os
-import socket
+import math
+import threading
+import time
+import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
-from inc_torch.core.errors import StateError
-from inc_torch.core.optional import require
+from inc_torch.core.errors import ConfigError, StateError
 from inc_torch.tuning._result import Trial
 from inc_torch.tuning._space import Recipe, Space
+from inc_torch.tuning._storage import explained, opened, shown
+from inc_torch.tuning._stored import plain_number
 from inc_torch.tuning._strategy import Goal
+from inc_torch.tuning._workers import host, is_alive, this_process
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["DATABASE", "Measured", "TuningStudy", "is_database"]
+__all__ = ["Measured", "TuningStudy"]
 
-DATABASE: Final = "tuning.db"
-"""The file of a workspace that is a folder."""
-HEARTBEAT_SECONDS: Final = 20
-"""How often a worker of a shared search says that it lives; after three times that its trial is given to another."""
+HEARTBEAT_SECONDS: float = 20
+"""How often a worker says that it lives; after three times that in silence its trial is given to another."""
 
 _SAMPLES, _ALPHA = "calibration samples", "smoothing alpha"
 _OWN = "inc_torch"
 """Key of what a study is about."""
+_WORKER, _BEAT = "worker", "heartbeat"
+"""Of a trial: who runs it, or has put it down to be run; how often that one has said since that it lives."""
+_FARTHEST: Final = 1e3
+"""What is not finite is told to Optuna as so many times the baseline, or as so much if that is less."""
 
 
 @final
@@ -63,14 +71,20 @@ class TuningStudy:
 
     Args:
         space: What may be chosen.
-        about: What the search is of, in plain values: strategy, model, criteria. Two searches of which this is equal are
-            one and the same.
+        about: What the search is of, in plain values: strategy, model, criteria. Two searches of which this is equal
+            are one and the same.
         where: None keeps trials in memory; else a file, a folder, or the URL of a database.
         must_exist: Whether there has to be such a search already.
         directions: Of the values that Optuna is told: ``"maximize"`` or ``"minimize"`` by name, the score first.
 
+    Attributes:
+        name: Of the study, the same wherever the search is the same.
+        is_kept: Whether trials outlive the process, and others may take part.
+
     Raises:
-        StateError: ``must_exist``, and there is none; it names what differs from the one that is there.
+        ArtifactError: The file is damaged or another program's.
+        StateError: ``must_exist``, and there is none; it names what differs from the one that is there. Or it cannot be
+            opened.
     """
 
     def __init__(
@@ -86,35 +100,51 @@ class TuningStudy:
 
         self._space, self._directions = space, directions
         self._parameters = _parameters_of(space)
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-        self.name = f"{about.get('model', 'model')} {about.get('strategy', '')} {digest}"
-        storage = _storage_of(where, must_exist=must_exist)
-        if must_exist and storage is not None:
-            _require_known(storage, self.name, about, str(where))
-        with _quiet():
-            self._study = optuna.create_study(
-                storage=storage, study_name=self.name, directions=list(directions.values()), load_if_exists=True
-            )
-        if _OWN not in self._study.user_attrs:
-            self._study.set_user_attr(_OWN, dict(about))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._study.set_metric_names(list(directions))
-        self._distributions = {
+        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
             name: optuna.distributions.CategoricalDistribution(values) for name, values in self._parameters.items()
         }
+        self._told = [optuna.study.StudyDirection[direction.upper()] for direction in directions.values()]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        self.name = f"{about.get('model', 'model')} {about.get('strategy', '')} {digest}"
+        self._worker = {"host": host(), "process": this_process(), "run": str(uuid.uuid4())}
+        self._beats: dict[int, tuple[object, float]] = {}
+        with _quiet():
+            storage = opened(where, must_exist=must_exist)
+            self.is_kept = storage is not None
+            with explained(where):
+                if must_exist and storage is not None:
+                    _require_known(storage, self.name, about, shown(str(where)))
+                self._study = self._created(storage, about)
+        self._storage = storage
+        if isinstance(storage, optuna.storages.RDBStorage):
+            weakref.finalize(self, storage.engine.dispose)
         self.release_dead()
+
+    def _created(self, storage: optuna.storages.BaseStorage | None, about: Mapping[str, object]) -> optuna.Study:
+        import optuna
+
+        study = optuna.create_study(
+            storage=storage,
+            sampler=optuna.samplers.RandomSampler(seed=0),
+            study_name=self.name,
+            directions=self._told,
+            load_if_exists=True,
+        )
+        if _OWN not in study.user_attrs:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(list(self._directions))
+            study.set_user_attr(_OWN, dict(about))
+        return study
 
     # ------------------------------------------------------------------------------------------- what is known
 
     def trials(self) -> list[Trial]:
-        """All that ended or is running, in order, numbered from 1."""
-        found = [
-            (trial, recipe)
-            for trial in self._study.get_trials(deepcopy=False)
-            if trial.state.name in ("RUNNING", "COMPLETE") and (recipe := self._recipe_tried(trial)) is not None
-        ]
-        return [_read(number, trial, recipe) for number, (trial, recipe) in enumerate(found, start=1)]
+        """All that are through or running, in order, numbered from 1."""
+        found: dict[Recipe, optuna.trial.FrozenTrial] = {}
+        for trial, recipe in self._begun():
+            found.setdefault(recipe, trial)
+        return [_read(number, trial, recipe) for number, (recipe, trial) in enumerate(found.items(), start=1)]
 
     def remembered(self, key: str) -> Any:  # noqa: ANN401  a plain value
         """What `remember` was told under ``key`` in any process; None if nothing was."""
@@ -124,94 +154,215 @@ class TuningStudy:
         """Keep a plain value that is dear, such as the score of the float model."""
         self._study.set_user_attr(key, value)
 
+    def proposals(self, sampler: optuna.samplers.BaseSampler) -> Iterator[Recipe]:
+        """What a sampler asks for, without end, given the trials so far; none of it becomes a trial by that."""
+        import optuna
+
+        with _quiet():
+            copy = optuna.create_study(directions=self._told, sampler=sampler)
+        copy.add_trials(trial for trial, _ in self._begun())
+        while True:
+            yield self.recipe_of(copy.ask(self._distributions).params)
+
     # ------------------------------------------------------------------------------------------- one more trial
 
     def attempt(
         self,
-        recipe: Recipe | None,
-        sampler: optuna.samplers.BaseSampler | None,
+        recipe: Recipe,
         measure: Callable[[Recipe], Measured],
         goal: Goal,
+        *,
+        most: int,
+        sampler: optuna.samplers.BaseSampler | None = None,
     ) -> bool:
-        """Try a recipe, that of the sampler if it is None; whether one was tried, which no process has tried before.
+        """Try a recipe, or one that has waited longer.
 
-        An error of ``measure`` ends the trial as failed and rises.
+        Args:
+            recipe: As `settled` returns it.
+            measure: Makes the model of a recipe and measures it. An error of it ends the trial as failed and rises.
+            goal: What is asked for.
+            most: Greatest number of trials of all processes.
+            sampler: Who has proposed it, and is told what came of it.
+
+        Returns:
+            Whether a trial is through: not if another process has the recipe, or took the last trial.
         """
         import optuna
 
-        tried = False
+        self.release_dead()
+        if not self._is_waiting(recipe):
+            self._enqueue(self.parameters_of(recipe))
+        self._study.sampler = sampler or optuna.samplers.RandomSampler(seed=0)
+        attempt = _Attempt(self, measure, goal, most)
+        try:
+            with _quiet():
+                self._study.optimize(attempt, n_trials=1, catch=(_RefusedError,))
+        except BaseException as error:
+            with contextlib.suppress(Exception):  # of a storage that may be what failed
+                self.release_dead()
+            if attempt.error is None and isinstance(error, (RuntimeError, ValueError)) and self._has_lost(attempt):
+                return False
+            raise
+        if attempt.error is not None:
+            raise attempt.error
+        return attempt.is_through
 
-        def objective(trial: optuna.Trial) -> list[float]:
-            nonlocal tried
-            params = {name: trial.suggest_categorical(name, values) for name, values in self._parameters.items()}
-            asked = self.recipe_of(params)
-            self._refuse_known(trial, asked)
-            for key, value in _worker().items():
-                trial.set_user_attr(key, value)
-            tried = True
-            measured = measure(asked)
-            shortfall = goal.rank(goal.target) - goal.rank(measured.score)
-            told = {
-                "score": measured.score,
-                "is_met": goal.is_met(measured.score) and not measured.is_cut,
-                "is_cut": measured.is_cut,
-                "objectives": dict(measured.objectives),
-                "seconds": measured.seconds,
-                "shortfall": shortfall if shortfall == shortfall else float("inf"),  # noqa: PLR0124  NaN
-            }
-            for key, value in told.items():
-                trial.set_user_attr(key, value)
-            return self._values(measured, goal)
+    def settled(self, recipe: Recipe) -> Recipe:
+        """A recipe as it is kept, in which nothing is left open.
 
-        if recipe is not None and not self._is_waiting(recipe):
-            self._study.enqueue_trial(self.parameters_of(recipe))
-        if sampler is not None:
-            self._study.sampler = sampler
-        with _quiet():
-            self._study.optimize(objective, n_trials=1, catch=(_KnownError,))
-        return tried
-
-    def _values(self, measured: Measured, goal: Goal) -> list[float]:
-        """What Optuna is told: finite, as it takes a trial without a number for a failed one."""
-        worst = goal.baseline - 1e3 * max(1.0, abs(goal.baseline)) * (1 if goal.higher_is_better else -1)
-        score = measured.score if abs(measured.score) < float("inf") else worst
-        others = [measured.objectives[name] for name in list(self._directions)[1:]]
-        return [score, *others]
-
-    def _refuse_known(self, own: optuna.Trial, recipe: Recipe) -> None:
-        """Leave a recipe to the trial that had it first."""
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.number < own.number and trial.state.name != "FAIL" and self._recipe_tried(trial) == recipe:
-                raise _KnownError
-
-    def _is_waiting(self, recipe: Recipe) -> bool:
-        trials = self._study.get_trials(deepcopy=False)
-        return any(trial.state.name == "WAITING" and self._recipe_tried(trial) == recipe for trial in trials)
-
-    def _recipe_tried(self, trial: optuna.trial.FrozenTrial) -> Recipe | None:
-        """The recipe of a trial; None as long as its sampler is still choosing."""
-        parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        return self.recipe_of(parameters) if parameters.keys() >= self._parameters.keys() else None
+        Raises:
+            ConfigError: It is none of the space.
+        """
+        for operation, label in zip(self._space.operations, recipe.labels, strict=True):
+            operation.labelled(label)
+        default = self._space.default
+        whole = replace(
+            recipe,
+            samples=default.samples if recipe.samples is None else recipe.samples,
+            alpha=default.alpha if recipe.alpha is None else recipe.alpha,
+        )
+        for name, value, values in (
+            (_SAMPLES, whole.samples, self._space.samples),
+            (_ALPHA, whole.alpha, self._space.alphas),
+        ):
+            if value is not None and value not in values:
+                message = f"A recipe with {name} {value}: expected one of {', '.join(map(str, values)) or 'none'}."
+                raise ConfigError(message)
+        return whole
 
     def release_dead(self) -> None:
-        """Give back the trials of processes of this machine that are no more."""
+        """Give back the trials of processes that are no more; not while one of this object runs."""
         import optuna
 
         for trial in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            attributes = trial.user_attrs
-            if attributes.get("host") == _host() and not _lives(attributes["process"]):
-                with contextlib.suppress(RuntimeError):  # another process was first
+            if not self._is_worked_on(trial):
+                with contextlib.suppress(RuntimeError, ValueError):  # another process was first
                     self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+                    if (recipe := self._recipe_tried(trial)) is not None:
+                        self._enqueue(self.parameters_of(recipe))
 
-    def release_stale(self) -> None:
-        """Give back the trials of workers, anywhere, that have not been heard of for a while."""
+    def _is_worked_on(self, trial: optuna.trial.FrozenTrial) -> bool:
+        """Whether the process that runs a trial lives: looked for on this host, heard of from others."""
+        worker = trial.user_attrs.get(_WORKER, {})
+        if worker.get("host") == self._worker["host"]:
+            return worker["run"] != self._worker["run"] and is_alive(worker["process"])
+        now, beat = time.monotonic(), trial.user_attrs.get(_BEAT)
+        before, since = self._beats.setdefault(trial.number, (beat, now))
+        if beat != before:
+            self._beats[trial.number] = beat, now
+            return True
+        return now - since <= 3 * HEARTBEAT_SECONDS
+
+    def _begun(self) -> list[tuple[optuna.trial.FrozenTrial, Recipe]]:
+        """The trials that are running or through, and their recipes; those of other programs left out."""
+        from optuna.trial import TrialState
+
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
+        ours = [trial for trial in trials if trial.state is TrialState.RUNNING or "score" in trial.user_attrs]
+        return [(trial, recipe) for trial in ours if (recipe := self._recipe_tried(trial)) is not None]
+
+    def _is_waiting(self, recipe: Recipe) -> bool:
         import optuna
 
-        with _quiet():
-            optuna.storages.fail_stale_trials(self._study)
-        self.release_dead()
+        waiting = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+        return any(self._recipe_tried(trial) == recipe for trial in waiting)
+
+    def _enqueue(self, parameters: dict[str, Any]) -> None:
+        """Put a trial down to be run: whole, in one step, and as this worker's, who is likely to run it."""
+        import optuna
+
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.WAITING,
+                params=parameters,
+                distributions=self._distributions,
+                user_attrs={_WORKER: self._worker},
+            )
+        )
+
+    def _has_lost(self, attempt: _Attempt) -> bool:
+        """Whether others took a trial for dead, and gave it away."""
+        import optuna
+
+        failed = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.FAIL,))
+        return any(trial.number == attempt.number for trial in failed)
+
+    # ------------------------------------------------------------------------------------------- while a trial runs
+
+    def begin(self, trial: optuna.Trial, most: int) -> Recipe:
+        """Make a trial this worker's.
+
+        Raises:
+            _RefusedError: Its recipe or the last trial is another one's.
+        """
+        if trial.user_attrs.get(_WORKER) != self._worker:
+            trial.set_user_attr(_WORKER, self._worker)
+        own = self.recipe_of(
+            {name: trial.suggest_categorical(name, values) for name, values in self._parameters.items()}
+        )
+        earlier = 0
+        for other, recipe in self._begun():
+            earlier += other.number < trial.number
+            if recipe == own and (other.number < trial.number or other.state.is_finished()):
+                raise _RefusedError
+        if earlier >= most:
+            raise _RefusedError
+        return own
+
+    @contextlib.contextmanager
+    def beating(self, trial: optuna.Trial) -> Iterator[None]:
+        """Let other hosts know, now and then, that this process lives."""
+        storage, ended = self._storage, threading.Event()
+        if storage is None:
+            yield
+            return
+
+        def beat() -> None:
+            beats = 0
+            while not ended.wait(HEARTBEAT_SECONDS):
+                beats += 1
+                with contextlib.suppress(Exception):  # the next one may get through
+                    trial.set_user_attr(_BEAT, beats)
+            storage.remove_session()
+
+        thread = threading.Thread(target=beat, name="inc_torch heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def note(self, trial: optuna.Trial, measured: Measured, goal: Goal) -> list[float]:
+        """Keep what a trial found, and return what Optuna is told: finite, as it fails a trial without a number."""
+        farthest = _FARTHEST * max(1.0, abs(goal.baseline) if math.isfinite(goal.baseline) else 1.0)
+        values = [
+            _finite(value, -farthest if direction == "maximize" else farthest)
+            for value, direction in zip(
+                [measured.score, *(measured.objectives[name] for name in list(self._directions)[1:])],
+                self._directions.values(),
+                strict=True,
+            )
+        ]
+        shortfall = goal.rank(goal.target) - goal.rank(values[0])
+        told = {
+            "score": plain_number(float(measured.score)),
+            "is_met": goal.is_met(measured.score) and not measured.is_cut,
+            "is_cut": measured.is_cut,
+            "objectives": {name: plain_number(float(value)) for name, value in measured.objectives.items()},
+            "seconds": measured.seconds,
+            "shortfall": min(max(shortfall, -farthest), farthest),
+        }
+        for key, value in told.items():
+            trial.set_user_attr(key, value)
+        return values
 
     # ------------------------------------------------------------------------------------------- words
+
+    def _recipe_tried(self, trial: optuna.trial.FrozenTrial) -> Recipe | None:
+        """The recipe of a trial; None if it leaves something open."""
+        parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        return self.recipe_of(parameters) if parameters.keys() >= self._parameters.keys() else None
 
     def parameters_of(self, recipe: Recipe) -> dict[str, Any]:
         """A recipe as parameters of Optuna: of what there is a choice."""
@@ -236,16 +387,48 @@ class TuningStudy:
         return Recipe(labels, parameters.get(_SAMPLES, default.samples), parameters.get(_ALPHA, default.alpha))
 
 
+@final
+@dataclass(slots=True)
+class _Attempt:
+    """The function that Optuna optimizes, and what became of its only call."""
+
+    study: TuningStudy
+    measure: Callable[[Recipe], Measured]
+    goal: Goal
+    most: int
+    number: int | None = None
+    is_through: bool = False
+    error: BaseException | None = None
+
+    def __call__(self, trial: optuna.Trial) -> list[float]:
+        self.number = trial.number
+        recipe = self.study.begin(trial, self.most)
+        with self.study.beating(trial):
+            try:
+                measured = self.measure(recipe)
+            except BaseException as error:
+                self.error = error
+                raise
+        values = self.study.note(trial, measured, self.goal)
+        self.is_through = True
+        return values
+
+
+class _RefusedError(Exception):
+    """A trial is not to be run: no user sees this."""
+
+
 def _read(number: int, trial: optuna.trial.FrozenTrial, recipe: Recipe) -> Trial:
     told = trial.user_attrs
     if not trial.state.is_finished():
         return Trial(number, recipe, float("nan"), False, {}, 0.0, "running")
     state: Literal["cut", "complete"] = "cut" if told["is_cut"] else "complete"
-    return Trial(number, recipe, told["score"], told["is_met"], told["objectives"], told["seconds"], state)
+    objectives = {name: float(value) for name, value in told["objectives"].items()}
+    return Trial(number, recipe, float(told["score"]), told["is_met"], objectives, told["seconds"], state)
 
 
-class _KnownError(Exception):
-    """A recipe was tried before: nothing is to be done, and no user sees this."""
+def _finite(value: float, worst: float) -> float:
+    return float(value) if math.isfinite(value) else worst
 
 
 def _parameters_of(space: Space) -> dict[str, tuple[Any, ...]]:
@@ -253,79 +436,6 @@ def _parameters_of(space: Space) -> dict[str, tuple[Any, ...]]:
     labels = {operation.name: tuple(choice.label for choice in operation.choices) for operation in space.operations}
     others = {_SAMPLES: space.samples, _ALPHA: space.alphas}
     return {name: values for name, values in {**labels, **others}.items() if len(values) > 1}
-
-
-def is_database(where: str) -> bool:
-    """Whether ``where`` is the URL of a database, not a path."""
-    return "://" in where
-
-
-def _storage_of(where: str | None, *, must_exist: bool) -> optuna.storages.BaseStorage | None:
-    if where is None:
-        return None
-    if is_database(where) and not where.startswith("sqlite:"):
-        return _server(where)
-    path = Path(where.partition(":///")[2] if is_database(where) else where).expanduser()
-    if not is_database(where) and (path.is_dir() or not path.suffix):
-        path = path / DATABASE
-    if must_exist and not path.is_file():
-        message = f"There is no tuning search to resume: {str(path)!r} does not exist. Check options.resume_from."
-        raise StateError(message)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _journal(path) if path.suffix in _JOURNALS else _sqlite(path)
-
-
-_JOURNALS = (".journal", ".log", ".jsonl")
-
-
-def _journal(path: Path) -> optuna.storages.BaseStorage:
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    return JournalStorage(JournalFileBackend(str(path)))
-
-
-def _sqlite(path: Path) -> optuna.storages.BaseStorage:
-    """A file that survives a killed process; written ahead, as a trial has a row for each operation."""
-    import sqlalchemy
-    from optuna.storages import RDBStorage
-
-    storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-
-    def write_ahead(connection: Any, _: object) -> None:  # noqa: ANN401  what the driver connects with
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    sqlalchemy.event.listen(storage.engine, "connect", write_ahead)
-    storage.engine.dispose()
-    return storage
-
-
-def _server(url: str) -> optuna.storages.BaseStorage:
-    """A database server, in which workers say that they live."""
-    import optuna
-    from optuna.storages import RDBStorage
-
-    if url.startswith("postgresql:"):
-        require("psycopg", "db", "A tuning search in PostgreSQL")
-        url = url.replace("postgresql:", "postgresql+psycopg:", 1)
-    names = inspect.signature(RDBStorage).parameters
-    callback = next(name for name in ("heartbeat_stale_trial_callback", "failed_trial_callback") if name in names)
-    with warnings.catch_warnings():  # heartbeats are called experimental
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return RDBStorage(
-            url,
-            engine_kwargs={"pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=3 * HEARTBEAT_SECONDS,
-            **{callback: _retry},
-        )
-
-
-def _retry(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-    """Let somebody else try what a worker did not come to the end of."""
-    if trial.params:
-        study.enqueue_trial(trial.params)
 
 
 def _require_known(storage: optuna.storages.BaseStorage, name: str, about: Mapping[str, object], where: str) -> None:
@@ -348,13 +458,13 @@ def _require_known(storage: optuna.storages.BaseStorage, name: str, about: Mappi
 def _differences(saved: Mapping[str, object], present: Mapping[str, object]) -> list[str]:
     plain = json.loads(json.dumps(present))
     return [
-        f"{key} ({_shown(saved.get(key))} there, {_shown(plain.get(key))} here)"
+        f"{key} ({_short(saved.get(key))} there, {_short(plain.get(key))} here)"
         for key in sorted(saved.keys() | plain.keys())
         if saved.get(key) != plain.get(key)
     ]
 
 
-def _shown(value: object) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _LONG else f"{text[:_LONG]}..."
 
@@ -373,39 +483,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def _worker() -> dict[str, str]:
-    """Who this process is: its number alone may come again."""
-    return {"host": _host(), "process": _process(os.getpid()) or str(os.getpid())}
-
-
-def _host() -> str:
-    """This machine; containers on it that number their processes on their own are others."""
-    spaces = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {os.readlink(spaces) if spaces.is_symlink() else ''}".strip()
-
-
-def _process(number: int) -> str | None:
-    """A process by number and, where it is known, the time at which it started; None if there is none."""
-    stat = Path(f"/proc/{number}/stat")
-    if stat.parent.parent.is_dir():
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            return f"{number} since {fields[_START_TIME]}"
-        return None
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return str(number)
-
-
-_START_TIME = 19
-"""Of a process, in its line of /proc, counted after the name in parentheses; see proc(5)."""
-
-
-def _lives(process: str) -> bool:
-    return _process(int(process.partition(" ")[0])) == process

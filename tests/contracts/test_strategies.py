@@ -83,7 +83,7 @@ def test_is_built_without_arguments_and_frozen(name):
 @pytest.mark.parametrize("ends", [True, False], ids=["ends at the goal", "goes on"])
 @pytest.mark.parametrize("name", PLANNED)
 @given(searches())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_terminates_with_recipes_of_the_space_alone(name, ends, case):
     space, scores, goal, probes = case
     driven = drive(STRATEGIES.get(name)(), space, scores, goal, probes=probes, ends=ends)
@@ -97,7 +97,7 @@ def test_terminates_with_recipes_of_the_space_alone(name, ends, case):
 
 @pytest.mark.parametrize("name", PLANNED)
 @given(searches(), st.integers(0, 30))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_equal_outcomes_lead_to_equal_recipes_also_after_a_cut(name, case, cut):
     space, scores, goal, probes = case
     strategy = STRATEGIES.get(name)()

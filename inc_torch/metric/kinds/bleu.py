@@ -41,9 +41,9 @@ class BLEU(TorchmetricsMetric):
         >>> round(metric.result(), 2)
         53.73
 
-    Source: Papineni et al., BLEU, ACL 2002; Post, A Call for Clarity in Reporting BLEU Scores, arXiv:1804.08771; INC
-    2.6.1 ``BLEU``, for TensorFlow only; differs in that a corpus without one common n-gram of 4 words has 0, and takes
-    several right texts.
+    Source: Papineni et al., BLEU, ACL 2002; Post, A Call for Clarity in Reporting BLEU Scores, arXiv:1804.08771. The
+    name is that of INC 2.6.1, which has it for TensorFlow and ONNX only. Nothing is smoothed: a corpus without a common
+    n-gram of 4 words has 0.
     """
 
     def update(self, preds: object, labels: object) -> None:

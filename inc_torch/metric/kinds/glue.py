@@ -48,7 +48,7 @@ class GLUE(TorchmetricsMetric):
         >>> round(metric.result(), 4)
         0.6667
 
-    Source: Wang et al., GLUE, arXiv:1804.07461; INC 2.6.1 ``GLUE``, for ONNX only.
+    Source: Wang et al., GLUE, arXiv:1804.07461. The name is that of INC 2.6.1, which has it for ONNX only.
     """
 
     def __init__(self, task: str = "mrpc") -> None:

@@ -63,8 +63,8 @@ class MAP(TorchmetricsMetric):
         >>> metric.result()  # doctest: +SKIP
         1.0
 
-    Source: Everingham et al., The Pascal Visual Object Classes Challenge, 2015; INC 2.6.1 ``mAP``, for TensorFlow and
-    ONNX only; differs in that the area is the mean at 1000 points, which is off by 0.0005 at most.
+    Source: Everingham et al., The Pascal Visual Object Classes Challenge, 2015. The name is that of INC 2.6.1, which
+    has it for TensorFlow and ONNX only. The area is the mean at 1000 points, which is off by 0.0005 at most.
     """
 
     COUNTED = "box in the labels"
@@ -152,7 +152,7 @@ class MAP(TorchmetricsMetric):
 class CocoMAP(MAP):
     """`MAP` as the benchmark COCO has it: overlaps from 0.5 to 0.95, 101 points of recall.
 
-    Source: Lin et al., Microsoft COCO, arXiv:1405.0312; INC 2.6.1 ``COCOmAP``, for TensorFlow and ONNX only.
+    Source: Lin et al., Microsoft COCO, arXiv:1405.0312.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class CocoMAPv2(MAP):
     Raises:
         ConfigError: As for `MAP`; or a place is missing.
 
-    Source: INC 2.6.1 ``COCOmAPv2``, for TensorFlow and ONNX only.
+    Source: as for `CocoMAP`.
     """
 
     def __init__(
@@ -205,8 +205,7 @@ class CocoMAPv2(MAP):
 class VocMAP(MAP):
     """`MAP` as the benchmark Pascal VOC has it since 2010: one overlap, 0.5, and the area under the curve.
 
-    Source: Everingham et al., The Pascal Visual Object Classes Challenge, 2015; INC 2.6.1 ``VOCmAP``, for TensorFlow
-    and ONNX only.
+    Source: as for `MAP`.
     """
 
 

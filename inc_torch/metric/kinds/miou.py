@@ -38,8 +38,8 @@ class MeanIoU(TorchmetricsMetric):
         >>> metric.result()
         0.5
 
-    Source: Everingham et al., The Pascal Visual Object Classes Challenge, 2015; INC 2.6.1 ``mIOU``, for TensorFlow
-    only.
+    Source: Everingham et al., The Pascal Visual Object Classes Challenge, 2015. The name is that of INC 2.6.1, which
+    has it for TensorFlow and ONNX only.
     """
 
     COUNTED = "pixel with a class"

@@ -38,8 +38,8 @@ class SquadF1(TorchmetricsMetric):
         >>> round(metric.result(), 2)
         83.33
 
-    Source: Rajpurkar et al., SQuAD, arXiv:1606.05250, and its script for version 1; INC 2.6.1 ``SquadF1``, for
-    TensorFlow only, whose articles are not taken. `F1` here is the overlap of tokens as they are, from 0 to 1.
+    Source: Rajpurkar et al., SQuAD, arXiv:1606.05250, and its script for version 1. The name is that of INC 2.6.1,
+    which has it for TensorFlow and ONNX only. `F1` here is the overlap of tokens as they are, from 0 to 1.
     """
 
     def update(self, preds: object, labels: object) -> None:

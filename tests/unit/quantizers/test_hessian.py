@@ -108,6 +108,14 @@ def test_a_loss_that_is_linear_in_the_weights_has_none():
     assert one == {"fc2": 0.0}
 
 
+def test_a_weight_that_curves_beside_one_that_does_not():
+    model = nn.ModuleDict({"curved": linear(), "straight": linear()})
+    model.forward = lambda x: (model["curved"](x), model["straight"](x))
+    loss = lambda outputs, labels: squared(outputs[0], labels) + outputs[1].sum()  # noqa: E731
+    traces = hessian_traces(model, ["straight", "curved"], Inputs((orthogonal(),)), ZEROS, loss, seed=0)
+    assert traces == {"straight": 0.0, "curved": pytest.approx(14)}
+
+
 def test_layers_of_one_shape_against_differences():
     model = TwoLayers((3, 3, 3)).double()
     values, labels = torch.randn(8, 3, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)

@@ -161,6 +161,7 @@ def test_limits_of_the_error(change, expected):
 def test_no_signal_is_minus_infinity():
     error = output_errors(Calls(), Calls(Apply(torch.ones_like)), ["child"], [of(torch.zeros(2))])["child"]
     assert error == OutputError(0.0, -math.inf)
+    assert output_errors(Calls(), Calls(), ["child"], [of(torch.zeros(2))])["child"] == OutputError(0.0, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -214,12 +215,20 @@ def test_modules_without_a_counterpart_are_missing():
     assert list(output_errors(Routed(0.0), Routed(9.0), names, [*batches, agreeing])) == ["both"]  # more and fewer
 
 
-@pytest.mark.parametrize(("reference", "quantized"), [(1, 2), (2, 1)])
-def test_a_module_called_more_often_in_one_model_is_missing(reference, quantized):
-    models = [Apply(lambda x, times=times: Calls.forward(model, *[x] * times)) for times in (reference, quantized)]
-    for model in models:
-        model.child = nn.Identity()
-    assert output_errors(*models, ["child"], [of(torch.ones(2))]) == {}
+class Repeated(nn.Module):
+    """Calls a child several times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.child, self.times = nn.Identity(), times
+
+    def forward(self, values):
+        return [self.child(values) for _ in range(self.times)]
+
+
+@pytest.mark.parametrize(("times", "names"), [((2, 2), ["child"]), ((1, 2), []), ((2, 1), [])])
+def test_a_module_called_more_often_in_one_model_is_missing(times, names):
+    assert list(output_errors(*map(Repeated, times), ["child"], [of(torch.ones(2))])) == names
 
 
 def test_operations_in_place_do_not_reach_what_was_seen():
@@ -257,6 +266,9 @@ def test_only_outputs_of_one_batch_are_kept(monkeypatch):
     output_errors(model, quantized, ["0", "1", "2"], [of(torch.randn(2, 4)) for _ in range(5)])
     assert len(copies) == 5 * (3 + 2)  # outputs, and the inputs of both models
     assert most == 3 + 1
+    most = 0
+    output_errors(Repeated(2), Repeated(1), ["child"], [of(torch.randn(2)) for _ in range(5)])
+    assert most == 2 + 1  # nor what has no counterpart
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")

@@ -161,7 +161,7 @@ def test_a_single_layer_is_enough():
 
 @pytest.mark.parametrize("inner", [4, 8, 24], ids=["narrower", "as wide", "wider"])
 def test_the_transformer_of_torch(inner):
-    model = nn.Transformer(8, 2, num_encoder_layers=2, num_decoder_layers=2, dim_feedforward=inner)
+    model = nn.Transformer(8, 2, num_encoder_layers=2, num_decoder_layers=2, dim_feedforward=inner, batch_first=True)
     layers = "linear1 linear2"
     assert feed_forward_blocks(model) == expected(("encoder.layers", layers), ("decoder.layers", layers))
 
@@ -212,6 +212,13 @@ def test_shapes(shapes, is_block):
     layer = Parts(attention=Attention(), feed=chain(*shapes))
     block = tuple(f"layers.0.feed.l{index}" for index in range(len(shapes)))
     assert feed_forward_blocks(network(layer)) == ((block,) if is_block else ())
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleList, lambda layers: nn.Sequential(*layers)], ids=["list", "sequence"])
+def test_layers_stand_in_a_list_of_either_kind(kind):
+    layers = [Parts(attention=Attention(), feed=chain((8, 24), (24, 8))) for _ in range(2)]
+    assert feed_forward_blocks(Parts(layers=kind(layers))) == expected(("layers", "feed.l0 feed.l1"))
+    assert feed_forward_blocks(Parts(first=layers[0], second=layers[1])) == ()
 
 
 def test_layers_beside_the_attention_and_deep_inside_belong_together():
@@ -307,7 +314,7 @@ def test_names_are_those_without_wrappers():
 def test_what_adapters_add_does_not_count():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["query", "value", "intermediate.dense", "output.dense"], r=2)
-    assert feed_forward_blocks(peft.get_peft_model(bert(), config)) == BERT
+    assert feed_forward_blocks(peft.inject_adapter_in_model(config, bert())) == BERT
 
 
 def test_parametrized_weights_are_those_of_their_layer():

@@ -452,6 +452,15 @@ def test_mse_v2_ends_with_the_first_operation_and_goes_on_after_more():
     assert driven.why == "met"
 
 
+def test_mse_v2_is_done_at_the_goal_also_when_the_driver_goes_on():
+    with_options = drive(
+        strategy("mse_v2"), Space(linears("s:kl s:sym fp32", "a", "b")), [1.0, 0.5], RELATIVE, ends=False
+    )
+    assert with_options.labels == ["s:kl s:kl", "s:sym s:sym"]
+    with_one_fallen = drive(strategy("mse_v2"), Space(linears("s:kl fp32", "a", "b")), [0.5, 1.0], RELATIVE, ends=False)
+    assert [len(asked) for _, asked in with_one_fallen.stages] == [1, 1]
+
+
 def test_mse_v2_adds_up_places_on_batches():
     space = Space(linears("s:kl fp32", *"abcd"))
     first, second = {"a": 90.0, "b": 8.0, "c": 2.0, "d": 1.0}, {"a": 1.0, "b": 20.0, "c": 2.0, "d": 30.0}
@@ -621,9 +630,9 @@ def sample(name, trials, *, seed=0, cut=None, goal=None):
 
 
 def test_samplers_are_deterministic_and_do_not_notice_a_cut(sampled_name):
-    whole = sample(sampled_name, 8)
-    assert sample(sampled_name, 8) == whole
-    assert sample(sampled_name, 8, cut=7) == whole
+    whole = sample(sampled_name, 7)
+    assert sample(sampled_name, 7) == whole
+    assert sample(sampled_name, 7, cut=7) == whole
 
 
 def test_seeds_and_trials_differ(sampled_name):
@@ -636,7 +645,7 @@ def test_random_proposes_everything_sooner_or_later():
     assert len(set(sample("random", 600))) == 64
 
 
-@pytest.mark.parametrize(("name", "trials"), [("tpe", 40), ("bayesian", 12)])
+@pytest.mark.parametrize(("name", "trials"), [("tpe", 40), ("bayesian", 10)])
 def test_samplers_keep_to_what_meets_the_goal(name, trials):
     if name == "bayesian":
         pytest.importorskip("scipy")
