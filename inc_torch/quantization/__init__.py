@@ -67,6 +67,7 @@ def fit(  # noqa: PLR0913  the arguments of INC
         GoalMissedError: The accuracy goal was missed and ``on_miss="raise"``.
 
     Example:
+        >>> import torch
         >>> from inc_torch import PostTrainingQuantConfig, quantization
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
         >>> batches = [torch.randn(4, 8) for _ in range(8)]

@@ -44,7 +44,7 @@ from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantS
 from inc_torch.quantizers._statistics import TensorStatistics
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear
 from inc_torch.quantizers._weight_only_model import quantize_weights
-from inc_torch.quantizers.fx import GraphStage, describe_graph, graph_of, is_graph, set_executor, ungraft
+from inc_torch.quantizers.fx import GraphStage, describe_graph, folded_norms, graph_of, is_graph, set_executor, ungraft
 
 __all__ = [
     "LEFT_BY_SEARCH",
@@ -99,6 +99,7 @@ __all__ = [
     "fit_float_grid",
     "fit_grid",
     "fold_ranges",
+    "folded_norms",
     "freeze_batch_norm",
     "graph_of",
     "hessian_traces",

@@ -11,7 +11,7 @@ from torch import nn
 from inc_torch.core.batches import Inputs, described
 from inc_torch.core.errors import ConfigError
 from inc_torch.core.evaluation import prediction_of
-from inc_torch.quantizers import ModelErrors, hessian_traces, output_errors
+from inc_torch.quantizers import ModelErrors, folded_norms, hessian_traces, output_errors
 from inc_torch.tuning import QUANTIZED, Recipe, Space
 
 __all__ = ["ModelProbes"]
@@ -109,8 +109,11 @@ class ModelProbes:
         found: dict[str, list[float]] | None = self._memory.remembered(key := f"output errors {_named(recipe)}")
         if found is None:
             names = [operation.name for operation in self._space.in_modes(recipe, *QUANTIZED)]
-            errors = output_errors(self._reference, self._made(recipe), names, self._inputs())
-            found = {name: [error.normalised_mse, error.signal_to_noise] for name, error in errors.items()}
+            model = self._made(recipe)
+            norms = folded_norms(model)
+            places = {norms.get(name, name): name for name in names}
+            errors = output_errors(self._reference, model, list(places), self._inputs())
+            found = {places[at]: [error.normalised_mse, error.signal_to_noise] for at, error in errors.items()}
             self._memory.remember(key, found)
         return found
 

@@ -98,7 +98,7 @@ class Probes(Protocol):
     """Measurements besides accuracy that a strategy may ask for. They cost time, and equal calls give equal answers."""
 
     def output_errors(self, recipe: Recipe) -> Mapping[str, float]:
-        """For each operation that ``recipe`` quantizes, the normalised squared error of its output, 0 to 1."""
+        """For each operation that ``recipe`` quantizes and that runs, the normalised squared error of its output."""
         ...
 
     def model_errors(self, recipe: Recipe, batches: int) -> Sequence[float]:

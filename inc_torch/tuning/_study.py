@@ -108,7 +108,7 @@ class TuningStudy:
         self.name = f"{about.get('model', 'model')} {about.get('strategy', '')} {digest}"
         self._worker = {"host": host(), "process": this_process(), "run": str(uuid.uuid4())}
         self._beats: dict[int, tuple[object, float]] = {}
-        with _quiet():
+        with _QUIET:
             storage = opened(where, must_exist=must_exist)
             self.is_kept = storage is not None
             with explained(where):
@@ -158,7 +158,7 @@ class TuningStudy:
         """What a sampler asks for, without end, given the trials so far; none of it becomes a trial by that."""
         import optuna
 
-        with _quiet():
+        with _QUIET:
             copy = optuna.create_study(directions=self._told, sampler=sampler)
         copy.add_trials(trial for trial, _ in self._begun())
         while True:
@@ -195,7 +195,7 @@ class TuningStudy:
         self._study.sampler = sampler or optuna.samplers.RandomSampler(seed=0)
         attempt = _Attempt(self, measure, goal, most)
         try:
-            with _quiet():
+            with _QUIET:
                 self._study.optimize(attempt, n_trials=1, catch=(_RefusedError,))
         except BaseException as error:
             with contextlib.suppress(Exception):  # of a storage that may be what failed
@@ -472,14 +472,29 @@ def _short(value: object) -> str:
 _LONG = 60
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna's lines on single trials to itself: the search has its own."""
-    import optuna
+@final
+class _Quiet:
+    """Keep Optuna's lines on single trials to itself: the search has its own. Several threads may search at a time."""
 
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, 0
+
+    def __enter__(self) -> None:
+        import optuna
+
+        with self._lock:
+            if not self._inside:
+                self._before = optuna.logging.get_verbosity()
+                optuna.logging.set_verbosity(optuna.logging.ERROR)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        import optuna
+
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                optuna.logging.set_verbosity(self._before)
+
+
+_QUIET = _Quiet()

@@ -9,7 +9,16 @@ readers share. Everything else is quantized module by module.
 from __future__ import annotations
 
 from inc_torch.quantizers.fx._description import describe_graph
-from inc_torch.quantizers.fx._graft import graph_of, is_graph, set_executor
+from inc_torch.quantizers.fx._graft import folded_norms, graph_of, is_graph, set_executor
 from inc_torch.quantizers.fx._stage import GraphStage, settle_snaps, ungraft
 
-__all__ = ["GraphStage", "describe_graph", "graph_of", "is_graph", "set_executor", "settle_snaps", "ungraft"]
+__all__ = [
+    "GraphStage",
+    "describe_graph",
+    "folded_norms",
+    "graph_of",
+    "is_graph",
+    "set_executor",
+    "settle_snaps",
+    "ungraft",
+]

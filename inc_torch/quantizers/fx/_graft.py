@@ -24,6 +24,7 @@ from inc_torch.quantizers.fx._patterns import GraphPlan
 __all__ = [
     "SNAPS",
     "Graft",
+    "folded_norms",
     "graft_of",
     "grafted_class",
     "graph_of",
@@ -176,6 +177,12 @@ def snapped_graph(graph: fx.Graph, plan: GraphPlan) -> fx.Graph:
 def is_graph(model: nn.Module) -> bool:
     """Whether ``model`` computes by a graph."""
     return graft_of(model) is not None
+
+
+def folded_norms(model: nn.Module) -> dict[str, str]:
+    """By the name of a layer, that of the batch normalization which it has taken in; whose output is now its own."""
+    graft = graft_of(model)
+    return {} if graft is None else {layer: norm for norm, layer in graft.plan.folds.items()}
 
 
 def graph_of(model: nn.Module) -> fx.GraphModule | None:

@@ -76,6 +76,18 @@ class M3(nn.Module):
         return self.fc2(torch.relu(self.fc1(torch.relu(self.conv(x)).flatten(1))))
 
 
+class Sides(nn.Module):
+    """Two layers that read the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x) + self.second(x)
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -270,7 +282,6 @@ AS_INC: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "auto/first_meet": (M3, NO_BF16),
     "auto/cons_stage_meets_linear_only": (M3, NO_BF16),
     "auto/max_trials1": (M3, {"max_trials": 1, **NO_BF16}),
-    "auto/basic_stage_meets": (M3, NO_BF16),
     "basic/relative_edge": (M3, LEVEL_1),
     "basic/relative_below": (M3, {"max_trials": 2, **LEVEL_1}),
     "basic/abs_hib_false_ok": (M3, {"accuracy_criterion": ABSOLUTE_LOSS, **LEVEL_1}),
@@ -285,6 +296,7 @@ QUIRKS = {
     "hawq_v2": "starts from another recipe than the default",
     "mse/M3": "fails",
     "cons/equal_target": "a score on the target is not enough",
+    "auto/basic_stage_meets": "the first recipe again, with a score of its own",
     "basic/neg_acc_relative": "the goal of a negative baseline is above it",
     "basic/neg_acc_relative2": "the goal of a negative baseline is above it",
     "basic/timeout_large_max3": "the fastest of equal models, by chance",
@@ -373,15 +385,17 @@ class TestOrders:
         model = fitted(M2(), missing(), labelled, strategy="hawq_v2", **NO_BF16)
         assert tried(model.tuning) == ["s:asym/kl s:asym/kl", "s:asym/kl fp32", "fp32 fp32"]
 
-    def test_the_greatest_error_falls_back_first(self) -> None:
-        net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
-        nn.init.eye_(net[0].weight)
-        data = [100.0 * F.one_hot(torch.arange(8)) + batch for batch in vectors()]
-        rules = {"0": {"weight": {"bits": 2}}}
-        model = fitted(net, missing(), data, strategy="mse", op_name_dict=rules, **NO_BF16)
+    def test_what_meets_the_goal_in_the_last_step_of_auto_ends_it(self) -> None:
+        model = fitted(M3(), [1.0, 0.5, 0.5, 0.5, 0.999], images(), **NO_BF16)
+        assert tried(model.tuning)[3:] == ["s:asym/kl s:asym/minmax s:asym/minmax"]
+        assert model.tuning.reason == "trial 4 meets the goal"
+
+    @pytest.mark.parametrize("coarse", ["first", "second"])
+    def test_the_greatest_error_falls_back_first(self, coarse: str) -> None:
+        rules = {coarse: {"weight": {"bits": 2}}}
+        model = fitted(Sides(), missing(), vectors(), strategy="mse", op_name_dict=rules, **NO_BF16)
         alone = [names for names in changed(model.tuning) if len(names) == 1]
-        assert len(alone) == 2
-        assert alone == sorted(alone, key=lambda names: model.tuning.sensitivity[names[0]])
+        assert alone == [[coarse], *([name] for name in ("first", "second") if name != coarse)]
 
     def test_random_tries_nothing_twice_and_ends_when_all_was_tried(self) -> None:
         rule = {"Linear": {"activation": {"algorithm": ["kl", "minmax"], "scheme": "asym"}}}
