@@ -73,7 +73,6 @@ class Snapshot:
                 else:
                     module.__dict__[name] = value
 
-
     def tensors(self) -> frozenset[int]:
         """The identities of all Parameters and buffers that the model had."""
         held = (attributes[name] for _, _, attributes in self._modules for name in ("_parameters", "_buffers"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol, final
 
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ class ModelProbes:
         reference: The float model.
         candidate: Makes the model of a recipe, whose modules are called one by one; None where models are trained, of
             which nothing but the Hessian in float can be measured.
-        batches: Inputs with labels, or None for those that have none.
+        batches: Reads inputs with labels, or None for those that have none; called once, when something is measured.
         loss: Of output and labels, for the Hessian; None is the model's own, or cross entropy.
         seed: Of random numbers.
         memory: Where answers are kept.
@@ -52,14 +53,18 @@ class ModelProbes:
         space: Space,
         reference: nn.Module,
         candidate: Callable[[Recipe], nn.Module] | None,
-        batches: Sequence[tuple[Inputs, object]],
+        batches: Callable[[], Sequence[tuple[Inputs, object]]],
         loss: Callable[[Any, Any], Any] | None,
         seed: int,
         memory: Memory,
     ) -> None:
         self._space, self._reference, self._candidate = space, reference, candidate
-        self._batches, self._loss, self._seed, self._memory = batches, loss, seed, memory
+        self._read, self._loss, self._seed, self._memory = batches, loss, seed, memory
         self._errors: dict[int, ModelErrors] = {}
+
+    @cached_property
+    def _batches(self) -> Sequence[tuple[Inputs, object]]:
+        return self._read()
 
     def output_errors(self, recipe: Recipe) -> Mapping[str, float]:
         """For each operation that ``recipe`` quantizes, the normalised squared error of its output."""
@@ -67,16 +72,17 @@ class ModelProbes:
 
     def signal_to_noise(self, recipe: Recipe) -> dict[str, float]:
         """For each operation that ``recipe`` quantizes, signal to rounding noise in its output, in dB."""
-        can_measure = self._batches and self._candidate is not None
+        can_measure = self._candidate is not None and self._batches
         return {name: pair[1] for name, pair in self._noise(recipe).items()} if can_measure else {}
 
     def model_errors(self, recipe: Recipe, batches: int) -> Sequence[float]:
         """The squared error of the model's output on each of the first batches."""
         found = self._memory.remembered(key := f"model errors {batches} {_named(recipe)}")
         if found is None:
+            model = self._made(recipe)
             if batches not in self._errors:
                 self._errors[batches] = ModelErrors(self._reference, self._inputs()[:batches])
-            found = list(self._errors[batches].of(self._made(recipe)))
+            found = list(self._errors[batches].of(model))
             self._memory.remember(key, found)
         return list(found)
 

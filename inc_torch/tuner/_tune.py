@@ -146,6 +146,7 @@ class Tuning:
         self._loss: Callable[[Any, Any], Any] | None = keywords.get("hawq_v2_loss")  # type: ignore[assignment]
         self._strategy = _strategy_of(self._name, keywords)
         self._began = time.monotonic()
+        self._batch: list[Inputs] | None = None
         if options.tensorboard:
             message = "options.tensorboard has no effect: model.tuning has the tables, and plot() draws a picture."
             warn_user(message, InexactWarning)
@@ -180,7 +181,7 @@ class Tuning:
             space,
             candidates.reference,
             candidates.watched,
-            self._labelled(candidates),
+            lambda: self._labelled(candidates),
             self._loss,
             options.random_seed,
             study,
@@ -261,9 +262,12 @@ class Tuning:
         return [*own, *self._evaluator.labelled_batches(1 if own else _PROBED_BATCHES)]
 
     def _inputs(self, candidates: Candidates) -> list[Inputs]:
-        """A batch to measure latency on."""
-        batches = candidates.labelled_batches(1) or self._evaluator.labelled_batches(1)
-        return [inputs for inputs, _ in batches]
+        """A batch to measure latency on; read once, and only if an objective may run the model."""
+        if self._batch is None:
+            is_wanted = any(hasattr(objective, "measure") for objective in self._aim.objectives().values())
+            batches = (candidates.labelled_batches(1) or self._evaluator.labelled_batches(1)) if is_wanted else []
+            self._batch = [inputs for inputs, _ in batches]
+        return self._batch
 
     # ------------------------------------------------------------------------------------------- a trial
 

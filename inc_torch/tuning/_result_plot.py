@@ -37,7 +37,7 @@ _FONT: Final = 8.0
 _DISTANCES: Final = (3.0, 9.0, 16.0)
 """Points between a marker and its text, the best one first."""
 _DIRECTIONS: Final = tuple(math.radians(degrees) for degrees in (45, 315, 135, 225, 0, 90, 270, 180))
-_CLOSE: Final = 14.0
+_CLOSE: Final = 12.0
 """How far a text may be from the middle of its marker without a line between them, in points."""
 _DIGIT: Final = (5.2, 8.0)
 """Points that a digit takes; other characters are narrower."""

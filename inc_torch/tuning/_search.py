@@ -106,7 +106,9 @@ class _Run:
         try:
             stage = next(stages)
             while True:
-                stage = stages.send(self._through(stage))
+                outcomes = self._through(stage)
+                self._is_full()  # before the strategy measures what to propose next
+                stage = stages.send(outcomes)
         except StopIteration:
             return
         finally:

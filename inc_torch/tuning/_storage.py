@@ -65,7 +65,7 @@ def shown(where: str) -> str:
         return where
     try:
         return sqlalchemy.make_url(where).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # a port that is no number
         return f"{where.partition('://')[0]}://..."
 
 
@@ -100,7 +100,7 @@ def _path_of(where: str, *, must_exist: bool) -> Path | str | None:
     try:
         url = sqlalchemy.make_url(where)
         url.get_dialect()
-    except sqlalchemy.exc.ArgumentError as error:
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         option = "resume_from" if must_exist else "workspace"
         message = (
             f"options.{option}={shown(where)!r}: expected a path, or a URL such as postgresql://user@host/database."
@@ -183,18 +183,18 @@ def _check_sqlite(path: Path, connect: Callable[[], sqlite3.Connection]) -> None
     Raises:
         ArtifactError: It is damaged, or another program's.
     """
-    with contextlib.closing(connect()) as connection:
-        try:
+    try:
+        with contextlib.closing(connect()) as connection:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        except sqlite3.OperationalError:  # busy, or cannot be written
-            raise
-        except sqlite3.DatabaseError as error:
-            raise _not_ours(path, f"an SQLite file: {error}") from error
-        if verdict != "ok" or (tables and not tables & _TABLES):
-            found = f"tables {', '.join(sorted(tables))}" if verdict == "ok" else " ".join(verdict.split())
-            raise _not_ours(path, f"an SQLite file of Optuna, found {found}")
-        connection.execute("PRAGMA journal_mode=WAL")
+            if verdict != "ok" or (tables and not tables & _TABLES):
+                found = f"tables {', '.join(sorted(tables))}" if verdict == "ok" else " ".join(verdict.split())
+                raise _not_ours(path, f"an SQLite file of Optuna, found {found}")
+            connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.OperationalError:  # busy, or cannot be written
+        raise
+    except sqlite3.DatabaseError as error:
+        raise _not_ours(path, f"an SQLite file: {error}") from error
 
 
 def _server(url: str) -> optuna.storages.BaseStorage:

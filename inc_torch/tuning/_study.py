@@ -43,6 +43,8 @@ _OWN = "inc_torch"
 """Key of what a study is about."""
 _WORKER, _BEAT = "worker", "heartbeat"
 """Of a trial: who runs it, or has put it down to be run; how often that one has said since that it lives."""
+_ATTEMPTING: set[str] = set()
+"""The studies of this process that try a recipe just now, by the run in `_WORKER`."""
 _FARTHEST: Final = 1e3
 """What is not finite is told to Optuna as so many times the baseline, or as so much if that is less."""
 
@@ -194,15 +196,21 @@ class TuningStudy:
             self._enqueue(self.parameters_of(recipe))
         self._study.sampler = sampler or optuna.samplers.RandomSampler(seed=0)
         attempt = _Attempt(self, measure, goal, most)
+        _ATTEMPTING.add(self._worker["run"])
         try:
             with _QUIET:
                 self._study.optimize(attempt, n_trials=1, catch=(_RefusedError,))
         except BaseException as error:
+            _ATTEMPTING.discard(self._worker["run"])
             with contextlib.suppress(Exception):  # of a storage that may be what failed
                 self.release_dead()
+            if isinstance(error, UnboundLocalError) and isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None  # Optuna stumbles over one that comes between its steps
             if attempt.error is None and isinstance(error, (RuntimeError, ValueError)) and self._has_lost(attempt):
                 return False
             raise
+        finally:
+            _ATTEMPTING.discard(self._worker["run"])
         if attempt.error is not None:
             raise attempt.error
         return attempt.is_through
@@ -245,7 +253,9 @@ class TuningStudy:
         """Whether the process that runs a trial lives: looked for on this host, heard of from others."""
         worker = trial.user_attrs.get(_WORKER, {})
         if worker.get("host") == self._worker["host"]:
-            return worker["run"] != self._worker["run"] and is_alive(worker["process"])
+            if worker["process"] == self._worker["process"]:
+                return worker["run"] in _ATTEMPTING
+            return is_alive(worker["process"])
         now, beat = time.monotonic(), trial.user_attrs.get(_BEAT)
         before, since = self._beats.setdefault(trial.number, (beat, now))
         if beat != before:

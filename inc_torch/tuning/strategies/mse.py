@@ -35,4 +35,6 @@ class Mse(PlannedStrategy):
             names = last_first(space, found.recipe, *QUANTIZED)
             if names:
                 errors = search.probes.output_errors(found.recipe)
-                yield from fall_back(search, found.recipe, greatest_first({name: errors.get(name, 0.0) for name in names}))
+                yield from fall_back(
+                    search, found.recipe, greatest_first({name: errors.get(name, 0.0) for name in names})
+                )

@@ -354,14 +354,11 @@ IDLE = {
     "outputs": ({"outputs": ["y"]}, r"outputs \(modules of PyTorch have no such names\)\."),
     "model_name": ({"model_name": "bert"}, r"model_name \(nothing asks for the label\)\."),
     "quant_format": ({"quant_format": "QDQ"}, r"quant_format \(it is of an ONNX export\)\."),
-    "quant_level": ({"quant_level": 1}, r"quant_level \(it guides a tuning run"),
-    "accuracy_criterion": ({"relative": 0.05}, r"accuracy_criterion \(it guides a tuning run"),
-    "tuning_criterion": ({"max_trials": 5}, r"tuning_criterion \(it guides a tuning run"),
     "default rule": (
         {"op_name_dict": {"default_qconfig": {"weight": {"dtype": "int8"}}}},
         r"op_name_dict\['default_qconfig'\] \(operations that are no modules stay in float\)\.",
     ),
-    "several": ({"inputs": "x", "quant_level": 0}, r"inputs \(.*\); quant_level \(.*\)\."),
+    "several": ({"inputs": "x", "model_name": "bert"}, r"inputs \(.*\); model_name \(.*\)\."),
 }
 
 
@@ -369,6 +366,21 @@ IDLE = {
 def test_an_option_that_can_have_no_effect_is_warned_about_once(options, message):
     with pytest.warns(InexactWarning, match=f"^Options of {CONFIG} without effect here: {message}") as caught:
         managed(**options)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"quant_level": 1}, "quant_level"),
+        ({"relative": 0.05}, "accuracy_criterion"),
+        ({"max_trials": 5, "quant_level": 0}, "quant_level, tuning_criterion"),
+    ],
+)
+def test_options_of_a_search_are_warned_about_when_a_loop_begins(options, names):
+    manager, _ = managed(**options)
+    with pytest.warns(InexactWarning, match=f"^{names} of {CONFIG} guide a search, and a training loop") as caught:
+        manager.on_train_begin()
     assert len(caught) == 1
 
 

@@ -153,5 +153,5 @@ def test_a_missed_goal_names_what_helps():
         tuning_criterion=TuningCriterion(on_miss="raise", max_trials=1),
     )
     scores = iter([1.0, 0.5])
-    with pytest.raises(GoalMissedError, match=r"weight_only model scores 0.5000.*more bits or smaller groups"):
+    with pytest.raises(GoalMissedError, match=r"a weight_only model, scores 0.5000.*more bits or smaller groups"):
         quantization.fit(small(), conf, eval_func=lambda _: next(scores))

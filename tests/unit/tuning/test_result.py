@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -145,9 +146,14 @@ class TestFiles:
     def test_a_save_that_is_cut_leaves_the_old_file(self, tmp_path, monkeypatch):
         path = tmp_path / "tuning.json"
         result().save(path)
-        monkeypatch.setattr(TuningResult, "to_dict", lambda self: {"a": object()})
-        with pytest.raises(TypeError):
-            result().save(path)
+
+        def full(self, text, **_):
+            self.write_bytes(text.encode()[:100])
+            raise OSError("no space left")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="no space left"):
+            result(strategy="other").save(path)
         assert same(TuningResult.load(path), result())
 
     @given(st.lists(TRIALS, max_size=4), NUMBERS, NUMBERS, st.booleans(), st.data())
@@ -446,6 +452,13 @@ class TestTables:
         assert max(map(len, text.splitlines())) <= 80
         for name in names:
             assert name[:20] in text
+
+    def test_names_in_brackets_are_no_markup(self):
+        space = Space((Operation("[b]1[/b]", "Linear", LINEAR),))
+        best = Trial(1, space.of({"[b]1[/b]": FP32}), 0.8, True, {}, 1.0)
+        text = str(result(space=space, trials=(best,), best=best, sensitivity={"[b]1[/b]": 1.0}))
+        assert text.count("[b]1[/b]") == 2
+        assert "1 op in fp32: [b]1[/b]" in text
 
     def test_print_and_rich_show_the_same_words(self, capsys, monkeypatch):
         from rich.console import Console
