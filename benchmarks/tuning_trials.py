@@ -2,8 +2,8 @@
 
 MiniLM-L6 (real weights, a new classification head) on Rotten Tomatoes reviews: `quantization.fit` with a goal that no
 model meets, one calibration and ten trials, each a whole int8 model that is evaluated on all reviews. Evaluations are
-those of the float model and of the ten trials; what is above them is copying, calibrating, searching ranges, converting,
-the study, and the final model with its sensitivities. One thread; CPU time of the process; the median of the rounds.
+those of the float model and of the ten trials; what is above them is copying, calibrating, searching ranges,
+converting, the study, and the final model with its sensitivities. One thread; CPU time; the median of the rounds.
 
     python benchmarks/tuning_trials.py [--reviews 100 500 2000] [--rounds 3]
 """
@@ -52,8 +52,8 @@ def measured(model: nn.Module, calibration: Data, evaluation: Data) -> tuple[flo
         warnings.simplefilter("ignore", GoalMissedWarning)
         fitted = quantization.fit(model, PostTrainingQuantConfig(max_trials=TRIALS), calibration, eval_func=evaluate)
     seconds = time.process_time() - began
-    if fitted is None or len(fitted.tuning.trials) != TRIALS:
-        message = f"expected {TRIALS} trials"
+    if fitted is None or len(inside) != 1 + TRIALS:
+        message = f"Expected {TRIALS} trials, got {len(inside) - 1}."
         raise RuntimeError(message)
     return seconds, sum(inside)
 
