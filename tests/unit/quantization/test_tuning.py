@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 import random
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from inc_torch import AccuracyCriterion, PostTrainingQuantConfig, TuningCriterion, load, quantization
+from inc_torch import AccuracyCriterion, PostTrainingQuantConfig, quantization
 from inc_torch.config import options
-from inc_torch.core.errors import ConfigError, GoalMissedError, GoalMissedWarning, InexactWarning, ModelError
-from inc_torch.objective import OBJECTIVES, Objective, objective_custom_registry
-from inc_torch.quantizers import is_graph
+from inc_torch.core.errors import ConfigError
+from inc_torch.objective import OBJECTIVES
 from inc_torch.tuning import (
     STRATEGIES,
     Mode,
     PlannedStrategy,
     Recipe,
-    SampledStrategy,
     Search,
     Space,
     Stage,
