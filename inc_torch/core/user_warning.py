@@ -16,6 +16,7 @@ _NOT_THE_USER = frozenset(
         "torch",
         "contextlib",
         "functools",
+        "optuna",
         "transformers",
         "accelerate",
         "trl",

@@ -132,6 +132,10 @@ class TestSharedInputs:
 def test_samples_one_by_one_are_seen_as_in_batches(
     model: nn.Module, shape: tuple[int, ...], folding: bool, alpha: float | str
 ) -> None:
+    torch.manual_seed(0)  # of weights that come near a tie, the order of summation picks an alpha
+    for layer in model.children():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.reset_parameters()
     data = torch.cat(skewed(2, 4, *shape))
     arguments = {"alpha": alpha, "folding": folding}
     recipes = {"smooth_quant": True, "smooth_quant_args": arguments, "fast_bias_correction": True}
