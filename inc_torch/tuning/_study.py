@@ -303,8 +303,12 @@ class TuningStudy:
         """Make a trial this worker's.
 
         Raises:
-            _RefusedError: Its recipe or the last trial is another one's.
+            _RefusedError: Its recipe or the last trial is another one's, or nobody has asked for it: others were faster
+                to take what waited, and Optuna drew a trial at random.
         """
+        drawn = self._study.get_trials(deepcopy=False)[trial.number]
+        if not (drawn.user_attrs or drawn.params or drawn.system_attrs.get("fixed_params")):
+            raise _RefusedError
         if trial.user_attrs.get(_WORKER) != self._worker:
             trial.set_user_attr(_WORKER, self._worker)
         own = self.recipe_of(

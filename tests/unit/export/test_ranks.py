@@ -8,7 +8,6 @@ import threading
 import pytest
 import torch
 from torch import distributed, nn
-from torch import multiprocessing as processes
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -16,6 +15,7 @@ from inc_torch.core.errors import ArtifactError
 from inc_torch.core.report import CompressionReport
 from inc_torch.export import attached_report, load, save
 from inc_torch.export._ranks import write_once
+from tests.distributed.worlds import run_world
 
 
 class Tied(nn.Module):
@@ -35,10 +35,8 @@ class Tied(nn.Module):
 IDS = torch.tensor([[0, 3, 6]])
 
 
-def save_from_two(rank, folder):
-    """Save a sharded model, then from the first rank alone, then fail; note what happened in ``folder``."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+def save_from_two(folder):
+    """Save a sharded model, then from the first rank alone, then fail; return what happened."""
     model = Tied()
     with torch.no_grad():
         model.body[0].weight[:3] = 0
@@ -57,20 +55,18 @@ def save_from_two(rank, folder):
         "zeros": [row.zeros for row in report.modules],
         "class": (folder / "saved" / "compression.json").read_text().count('"class": "Tied"'),
     }
-    if rank == 0:
+    if distributed.get_rank() == 0:
         save(Tied(), folder / "alone")  # returns, though the other rank does not come
     (folder / "file").touch()
     try:
         save(model, folder / "file")
     except ArtifactError as error:
         results["error"] = str(error)
-    torch.save(results, folder / f"results-{rank}.pt")
-    distributed.destroy_process_group()
+    return results
 
 
 def test_two_processes(tmp_path):
-    processes.spawn(save_from_two, (tmp_path,), nprocs=2)
-    results = [torch.load(tmp_path / f"results-{rank}.pt") for rank in (0, 1)]
+    results = run_world(save_from_two, 2, tmp_path)
     assert "is a file: expected a directory" in results[0].pop("error")
     assert "was not saved: the process of rank 0, which writes it, failed" in results[1].pop("error")
     for result in results:

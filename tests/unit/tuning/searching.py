@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import json
 import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import alembic.command  # noqa: F401  these two here, so that processes forked from one that has this file need not
 import sqlalchemy.orm  # noqa: F401
+from optuna.storages import RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from inc_torch.tuning import _study
+from inc_torch.tuning import _search, _study
 from inc_torch.tuning._result import Trial
 from inc_torch.tuning._search import Limits, run_search
 from inc_torch.tuning._space import Recipe, Space
@@ -36,7 +41,8 @@ def score(recipe: Recipe) -> float:
 
 
 def measured(recipe: Recipe, *, seconds: float = 0.0) -> Measured:
-    time.sleep(seconds)
+    if seconds:
+        time.sleep(seconds)
     return Measured(score(recipe), {"performance": 1.0 + score(recipe)}, 0.25)
 
 
@@ -116,10 +122,12 @@ def work(
     where: str,
     strategy: str = "basic",
     most: int = 1000,
+    *,
     seconds: float = 0.0,
     log: str | None = None,
     host: str | None = None,
     heartbeat: float | None = None,
+    dies: tuple[int, str] | None = None,
 ) -> None:
     """One worker, from beginning to end.
 
@@ -131,11 +139,16 @@ def work(
         log: File to which each trial adds a line when it begins: the process and the recipe.
         host: Another machine to be on.
         heartbeat: Seconds between two signs of life.
+        dies: At which write, and ``"before"``, ``"within"`` or ``"after"`` it.
     """
+    _search._POLL_SECONDS = 0.05
     if host is not None:
         _study.host = lambda: host
     if heartbeat is not None:
         _study.HEARTBEAT_SECONDS = heartbeat
+    if dies is not None:
+        _die_at(*dies)
+    _forget_locks_soon()
 
     def measure(recipe: Recipe) -> Measured:
         if log is not None:
@@ -146,13 +159,56 @@ def work(
     ran(where, strategy, Limits(most), measure)
 
 
+def _forget_locks_soon() -> None:
+    """The lock of a journal outlives a process that is killed within a write; Optuna takes it away after 30 seconds."""
+    JournalFileOpenLock.__init__.__defaults__ = (3,)
+
+
+def _die_at(write: int, when: str) -> None:
+    """Kill this process at one of its writes to any storage."""
+    count = itertools.count(1)
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **keywords: Any) -> Any:
+            is_last = next(count) == write
+            if is_last and when == "within":
+                backend, (line, *_) = arguments
+                with Path(backend._file_path).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line, separators=(",", ":"))[:-7])
+            if is_last and when != "after":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*arguments, **keywords)
+            if is_last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return called
+
+    JournalFileBackend.append_logs = deadly(JournalFileBackend.append_logs)
+    for name in (
+        "create_new_study",
+        "set_study_user_attr",
+        "set_study_system_attr",
+        "_create_new_trial",
+        "set_trial_user_attr",
+        "set_trial_state_values",
+    ):
+        setattr(RDBStorage, name, deadly(getattr(RDBStorage, name)))
+
+
+def tell_name(queue: Any, about: dict[str, object]) -> None:
+    queue.put(opened(None, **about).name)
+
+
 @contextlib.contextmanager
-def ended(*processes: Any):
-    """Leave no process behind."""
+def started(*processes: Any) -> Iterator[Any]:
+    """Start processes, and leave none of them behind."""
     try:
-        yield
+        for process in processes:
+            process.start()
+        yield processes[0]
     finally:
         for process in processes:
-            if process.is_alive():
+            if process.pid is not None:
                 process.kill()
-            process.join()
+                process.join()
