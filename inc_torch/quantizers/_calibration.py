@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 import torch.nn.functional as F
@@ -258,6 +258,10 @@ def _summarised(
     return InputRecord(statistics or TensorStatistics.of(values), low, high, window_sum, windows, (serial,))
 
 
+_PIECE: Final = 2**16
+"""Values that are added up at a time: torch converts as it adds, which takes five times as long as before it adds."""
+
+
 def _geometry(module: FakeQuantModule) -> _Geometry:
     """How a module reads its input: equal for modules that see the same channels and windows in one tensor."""
     names = ("kernel_size", "stride", "padding", "dilation", "padding_mode", "groups")
@@ -287,7 +291,8 @@ def _windows(module: nn.Module, values: torch.Tensor) -> tuple[torch.Tensor | No
         return None, 0
     if not isinstance(module, nn.modules.conv._ConvNd):
         rows = values.reshape(-1, values.shape[-1])
-        return rows.sum(0, dtype=torch.float64).cpu(), len(rows)
+        pieces = torch.split(rows, max(1, _PIECE // max(1, rows.shape[1])))
+        return torch.stack([piece.double().sum(0) for piece in pieces]).sum(0).cpu(), len(rows)
     rank = len(module.kernel_size)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = F.pad(_batched(module, values), list(module._reversed_padding_repeated_twice), mode=mode)

@@ -21,8 +21,8 @@ from inc_torch.core.names import named_layers
 
 __all__ = ["ModelErrors", "OutputError", "copied", "normalised_mse", "output_errors"]
 
-_PIECE: Final = 2**20
-"""Values that are compared at a time; they take 40 bytes each meanwhile."""
+_PIECE: Final = 2**14
+"""Values that are compared at a time: few enough to stay in the cache of a core, at 24 bytes each."""
 
 
 def normalised_mse(reference: torch.Tensor, rounded: torch.Tensor) -> float:
@@ -214,14 +214,15 @@ class _Comparison:
 
     def add(self, reference: torch.Tensor, rounded: torch.Tensor) -> None:
         """See more values, in equal places of two tensors of one shape."""
-        expected, found = reference.flatten(), rounded.flatten()
-        for start in range(0, len(expected), _PIECE):
-            piece = slice(start, start + _PIECE)
-            pair = torch.stack([expected[piece].double(), found[piece].double()])
-            terms = torch.stack([pair[1] - pair[0], pair[0], torch.ones_like(pair[0])])
+        pair = reference.flatten(), rounded.flatten()
+        for expected, found in zip(*(torch.split(values, _PIECE) for values in pair), strict=True):
+            terms = torch.ones(3, len(expected), dtype=torch.float64, device=expected.device)
+            terms[1] = expected
+            torch.sub(found, terms[1], out=terms[0])
             self.moments += (terms @ terms.T).cpu()
-            self.low = torch.minimum(self.low, pair.amin(1).cpu())
-            self.high = torch.maximum(self.high, pair.amax(1).cpu())
+        if len(pair[0]):
+            low, high = (torch.stack(ends).double().cpu() for ends in zip(*map(torch.aminmax, pair), strict=True))
+            self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
 
     def error(self) -> OutputError:
         """The error of all that was seen.

@@ -283,7 +283,7 @@ class Tuning:
                 self._inputs(candidates),
             )
         except GoalOutOfReach as cut:
-            return Measured(cut.score, baseline, time.perf_counter() - began, is_cut=True)
+            return Measured(cut.score, dict.fromkeys(baseline, math.nan), time.perf_counter() - began, is_cut=True)
         return Measured(score, objectives, time.perf_counter() - began)
 
     def _noted(self, candidates: Candidates, trials: Sequence[Trial], goal: Goal) -> None:
@@ -297,7 +297,7 @@ class Tuning:
         if sys.stderr.isatty():
             from rich.console import Console
 
-            Console(stderr=True, highlight=False).print(line)
+            Console(stderr=True, highlight=False, markup=False).print(line)
 
     def _best(self, trials: Sequence[Trial], goal: Goal) -> Trial | None:
         """Where time was given, the best by the objectives; else the last that met the goal, where the search ended."""

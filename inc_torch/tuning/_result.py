@@ -38,7 +38,7 @@ class Trial:
         recipe: What was tried.
         score: Accuracy of the model; of a trial that was cut that of the batches so far; NaN if there is none.
         is_met: Whether the goal is met; never by a trial that is not complete.
-        objectives: What else was measured, by name; those of a trial that was cut say little.
+        objectives: What else was measured, by name; NaN of a trial that was cut.
         seconds: Of the whole trial.
         state: ``"complete"``; ``"cut"``, as the goal was out of reach; ``"failed"``; or ``"running"``.
     """

@@ -180,7 +180,7 @@ def _number(value: float | None) -> str:
     """With 4 decimals; small numbers with as many digits."""
     if value is None or math.isnan(value):
         return _ABSENT
-    return f"{value:.4g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"  # noqa: PLR2004
+    return f"{value:.4g}" if 0 < abs(value) < 1e-3 else f"{value:z.4f}"  # noqa: PLR2004
 
 
 # ----------------------------------------------------------------------------------------------- tables

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from inc_torch.config import read_configs
 
@@ -152,3 +153,39 @@ def test_a_goal_is_checked_reasons_are_named_and_the_model_is_reopened(quantized
     head = lines.index("  head")
     assert lines[head + 1].strip() == "left in float by the recipe last_conv_or_matmul_quantization=False"
     assert lines[-1].endswith("and reopened: the same logits, bit for bit.")
+
+
+# ------------------------------------------------------------------ tuning
+
+TUNING = EXAMPLES / "tuning"
+
+
+def test_a_search_for_the_answers_of_the_float_model(tmp_path):
+    output = run(TUNING / "run.py", "reviews", "--quick", "--output", tmp_path)
+    found = json.loads((tmp_path / "reviews.json").read_text())
+    best = next(trial for trial in found["trials"] if trial["is_met"])
+    assert best["score"] >= 0.997
+    (float_ops, same, others, *_), reference, default = (cells(output, name) for name in ("tuned", "float32", "int8"))
+    assert float(same) == pytest.approx(best["score"], abs=1e-4)
+    assert reference[1:3] == ["1.0000", "1.0000"]
+    assert float(others) > 0.95
+    assert float_ops == "0"
+    assert default[1] == same  # the first trial is the default model, and it is enough here
+    assert (tmp_path / "reviews.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_crops_of_a_photograph(tmp_path, monkeypatch):
+    Image = pytest.importorskip("PIL.Image")
+    monkeypatch.syspath_prepend(TUNING)
+    namespace = runpy.run_path(str(TUNING / "photos.py"))
+    across = torch.linspace(0, 255, 448).to(torch.uint8).expand(300, 448)
+    Image.fromarray(torch.stack([across, across, across], -1).numpy()).save(tmp_path / "ramp.png")
+    pictures = namespace["crops"](tmp_path / "ramp.png")
+    assert pictures.shape == (40, 3, 224, 224)
+    assert torch.equal(pictures[20:], pictures[:20].flip(3))
+    grey = pictures[:20] * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    grey += torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    left, right = grey[1, 0, :, 0].mean(), grey[2, 0, :, -1].mean()  # the greatest squares at both ends
+    assert left.item() == pytest.approx(0, abs=0.01)
+    assert right.item() == pytest.approx(1, abs=0.01)
+    assert (grey[0, 0, 112, 112]).item() == pytest.approx(0.5, abs=0.01)  # of the one in the middle

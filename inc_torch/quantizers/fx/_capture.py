@@ -285,12 +285,17 @@ def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Refuse a forward that writes attributes, and take back what the trace wrote."""
+    """Refuse a forward that writes attributes, or into buffers, and take back what the trace wrote."""
     before = [(name, module, dict(module.__dict__)) for name, module in model.named_modules()]
+    values = [(name, buffer, buffer.detach().clone()) for name, buffer in model.named_buffers()]
     written: list[str] = []
     try:
         yield
     finally:
+        for name, buffer, value in values:
+            if not _is_same(buffer, value):
+                buffer.copy_(value)
+                written.append(name)
         for name, module, attributes in before:
             own = module.__dict__
             changed = [key for key in own if key not in attributes or own[key] is not attributes[key]]
@@ -303,9 +308,14 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         message = (
             "its forward makes a tensor that would be baked into the graph"
             if made
-            else f"its forward writes the attribute {written[0]!r}"
+            else f"its forward writes {written[0]!r}"
         )
         raise Refused(message)
+
+
+def _is_same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether all values are equal; what is not a number equals itself here."""
+    return tensor.is_meta or bool(((tensor == other) | (tensor.isnan() & other.isnan())).all())
 
 
 def _merged(train: _Tracer, evaluation: _Tracer) -> fx.Graph:

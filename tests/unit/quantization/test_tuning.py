@@ -924,6 +924,7 @@ class TestLimits:
         model: Any = quantization.fit(M2(), conf, vectors(), eval_dataloader=data, eval_metric={"topk": 1})
         (trial,) = model.tuning.trials
         assert (trial.state, trial.is_met, trial.score) == ("cut", False, pytest.approx(first))
+        assert math.isnan(trial.objectives["performance"])
         assert 0 < first < 1
 
     def test_an_evaluation_of_the_users_own_cannot_end_early(self) -> None:

@@ -350,6 +350,10 @@ class TestTrialLine:
     def test_tells_how_a_trial_did(self, trial, options, line):
         assert trial_line(trial, SPACE, GOAL, self.BEST, **options) == line
 
+    def test_zero_has_no_sign(self):
+        trial = Trial(1, SPACE.default, -0.0, is_met=False, objectives={}, seconds=0.0)
+        assert "accuracy 0.0000, goal" in trial_line(trial, SPACE, GOAL, None, most=1)
+
     def test_does_not_speak_of_a_goal_that_is_none(self):
         line = trial_line(result().trials[0], SPACE, Goal(math.nan, -math.inf), None, most=1)
         assert line == "Trial 1/1: default | accuracy 0.7500 | latency 2.0000 ms"

@@ -64,6 +64,18 @@ class Keeping(Net):
         return self.head(self.kept)
 
 
+class Tallying(Net):
+    """It counts in a buffer, in place: no attribute changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("tally", torch.tensor([5.0, 0.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.tally += 1
+        return super().forward(x)
+
+
 class Making(Net):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) + torch.tensor([1.0, 2.0])
@@ -116,8 +128,9 @@ def compiled_inside() -> nn.Module:
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "training": (Noisy, "self.training is baked into the graph"),
     "control flow": (Branching, "torch.fx cannot trace it: TraceError"),
-    "a counter": (Counting, "its forward writes the attribute 'calls'"),
-    "a kept tensor": (Keeping, "its forward writes the attribute 'kept'"),
+    "a counter": (Counting, "its forward writes 'calls'"),
+    "a kept tensor": (Keeping, "its forward writes 'kept'"),
+    "a tally": (Tallying, "its forward writes 'tally'"),
     "a constant": (Making, "its forward makes a tensor that would be baked into the graph"),
     "checkpointing": (Checkpointing, "it uses activation checkpointing"),
     "a keyword": (Keyword, "its forward has the keyword-only argument 'x'"),
@@ -132,13 +145,14 @@ def test_what_is_no_graph_is_refused_and_left_as_it_was(case: str) -> None:
     build, reason = REFUSED[case]
     model = build()
     before = [(module, dict(module.__dict__)) for module in model.modules()]
-    members = set(vars(type(model)))
+    twin, members = copy.deepcopy(model), set(vars(type(model)))
     with pytest.raises(Refused, match=reason.replace("(", r"\(")):
         capture(model)
     for module, attributes in before:
         assert module.__dict__.keys() == attributes.keys()
         assert all(module.__dict__[name] is value for name, value in attributes.items())
     assert set(vars(type(model))) == members
+    assert_equal_states(model, twin)
 
 
 def test_hooks_are_not_called_with_what_is_no_tensor() -> None:
@@ -151,7 +165,7 @@ def test_hooks_are_not_called_with_what_is_no_tensor() -> None:
     assert not seen
 
 
-@pytest.mark.parametrize("case", ["training", "control flow", "a counter", "a constant", "hooks"])
+@pytest.mark.parametrize("case", ["training", "control flow", "a counter", "a tally", "a constant", "hooks"])
 def test_fit_goes_on_layer_by_layer_and_says_why_once(case: str, caplog: pytest.LogCaptureFixture) -> None:
     build, reason = REFUSED[case]
     with caplog.at_level(logging.INFO, "inc_torch.quantization"):
