@@ -87,6 +87,7 @@ class PruningCallbacks(Callback):
 
     def on_after_optimizer_step(self) -> None:
         for pruner in self.pruners:
+            pruner.regularize_weights()
             pruner.mask_weights()
             for optimizer in self.progress.optimizers:
                 pruner.mask_momentum(optimizer)

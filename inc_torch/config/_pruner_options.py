@@ -8,7 +8,7 @@ from typing import Literal, final
 from inc_torch.config._checks import Place, text
 from inc_torch.config._pruning_later import HEAD_PATTERN, LaterOptions, is_later_type
 from inc_torch.core.errors import ConfigError, did_you_mean
-from inc_torch.pruners import ALLOCATIONS, CRITERIA, SCHEDULES, Limits, PrunerSpec, parse_pattern
+from inc_torch.pruners import ALLOCATIONS, CRITERIA, REGULARIZERS, SCHEDULES, Limits, PrunerSpec, parse_pattern
 
 __all__ = ["PrunerOptions", "check_pattern", "check_pruning_type", "default_pattern"]
 
@@ -95,12 +95,11 @@ class PrunerOptions:
             owner=owner,
             pruning_type=self.pruning_type,
             pattern=_bare(self.pattern_text),
-            reg_type=self.reg_type,
-            low_memory_usage=self.low_memory_usage,
             window=self.end_step - self.start_step,
             frequency=self.pruning_frequency,
         ).refuse()
         self._check_criterion(owner)
+        self._check_pattern(owner)
         self._check_ratios(owner)
 
     def _check_window(self, owner: str) -> None:
@@ -116,6 +115,16 @@ class PrunerOptions:
             hint = f" Leave it out, or set pruning_type={self.criterion_type!r}."
             want = f"the same as pruning_type={self.pruning_type!r}, which alone chooses the criterion"
             raise Place(owner, "criterion_type").error(self.criterion_type, want, hint)
+
+    def _check_pattern(self, owner: str) -> None:
+        """What is scored or shortened as a whole has to be pruned as a whole."""
+        parsed, place = parse_pattern(self.pattern_text), Place(owner, "pattern")
+        if parsed.density == 1:
+            return
+        if self.reg_type is not None:
+            raise place.error(self.pattern_text, f"a block pattern such as '4x1' for reg_type={self.reg_type!r}")
+        if not self.locks and CRITERIA.get(self.pruning_type).reduction is not None:
+            raise place.error(self.pattern_text, f"a block pattern such as '4x1' for {self.pruning_type!r}")
 
     def _check_ratios(self, owner: str) -> None:
         ceiling = parse_pattern(self.pattern_text).density
@@ -134,14 +143,14 @@ class PrunerOptions:
 
     def to_spec(self) -> PrunerSpec:
         """Return the same as typed values."""
-        criterion = CRITERIA.get("magnitude" if self.locks else self.pruning_type)
+        criterion = CRITERIA.get("magnitude" if self.locks else self.pruning_type)()
         return PrunerSpec(
-            criterion=criterion(),
+            criterion=criterion,
             pattern=parse_pattern(self.pattern_text),
             pattern_text=self.pattern_text,
             schedule=SCHEDULES.get(self.sparsity_decay_type)(),
             allocation=ALLOCATIONS.get(self.pruning_scope)(),
-            reduction=self.criterion_reduce_type,
+            reduction=criterion.reduction or self.criterion_reduce_type,
             target=self.target_sparsity,
             start=self.start_step,
             end=self.end_step,
@@ -152,4 +161,6 @@ class PrunerOptions:
             op_types=self.pruning_op_types,
             keeps_initial_zeros=self.resume_from_pruned_checkpoint or self.lock_init_sparsity,
             locks_zeros=self.locks,
+            regularizer=None if self.reg_type is None else REGULARIZERS.get(self.reg_type)(self.reg_coeff),
+            has_short_scores=self.low_memory_usage,
         )

@@ -18,9 +18,8 @@ from inc_torch.config._checks import (
     regular_expressions,
 )
 from inc_torch.config._pruner_options import PrunerOptions, check_pattern, check_pruning_type, default_pattern
-from inc_torch.config._pruning_later import REGULARIZERS
 from inc_torch.config._readonly import FrozenDict
-from inc_torch.pruners import ALLOCATIONS, CRITERIA, SCHEDULES, PrunerSpec
+from inc_torch.pruners import ALLOCATIONS, CRITERIA, REGULARIZERS, SCHEDULES, PrunerSpec
 
 __all__ = ["WeightPruningConfig"]
 
@@ -78,8 +77,9 @@ class WeightPruningConfig(Config):
     Args:
         pruning_configs: Dicts of local options; one dict is a list of one.
         target_sparsity: Share of pattern units to prune at the end, in [0, 1); of elements for ``N:M``.
-        pruning_type: What makes a weight worth keeping: ``magnitude``, ``gradient``, ``snip``, ``snip_momentum`` or
-            a plug-in; or ``pattern_lock``, which only keeps the zeros that are there at ``start_step``.
+        pruning_type: What makes a weight worth keeping: ``magnitude``, ``gradient``, ``snip``, ``snip_momentum``,
+            ``block_mask`` or a plug-in; or ``pattern_lock``, which only keeps the zeros that are there at
+            ``start_step``.
         pattern: What is pruned together: ``"4x1"`` (blocks of outputs x inputs), ``"1x1"`` (single weights),
             ``"channelx1"``, ``"1xchannel"``, ``"2:4"`` (2 of every 4 inputs). None is ``"4x1"``, or ``"1x1"`` for
             ``pattern_lock``.
@@ -94,11 +94,13 @@ class WeightPruningConfig(Config):
         max_sparsity_ratio_per_op: Greatest sparsity of each layer, in [0, 1); at most N/M for ``N:M``.
         sparsity_decay_type: How sparsity grows between the two steps: ``exp``, ``cos``, ``linear``, ``cube``.
         pruning_op_types: Words of which one must occur in a layer's class name.
-        low_memory_usage: 16-bit scores; not in this version.
+        low_memory_usage: Keep scores in bfloat16, half their memory: scores that differ by less than 0.4 % may change
+            places.
         criterion_reduce_type: How element scores become the score of a unit: ``mean``, ``sum`` or ``max``.
         criterion_type: INC's second name of the criterion; only ``pruning_type`` decides, and it must agree.
-        reg_type: A regularizer; not in this version.
-        reg_coeff: Strength of the regularizer.
+        reg_type: What draws blocks towards zero from ``start_step`` to ``end_step``: ``group_lasso``, which shortens
+            the norm of each by ``reg_coeff`` at every step.
+        reg_coeff: Strength of the regularizer, 0 or more.
         parameters: More options, which count as given beside it: INC's place for ``reg_coeff``.
         resume_from_pruned_checkpoint: The zeros of the first step stay, and sparsity grows from their share.
         lock_init_sparsity: The same, by its other name in INC.
@@ -139,7 +141,7 @@ class WeightPruningConfig(Config):
     low_memory_usage: bool = option(flag, default=False)
     criterion_reduce_type: str = option(choice(("mean", "sum", "max")), default="mean", kw_only=True)
     criterion_type: str | None = option(optional(choice(CRITERIA.names)), default=None, kw_only=True)
-    reg_type: str | None = option(optional(choice(REGULARIZERS)), default=None, kw_only=True)
+    reg_type: str | None = option(optional(choice(REGULARIZERS.names)), default=None, kw_only=True)
     reg_coeff: float = option(_coefficient, default=0.0, kw_only=True)
     parameters: Mapping[str, object] = option(_parameters, default=FrozenDict(), kw_only=True)
     resume_from_pruned_checkpoint: bool = option(flag, default=False, kw_only=True)

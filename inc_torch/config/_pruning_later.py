@@ -12,18 +12,17 @@ from typing import final
 from inc_torch.config._checks import Place
 from inc_torch.core.errors import ConfigError
 
-__all__ = ["HEAD_PATTERN", "REGULARIZERS", "LaterOptions", "base_type", "is_later_type"]
+__all__ = ["HEAD_PATTERN", "LaterOptions", "base_type", "is_later_type"]
 
 HEAD_PATTERN = "mha"
-REGULARIZERS = ("group_lasso",)
 
 _PROGRESSIVE = "_progressive"
-_BLOCK_MASK_TYPES = ("block_mask", "retrain_free")
 _INSTEAD = {
-    "block_mask": "Use 'snip_momentum', which ranks the same blocks by weight and gradient.",
     "retrain_free": "Use 'magnitude' with the same pattern, and train for some steps after it.",
     "sparse_gpt": "Use 'magnitude' with the same pattern, and train for some steps after it.",
 }
+_WHOLE = "block_mask"
+"""The type that scores blocks alone, so that none can be taken apart."""
 _FEWEST_IN_PROGRESSIVE_UNIT = 4
 _PROGRESSIVE_SUB_STEPS = 4
 
@@ -47,8 +46,6 @@ class LaterOptions:
     owner: str
     pruning_type: str
     pattern: str
-    reg_type: str | None
-    low_memory_usage: bool
     window: int
     frequency: int
 
@@ -75,11 +72,6 @@ class LaterOptions:
             return "pruning_type", self.pruning_type, f"Use {plain!r}, which ends at the same sparsity."
         if self.pattern == HEAD_PATTERN:
             return "pattern", self.pattern, "Use a block of rows, such as '64x1'."
-        if self.reg_type is not None:
-            self._check_regularizer()
-            return "reg_type", self.reg_type, "Leave it out."
-        if self.low_memory_usage:
-            return "low_memory_usage", True, "Leave it False; 'magnitude' is the type that stores no scores at all."
         return None
 
     def _check_type(self) -> None:
@@ -87,8 +79,10 @@ class LaterOptions:
         if kind != self.pruning_type:
             message = f"{Place(self.owner, 'pruning_type')}={self.pruning_type!r}: {kind!r} has no progressive form."
             raise ConfigError(message)
-        if kind in _BLOCK_MASK_TYPES and ":" in self.pattern:
-            raise place.error(self.pattern, f"a block pattern such as 'channelx1' for {kind!r}, which has no N:M form")
+        if kind == "retrain_free" and ":" in self.pattern:
+            raise place.error(
+                self.pattern, "a block pattern such as 'channelx1' for 'retrain_free': it has no N:M form"
+            )
         if kind == "retrain_free" and "channel" not in self.pattern:
             raise place.error(self.pattern, "a pattern with 'channel' for 'retrain_free', such as 'channelx1'")
         if kind == "sparse_gpt" and self.pattern != "1x1" and ":" not in self.pattern:
@@ -96,6 +90,9 @@ class LaterOptions:
 
     def _check_progressive(self) -> None:
         """Units must be large enough to be taken apart, unless the window is too short for that to happen."""
+        if base_type(self.pruning_type) == _WHOLE:
+            message = f"{Place(self.owner, 'pruning_type')}={self.pruning_type!r}: {_WHOLE!r} has no progressive form."
+            raise ConfigError(message)
         if self.window <= _PROGRESSIVE_SUB_STEPS or self.frequency == 1:
             return
         numbers = [int(number) for number in re.findall(r"\d+", self.pattern)]
@@ -104,7 +101,3 @@ class LaterOptions:
         if "channel" not in self.pattern and size < _FEWEST_IN_PROGRESSIVE_UNIT:
             want = "blocks of 4 or more weights, or N:M with N of 4 or more, for a progressive type"
             raise Place(self.owner, "pattern").error(self.pattern, want)
-
-    def _check_regularizer(self) -> None:
-        if "x" not in self.pattern:
-            raise Place(self.owner, "pattern").error(self.pattern, f"a block pattern for reg_type={self.reg_type!r}")

@@ -7,7 +7,7 @@ file of the folder of its kind, and registers itself there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, Self, final
 
@@ -21,6 +21,7 @@ __all__ = [
     "ALLOCATIONS",
     "CRITERIA",
     "PATTERNS",
+    "REGULARIZERS",
     "SCHEDULES",
     "Allocation",
     "Criterion",
@@ -30,11 +31,13 @@ __all__ = [
     "PrunerSpec",
     "Ranking",
     "Reduction",
+    "Regularizer",
     "Schedule",
     "parse_pattern",
 ]
 
-Reduction = Literal["mean", "sum", "max"]
+Reduction = Literal["mean", "sum", "max", "net"]
+"""How the magnitudes of a unit's elements become one score; ``net`` is the magnitude of their signed sum."""
 
 
 class Criterion(Protocol):
@@ -43,15 +46,31 @@ class Criterion(Protocol):
     Attributes:
         needs_gradient: Scores are taken from gradients at every step, not from weights at update steps.
         momentum: Share of the previous score that is kept: ``s <- momentum * s + score``.
+        reduction: The only way in which scores of elements make sense as that of a unit; None leaves it to the user.
+        only_in_window: Scores are taken from the first step at which masks may change to the last.
     """
 
     needs_gradient: ClassVar[bool]
     momentum: ClassVar[float]
+    reduction: ClassVar[Reduction | None] = None
+    only_in_window: ClassVar[bool] = False
 
     def score(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the importance of every element, shaped like ``weight``; only its magnitude counts.
+        """Return the importance of every element, shaped like ``weight``; but for ``net`` only its magnitude counts.
 
         ``gradient`` is ``weight`` itself where `needs_gradient` is False. The result may be an input.
+        """
+        ...
+
+
+class Regularizer(Protocol):
+    """What draws units towards zero while masks may change, so that pruning them costs less."""
+
+    def factors(self, norms: torch.Tensor) -> torch.Tensor:
+        """Return what the weights of each unit are multiplied with after an optimizer step, in [0, 1].
+
+        Args:
+            norms: Euclidean norm of each unit, float32 of any shape.
         """
         ...
 
@@ -78,8 +97,13 @@ class Grid(Protocol):
     score_shape: tuple[int, ...]
     mask_shape: tuple[int, ...]
 
-    def reduce(self, signed: torch.Tensor) -> torch.Tensor:
-        """Turn element importances (weight's shape, sign ignored) into scores of ``score_shape``."""
+    def reduce(self, signed: torch.Tensor, reduction: Reduction | None = None) -> torch.Tensor:
+        """Turn element importances (weight's shape) into scores of ``score_shape``.
+
+        Args:
+            signed: The sign is ignored but for ``net``, whose sums keep theirs.
+            reduction: Another one than that of the grid.
+        """
         ...
 
     def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
@@ -95,7 +119,7 @@ class Grid(Protocol):
         ...
 
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
-        """Write zeros into ``tensor`` (weight's shape) where ``mask`` prunes, in place."""
+        """Multiply ``tensor`` (weight's shape) by a stored mask, in place; or by any factors in a mask's shape."""
         ...
 
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
@@ -214,6 +238,10 @@ class Allocation(Protocol):
 CRITERIA: Registry[type[Criterion]] = Registry("pruning criterion", "inc_torch.pruners.criteria")
 PATTERNS: Registry[type[Pattern]] = Registry("pruning pattern", "inc_torch.pruners.patterns")
 SCHEDULES: Registry[type[Schedule]] = Registry("sparsity schedule", "inc_torch.pruners.schedules")
+REGULARIZERS: Registry[Callable[[float], Regularizer]] = Registry(
+    "pruning regularizer", "inc_torch.pruners.regularizers"
+)
+"""What makes a regularizer of its strength."""
 ALLOCATIONS: Registry[type[Allocation]] = Registry("pruning scope", "inc_torch.pruners.allocations")
 
 
@@ -259,6 +287,8 @@ class PrunerSpec:
         keeps_initial_zeros: The zeros of the first step are pruned from then on, and the schedule starts from
             their share. With the ``gradient`` criterion they may come back at a later update, as any zero may.
         locks_zeros: Nothing is chosen: the zeros at ``start`` stay, nothing else (pattern lock).
+        regularizer: Draws units towards zero after each optimizer step from ``start`` to ``end``.
+        has_short_scores: Scores are kept in bfloat16.
     """
 
     criterion: Criterion
@@ -277,3 +307,5 @@ class PrunerSpec:
     op_types: tuple[str, ...] = ("Conv", "Linear")
     keeps_initial_zeros: bool = False
     locks_zeros: bool = False
+    regularizer: Regularizer | None = None
+    has_short_scores: bool = False

@@ -9,7 +9,7 @@ from typing import Self, final
 import torch
 from torch.nn import functional as F
 
-from inc_torch.pruners._base import Grid
+from inc_torch.pruners._base import Grid, Reduction
 
 __all__ = ["Part"]
 
@@ -112,14 +112,14 @@ class Part:
         """Whether every process holds all of the layer."""
         return self.length is None
 
-    def reduce(self, signed: torch.Tensor) -> torch.Tensor:
+    def reduce(self, signed: torch.Tensor, reduction: Reduction | None = None) -> torch.Tensor:
         """Scores of what is here, from element importances shaped like the local weight; of shared units a part."""
         if any(self.filling):
             signed = F.pad(signed, (0, 0) * (signed.dim() - 1) + self.filling)
-        return self.grid.reduce(signed)
+        return self.grid.reduce(signed, reduction)
 
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
-        """Write zeros into ``tensor``, shaped like the local weight, where ``mask`` prunes, in place."""
+        """Multiply ``tensor``, shaped like the local weight, by a mask, or by factors in its shape, in place."""
         if any(self.filling):
             tensor.mul_(self.expand(mask))
         else:

@@ -14,7 +14,7 @@ from inc_torch.core.report import Finding
 from inc_torch.core.sharding import held
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
-from inc_torch.pruners._base import PrunerSpec
+from inc_torch.pruners._base import PrunerSpec, Reduction
 from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._layout import CopiesLayout, Layout
 from inc_torch.pruners._select import count_of
@@ -36,8 +36,8 @@ class Pruner:
     weights in place.
 
     Under FSDP2 every process has scores and masks of its shards only; what is said of all layers (`sparsity`,
-    `findings`, `state_dict`) is the same on every process. Of the methods, `bind`, `begin_step`, `collect_scores` and
-    `state_dict` are collectives then.
+    `findings`, `state_dict`) is the same on every process. Of the methods, `bind`, `begin_step`, `collect_scores`,
+    `regularize_weights` and `state_dict` are collectives then.
 
     Args:
         spec: What to prune, how, and when.
@@ -171,13 +171,16 @@ class Pruner:
 
         Steps with non-finite gradients leave the scores as they were.
         """
-        if not self.spec.criterion.needs_gradient or self.spec.locks_zeros:
+        criterion = self.spec.criterion
+        is_idle = criterion.only_in_window and not self._is_in_window
+        if not criterion.needs_gradient or self.spec.locks_zeros or is_idle:
             return
         fresh = self._fresh_scores(self._gradients())
         if fresh is None:
             return
-        momentum = self.spec.criterion.momentum
-        self._scores = fresh if self._scores is None or momentum == 0 else self._scores.mul_(momentum).add_(fresh)
+        if self._scores is not None and criterion.momentum:
+            fresh.add_(self._scores, alpha=criterion.momentum)
+        self._scores = fresh.to(self._score_dtype)
         self._forget_lost_units()
         if self._postponed is not None and self._has_scores():
             self._update_masks(self._postponed)
@@ -190,6 +193,17 @@ class Pruner:
             mask = self.stored_masks.get(layer.name)
             if mask is not None:
                 part.apply_(self._weights.here(layer), mask)
+
+    @torch.no_grad()
+    def regularize_weights(self) -> None:
+        """Draw units towards zero by the regularizer, if there is one, while masks may change. A collective."""
+        if self.spec.regularizer is None or not self._is_in_window:
+            return
+        squares = self._reduced((self._weights.here(layer).float().square() for layer in self.layers), "sum")
+        self.layout.join_scores_(squares, [], "sum")
+        factors = self._shaped(self.spec.regularizer.factors(squares.sqrt_()))
+        for layer, part, own in zip(self.layers, self.layout.parts, factors, strict=True):
+            part.apply_(self._weights.here(layer), own)
 
     @torch.no_grad()
     def mask_momentum(self, optimizer: torch.optim.Optimizer) -> None:
@@ -262,7 +276,7 @@ class Pruner:
         by_parameter = {layer.parameter_name: layer for layer in self.layers}
         for kind, tensors in (("mask", masks), ("score", scores)):
             for name, tensor in tensors.items():
-                _check_tensor(kind, name, tensor, by_parameter.get(name))
+                _check_tensor(kind, name, tensor, by_parameter.get(name), self._score_dtype)
             if tensors and len(tensors) != len(self.layers):
                 missing = sorted(set(by_parameter) - set(tensors))
                 message = f"The saved state has no pruning {kind} for {missing}; it is of another run or damaged."
@@ -271,6 +285,15 @@ class Pruner:
         self._initial = float(state["initial"])
         self._last_step = int(state["last_step"])
         self._postponed = state["postponed"]
+
+    @property
+    def _is_in_window(self) -> bool:
+        """Whether this is a step from the first at which masks may change to the last."""
+        return self.spec.start <= self._last_step <= self.spec.end
+
+    @property
+    def _score_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.spec.has_short_scores else torch.float32
 
     def _pruned_units(self) -> int:
         return sum(units for units, _ in self._counts)
@@ -332,9 +355,9 @@ class Pruner:
         shaped = self._shaped(self._scores)
         grids = [part.grid for part in self.layout.parts]
         sizes = [grid.units for grid in grids]
-        units = self._scores
+        units = self._scores.float()
         if sizes != self._score_sizes:
-            units = torch.cat([grid.unit_scores(own) for grid, own in zip(grids, shaped, strict=True)])
+            units = torch.cat([grid.unit_scores(own).float() for grid, own in zip(grids, shaped, strict=True)])
         density = self.spec.pattern.density
         ranking = self.layout.ranking(units)
         self.spec.allocation.prune(ranking, ratio / density, self.spec.limits.scaled(1 / density))
@@ -396,9 +419,11 @@ class Pruner:
                 f"Non-finite values in the gradient or weight of {bad}: this step does not enter "
                 "the pruning scores. With a gradient scaler that is expected now and then.",
             )
+        if self.spec.reduction == "net":
+            fresh.abs_()
         return fresh if has_gradient and not is_spoilt else None
 
-    def _reduced(self, importances: Iterable[torch.Tensor | None]) -> torch.Tensor:
+    def _reduced(self, importances: Iterable[torch.Tensor | None], reduction: Reduction | None = None) -> torch.Tensor:
         """Scores from element importances, layer by layer, flat float32; None counts as zero."""
         fresh = torch.empty(sum(self._score_sizes), dtype=torch.float32, device=self.weight(self.layers[0]).device)
         parts = zip(self.layout.parts, importances, torch.split(fresh, self._score_sizes), strict=True)
@@ -406,7 +431,7 @@ class Pruner:
             if importance is None:
                 out.zero_()
             else:
-                out.view(part.grid.score_shape).copy_(part.reduce(importance))
+                out.view(part.grid.score_shape).copy_(part.reduce(importance, reduction))
         return fresh
 
     def _postpone(self, ratio: float, step: int) -> None:
@@ -430,7 +455,7 @@ def _numel(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
 
 
-def _check_tensor(kind: str, name: str, tensor: torch.Tensor, layer: Layer | None) -> None:
+def _check_tensor(kind: str, name: str, tensor: torch.Tensor, layer: Layer | None, score_dtype: torch.dtype) -> None:
     if layer is None:
         message = f"The saved state has a pruning {kind} for {name!r}, which this run does not prune."
         raise StateError(message)
@@ -439,7 +464,7 @@ def _check_tensor(kind: str, name: str, tensor: torch.Tensor, layer: Layer | Non
     if tuple(tensor.shape) != shape:
         message = f"The saved pruning {kind} of {name!r} has shape {tuple(tensor.shape)}; this run needs {shape}."
         raise StateError(message)
-    dtype = torch.bool if is_mask else torch.float32
+    dtype = torch.bool if is_mask else score_dtype
     if tensor.dtype != dtype:
         message = f"The saved pruning {kind} of {name!r} has dtype {tensor.dtype}; this run needs {dtype}."
         raise StateError(message)

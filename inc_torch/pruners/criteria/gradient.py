@@ -7,13 +7,13 @@ from typing import ClassVar, final
 
 import torch
 
-from inc_torch.pruners._base import CRITERIA
+from inc_torch.pruners._base import CRITERIA, Criterion
 
 
 @final
 @CRITERIA.register("gradient", summary="|g| of the last step")
 @dataclass(frozen=True, slots=True)
-class Gradient:
+class Gradient(Criterion):
     """``s = |g|`` of the last optimizer step. A pruned weight may come back, from the value 0.
 
     Reference: INC 2.6.1 ``gradient``.

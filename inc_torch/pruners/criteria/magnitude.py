@@ -7,13 +7,13 @@ from typing import ClassVar, final
 
 import torch
 
-from inc_torch.pruners._base import CRITERIA
+from inc_torch.pruners._base import CRITERIA, Criterion
 
 
 @final
 @CRITERIA.register("magnitude", summary="|w|, taken when masks are updated")
 @dataclass(frozen=True, slots=True)
-class Magnitude:
+class Magnitude(Criterion):
     """``s = |w|``, taken at the moment of a mask update.
 
     Reference: Han et al., Learning both Weights and Connections, arXiv:1506.02626; INC 2.6.1 ``magnitude``.

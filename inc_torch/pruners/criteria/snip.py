@@ -7,13 +7,13 @@ from typing import ClassVar, final
 
 import torch
 
-from inc_torch.pruners._base import CRITERIA
+from inc_torch.pruners._base import CRITERIA, Criterion
 
 
 @final
 @CRITERIA.register("snip", summary="|w * g| of the last step")
 @dataclass(frozen=True, slots=True)
-class Snip:
+class Snip(Criterion):
     """``s = |w * g|``: the first-order change of the loss if the weight went, at the last step.
 
     Reference: Lee et al., SNIP: Single-shot Network Pruning, arXiv:1810.02340; INC 2.6.1 ``snip``.

@@ -7,13 +7,13 @@ from typing import ClassVar, final
 
 import torch
 
-from inc_torch.pruners._base import CRITERIA
+from inc_torch.pruners._base import CRITERIA, Criterion
 
 
 @final
 @CRITERIA.register("snip_momentum", summary="0.9 * s + |w * g|, smoothed over steps")
 @dataclass(frozen=True, slots=True)
-class SnipMomentum:
+class SnipMomentum(Criterion):
     """``s <- 0.9 * s + |w * g|`` at every step, ``s = 0`` at the start; a memory of about ten steps.
 
     Reference: Lee et al., arXiv:1810.02340 for the term; the smoothing is INC 2.6.1 ``snip_momentum``

@@ -96,10 +96,12 @@ class BlockGrid:
         rows = torch.unflatten(matrix, 0, (-1, self._rows))
         return torch.unflatten(rows, -1, (-1, self._columns))
 
-    def reduce(self, signed: torch.Tensor) -> torch.Tensor:
-        is_part_of_mean = self._part_of > 0 and self._reduction == "mean"
-        reduction = "sum" if is_part_of_mean else self._reduction
-        blocks = self._blocks(signed).abs()
+    def reduce(self, signed: torch.Tensor, reduction: Reduction | None = None) -> torch.Tensor:
+        reduction = reduction or self._reduction
+        is_part_of_mean = self._part_of > 0 and reduction == "mean"
+        reduction = "sum" if is_part_of_mean else reduction
+        blocks = self._blocks(signed)
+        blocks = blocks if reduction == "net" else blocks.abs()
         blocks = blocks.squeeze(-1) if self._columns == 1 else _reduced(blocks, -1, reduction)
         blocks = blocks.squeeze(1) if self._rows == 1 else _reduced(blocks, 1, reduction)
         return blocks / self._part_of if is_part_of_mean else blocks

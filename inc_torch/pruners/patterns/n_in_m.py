@@ -66,7 +66,7 @@ class GroupGrid:
         self.mask_shape: tuple[int, ...] = (self.units, pattern.group)
         self.score_shape: tuple[int, ...] = self.mask_shape
 
-    def reduce(self, signed: torch.Tensor) -> torch.Tensor:
+    def reduce(self, signed: torch.Tensor, reduction: Reduction | None = None) -> torch.Tensor:
         return self._view.ordered(signed).reshape(self.mask_shape).abs()
 
     def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:

@@ -330,16 +330,14 @@ class TestMessages:
 
 NOT_YET = [
     ({"pruning_type": "snip_momentum_progressive"}, "pruning_type", "Use 'snip_momentum', which ends at the same"),
-    ({"pruning_type": "block_mask"}, "pruning_type", "Use 'snip_momentum', which ranks the same blocks"),
     ({"pruning_type": "retrain_free", "pattern": "channelx1"}, "pruning_type", "Use 'magnitude' with the same pattern"),
     ({"pruning_type": "sparse_gpt", "pattern": "1x1"}, "pruning_type", "Use 'magnitude' with the same pattern"),
     ({"pruning_type": "sparse_gpt", "pattern": "tile_pattern_1x1"}, "pruning_type", "Use 'magnitude'"),
     ({"pattern": "mha"}, "pattern", "Use a block of rows"),
-    ({"reg_type": "group_lasso"}, "reg_type", "Leave it out."),
-    ({"low_memory_usage": True}, "low_memory_usage", "Leave it False"),
 ]
 WRONG_TOGETHER = [
-    ({"pruning_type": "block_mask", "pattern": "2:4"}, "pattern='2:4': expected a block pattern"),
+    ({"pruning_type": "block_mask", "pattern": "2:4"}, "pattern='2:4': expected a block pattern such as '4x1' for"),
+    ({"pruning_type": "block_mask_progressive"}, "'block_mask' has no progressive form"),
     ({"pruning_type": "retrain_free"}, "pattern='4x1': expected a pattern with 'channel'"),
     ({"pruning_type": "sparse_gpt"}, "pattern='4x1': expected '1x1' or N:M"),
     ({"pruning_type": "sparse_gpt", "pattern": "11x1"}, "pattern='11x1': expected '1x1' or N:M"),

@@ -1,0 +1,1 @@
+"""Pruning regularizers, one a file."""
