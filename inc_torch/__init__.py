@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from inc_torch.inference import optimize_for_inference
     from inc_torch.lightning import INCLightningCallback as INCLightningCallback
     from inc_torch.metric import METRICS, Metric
+    from inc_torch.training import prepare_pruning
 
 __all__ = [
     "METRICS",
@@ -61,6 +62,7 @@ __all__ = [
     "optimize_for_inference",
     "options",
     "prepare_compression",
+    "prepare_pruning",
     "quantization",
     "save_for_huggingface_upstream",
     "set_random_seed",
@@ -78,6 +80,8 @@ def __getattr__(name: str) -> object:
     """Import what needs an optional package, or is not needed in a training loop, when it is asked for."""
     if name == "quantization":
         return importlib.import_module("inc_torch.quantization")
+    if name == "prepare_pruning":
+        return importlib.import_module("inc_torch.training").prepare_pruning
     if name == "optimize_for_inference":
         return importlib.import_module("inc_torch.inference").optimize_for_inference
     if name in ("METRICS", "Metric"):

@@ -47,6 +47,7 @@ class UpdateClock:
         weights: Gives the Parameters to sample.
         on_optimizer: Called with an optimizer that is about to step, and whether it steps for the second time
             since the last claim, that is, whether a step went by that nobody claimed.
+        on_stepped: Called with an optimizer that has stepped.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class UpdateClock:
         parameters: Callable[[], Iterable[nn.Parameter]],
         weights: Callable[[], Iterable[nn.Parameter]],
         on_optimizer: Callable[[Optimizer, bool], None],
+        on_stepped: Callable[[Optimizer], None],
     ) -> None:
         self._parameters = parameters
         self._weights = weights
         self._on_optimizer = on_optimizer
+        self._on_stepped = on_stepped
         self._handles: Sequence[RemovableHandle] = ()
         self._stepped: WeakSet[Optimizer] = WeakSet()
         self._stepped_before_cut: frozenset[int] = frozenset()
@@ -155,6 +158,7 @@ class UpdateClock:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
             self._unclaimed = True
+        self._on_stepped(optimizer)
 
 
 def _weakly(clock: UpdateClock, method: Callable[[UpdateClock, Optimizer, _Args, _Kwargs], Result]) -> _Hook[Result]:

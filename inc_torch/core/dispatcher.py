@@ -92,7 +92,8 @@ class Dispatcher:
         self.progress = Progress(ranks=ranks or Ranks())
         self._model = model
         self._extra: dict[str, list[_Registered]] = {name: [] for name in HOOKS}
-        self._clock = UpdateClock(self._tracked, model.parameters, self._on_optimizer)
+        self._clock = UpdateClock(self._tracked, model.parameters, self._on_optimizer, self._on_stepped)
+        self._followed: Optimizer | None = None
         self._phase = "new"
         self._batch = 0
         self._has_begun_step = False
@@ -114,6 +115,11 @@ class Dispatcher:
     def is_training(self) -> bool:
         """Whether training has begun and not ended."""
         return self._phase == "training"
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Call the hooks before and after its steps from ``optimizer``; the loop is not expected to."""
+        self._followed = optimizer
+        self._told.add("on_before_optimizer_step")
 
     def listens_to(self, hook: str) -> bool:
         """Whether anything happens at ``hook``."""
@@ -373,6 +379,12 @@ class Dispatcher:
         if not self._has_scored:
             self._warn_once("on_before_optimizer_step")
             self._score()
+
+    def _on_stepped(self, optimizer: Optimizer) -> None:
+        """An optimizer of ours has stepped."""
+        if optimizer is self._followed:
+            self.on_after_optimizer_step()
+            self.on_step_end()
 
     def _begin_step(self) -> None:
         self._has_begun_step = True

@@ -31,6 +31,7 @@ from inc_torch.export import adorn, attach_report, save
 
 if TYPE_CHECKING:
     from inc_torch.training._fit import fit
+    from inc_torch.training._pruning import prepare_pruning
 
 __all__ = [
     "CallBacks",
@@ -41,16 +42,20 @@ __all__ = [
     "WeightPruningConfig",
     "fit",
     "prepare_compression",
+    "prepare_pruning",
 ]
 
 CallBacks = Dispatcher
 """INC's name for the object that runs the hooks."""
 
 
+_LATER = {"fit": "_fit", "prepare_pruning": "_pruning"}
+"""Where functions stand that are imported when they are asked for: a loop with hooks does without."""
+
+
 def __getattr__(name: str) -> object:
-    """Import what searches when it is asked for: a training loop does without."""
-    if name == "fit":
-        return importlib.import_module("inc_torch.training._fit").fit
+    if name in _LATER:
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)
 

@@ -16,9 +16,11 @@ class Watched:
 
     def __init__(self, layer=None, watched=None):
         self.layer = layer or nn.Linear(2, 1)
-        self.seen = []
+        self.seen, self.stepped = [], []
         parameters = (lambda: [watched]) if watched is not None else self.layer.parameters
-        self.clock = UpdateClock(parameters, self.layer.parameters, lambda *event: self.seen.append(event))
+        self.clock = UpdateClock(
+            parameters, self.layer.parameters, lambda *event: self.seen.append(event), self.stepped.append
+        )
         self.clock.start()
 
     def step(self, optimizer):
@@ -52,6 +54,7 @@ def test_an_update_is_claimed_once(watched):
     assert not watched.clock.has_seen_optimizer
     assert not watched.clock.claim()
     watched.step(optimizer)
+    assert watched.stepped == [optimizer]
     assert watched.clock.has_seen_optimizer
     assert watched.clock.claim()
     assert not watched.clock.claim()
