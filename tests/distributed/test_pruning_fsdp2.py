@@ -20,7 +20,7 @@ from inc_torch.callbacks.pruning import PruningCallbacks
 from inc_torch.core.errors import InexactWarning, LoopWarning, ModelError, StateError
 from inc_torch.core.hooks import Progress
 from inc_torch.core.sharding import unshard_model_
-from inc_torch.pruners import Limits, PrunerSpec, select_layers
+from inc_torch.pruners import REGULARIZERS, Limits, PrunerSpec, select_layers
 from tests.distributed.worlds import run_world
 from tests.unit.pruners.make import spec_of
 
@@ -106,6 +106,9 @@ CASES = {
     "4x1 straddling": case(straddling, "4x1"),
     "4x1 straddling, max": case(straddling, "4x1", reduction="max"),
     "4x1 straddling, sum, limits": case(straddling, "4x1", reduction="sum", limits=TIGHT),
+    "4x1 straddling, block mask": case(straddling, "4x1", "block_mask", reduction="net"),
+    "4x1 straddling, group lasso": case(straddling, "4x1", regularizer=REGULARIZERS.get("group_lasso")(0.03)),
+    "channelx1 odd, group lasso": case(odd, "channelx1", regularizer=REGULARIZERS.get("group_lasso")(0.03)),
     "1x1 odd": case(odd, "1x1"),
     "1x1 odd, limits": case(odd, "1x1", limits=TIGHT),
     "1x1 odd, local": case(odd, "1x1", "snip", scope="local", limits=TIGHT),
