@@ -148,7 +148,7 @@ def ends_after_kills(where: str, strategy: str, most: int, seed: int, *, kills: 
     for count in range(500):
         process = context.Process(target=work, args=(where, strategy, most), kwargs={"seconds": seconds})
         with started(process):
-            patience = 60.0 if count >= kills else chance.uniform(0.05, 0.3 + 0.1 * count)
+            patience = 60.0 if count >= kills else chance.uniform(0.02, 0.1 + 0.04 * count)
             if finished(process, patience) is not None:
                 assert process.exitcode == 0
                 break
