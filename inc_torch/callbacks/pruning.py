@@ -30,6 +30,7 @@ class PruningCallbacks(Callback):
 
     def __init__(self, specs: Sequence[PrunerSpec], model: nn.Module) -> None:
         self.pruners = [Pruner(spec, model, group) for group, spec in enumerate(specs)]
+        self._history: list[tuple[int, float]] = []
 
     def __repr__(self) -> str:
         return "Pruning Callbacks"
@@ -54,6 +55,9 @@ class PruningCallbacks(Callback):
         overall = pruned / sum(pruner.size for pruner in self.pruners)
         return {"sparsity": overall} | {f"sparsity/{pruner.group}": pruner.sparsity for pruner in self.pruners}
 
+    def sparsity_over_steps(self) -> Sequence[tuple[int, float]]:
+        return tuple(self._history)
+
     def has_reached_goal(self) -> bool:
         """Whether the masks of all pruners have changed for the last time."""
         return all(pruner.is_finished for pruner in self.pruners)
@@ -62,15 +66,17 @@ class PruningCallbacks(Callback):
         if self.progress.has_unfinished_update:
             # The run that goes on from here does not know its optimizers yet, whose momentum is to be masked.
             self.on_after_optimizer_step()
-        return {"pruners": [pruner.state_dict() for pruner in self.pruners]}
+        history = [list(point) for point in self._history]
+        return {"pruners": [pruner.state_dict() for pruner in self.pruners], "history": history}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        check_keys(repr(self), state, {"pruners"})
+        check_keys(repr(self), state, {"pruners", "history"})
         if len(state["pruners"]) != len(self.pruners):
             message = f"The saved state has {len(state['pruners'])} pruners; this run has {len(self.pruners)}."
             raise StateError(message)
         for pruner, saved in zip(self.pruners, state["pruners"], strict=True):
             pruner.load_state_dict(saved)
+        self._history = [(int(step), float(share)) for step, share in state["history"]]
 
     def on_train_begin(self, dataloader: object = None) -> None:
         for pruner in self.pruners:
@@ -91,8 +97,15 @@ class PruningCallbacks(Callback):
             pruner.mask_weights()
             for optimizer in self.progress.optimizers:
                 pruner.mask_momentum(optimizer)
+        self._note_sparsity()
+
+    def _note_sparsity(self) -> None:
+        sparsity = self.metrics()["sparsity"]
+        if sparsity != (self._history[-1][1] if self._history else 0.0):
+            self._history.append((self.progress.step, sparsity))
 
     def on_train_end(self) -> None:
         for pruner in self.pruners:
             pruner.mask_weights()
             pruner.warn_if_missed(self.progress.step)
+        self._note_sparsity()

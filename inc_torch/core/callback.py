@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +65,10 @@ class Callback:
         No collective may happen here: some trainers log on one rank only.
         """
         return {}
+
+    def sparsity_over_steps(self) -> Sequence[tuple[int, float]]:
+        """Optimizer steps at which the share of pruned units changed, and what it was from then on; for the report."""
+        return ()
 
     def has_reached_goal(self) -> bool:
         """Whether the model is compressed as far as it will be, so that it may be the best of a run."""

@@ -6,6 +6,8 @@ import operator
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, final, runtime_checkable
 
 import torch
@@ -154,6 +156,7 @@ class CompressionReport:
             that was asked about and keeps matrices under other names; tied weights count once.
         other_parameters: Values in biases, norms and everything else that is not listed.
         size_bytes: Bytes of all stored tensors of the model.
+        sparsity_over_steps: Optimizer steps at which the share of pruned units changed, and what it was from then on.
 
     Example:
         >>> import torch
@@ -169,6 +172,7 @@ class CompressionReport:
     modules: tuple[ModuleReport, ...]
     other_parameters: int
     size_bytes: int
+    sparsity_over_steps: tuple[tuple[int, float], ...] = ()
 
     @classmethod
     def measure(cls, model: nn.Module, findings: Iterable[Finding] = ()) -> CompressionReport:
@@ -248,6 +252,7 @@ class CompressionReport:
             "modules": [asdict(row) for row in self.modules],
             "other_parameters": self.other_parameters,
             "size_bytes": self.size_bytes,
+            "sparsity_over_steps": [list(point) for point in self.sparsity_over_steps],
         }
 
     @classmethod
@@ -259,8 +264,9 @@ class CompressionReport:
         """
         try:
             rows = tuple(_read_row(row) for row in data["modules"])
-            return cls(rows, operator.index(data["other_parameters"]), operator.index(data["size_bytes"]))
-        except (KeyError, TypeError) as error:
+            points = tuple((operator.index(step), float(share)) for step, share in data.get("sparsity_over_steps", ()))
+            return cls(rows, operator.index(data["other_parameters"]), operator.index(data["size_bytes"]), points)
+        except (KeyError, TypeError, ValueError) as error:
             message = f"The compression report is damaged: {error!r}. Save the model again to have it written anew."
             raise ArtifactError(message) from error
 
@@ -279,6 +285,16 @@ class CompressionReport:
     def __rich__(self) -> Group:
         """The same for ``rich``'s ``print``, folded to the width of the screen."""
         return report_view.as_rich(self)
+
+    def html(self) -> str:
+        """The same as a page for a browser, with a bar for each pruned module and sparsity over steps."""
+        from inc_torch.core.report_page import as_page
+
+        return as_page(self)
+
+    def save_html(self, path: str | PathLike[str]) -> None:
+        """Write `html` to a file."""
+        Path(path).write_text(self.html(), encoding="utf-8")
 
     def markdown(self) -> str:
         """The same as a Markdown table, for model cards."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from inc_torch.core.report import CompressionReport, ModuleReport
 
-__all__ = ["as_markdown", "as_rich", "as_text"]
+__all__ = ["as_markdown", "as_rich", "as_text", "remarks", "table"]
 
 HEADER = ("module", "shape", "asked", "zeros", "bits", "scheme")
 _ALWAYS = ("module", "shape", "zeros", "bits")
@@ -20,11 +20,11 @@ _NOTABLE = 0.01
 
 def as_text(report: CompressionReport) -> str:
     """Return an aligned table, then a line for each note, then the totals."""
-    cells = _table(report)
+    cells = table(report)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *_remarks(report)])
+    return "\n".join([*lines, *remarks(report)])
 
 
 def as_rich(report: CompressionReport) -> Group:
@@ -34,24 +34,24 @@ def as_rich(report: CompressionReport) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Compression report", box=None, pad_edge=False, collapse_padding=True)
-    header, *rows = _table(report)
+    grid = Table(title="Compression report", box=None, pad_edge=False, collapse_padding=True)
+    header, *rows = table(report)
     for name in header:
-        table.add_column(name, overflow="fold")
+        grid.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
-    return Group(table, *map(Text, _remarks(report)))
+        grid.add_row(*map(Text, row))
+    return Group(grid, *map(Text, remarks(report)))
 
 
 def as_markdown(report: CompressionReport) -> str:
     """Return a Markdown table, then notes and totals as a list."""
-    header, *rows = _table(report)
+    header, *rows = table(report)
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {remark}" for remark in _remarks(report))])
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks(report))])
 
 
-def _table(report: CompressionReport) -> list[tuple[str, ...]]:
+def table(report: CompressionReport) -> list[tuple[str, ...]]:
     """The header and a row for each module, without columns that would be empty."""
     rows = list(map(_cells, report.modules))
     kept = [not rows or name in _ALWAYS or any(row[place] for row in rows) for place, name in enumerate(HEADER)]
@@ -64,7 +64,8 @@ def _cells(row: ModuleReport) -> tuple[str, ...]:
     return row.name or "(root)", shape, asked, f"{row.sparsity:.1%}", str(row.bits), row.scheme or ""
 
 
-def _remarks(report: CompressionReport) -> list[str]:
+def remarks(report: CompressionReport) -> list[str]:
+    """Notes, ratios and the size, a line each."""
     notes = [f"{row.name or '(root)'}: {note}" for row in report.modules for note in row.notes]
     is_pruned = any(row.pattern or row.sparsity >= _NOTABLE for row in report.modules)
     ratios = [f"{name}: {value:.4f}" for name, value in report.ratios.items()] if is_pruned else []

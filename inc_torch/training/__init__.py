@@ -199,6 +199,7 @@ class CompressionManager:
         Where the model is sharded (``fully_shard``), every rank has to call it.
         """
         findings: list[Finding] = []
+        curves = [callback.sparsity_over_steps() for callback in self.callbacks.callbacks_list]
         for callback in self.callbacks.callbacks_list:
             # Every callback counts its groups from 0.
             offset = 1 + max((finding.group for finding in findings if finding.group is not None), default=-1)
@@ -206,7 +207,8 @@ class CompressionManager:
                 finding if finding.group is None else replace(finding, group=finding.group + offset)
                 for finding in callback.findings()
             ]
-        return CompressionReport.measure(self._inner, findings)
+        measured = CompressionReport.measure(self._inner, findings)
+        return replace(measured, sparsity_over_steps=next((tuple(curve) for curve in curves if curve), ()))
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log beside the loss: sparsity reached, distillation loss, share of fake-quantized modules."""

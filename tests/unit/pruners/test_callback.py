@@ -282,5 +282,5 @@ def test_a_state_of_another_number_of_pruners_is_refused():
     two = prepare_compression(mlp(), apart).callbacks.callbacks_list[0]
     with pytest.raises(StateError, match="The saved state has 2 pruners; this run has 1"):
         one.load_state_dict(two.state_dict())
-    with pytest.raises(StateError, match=r"Pruning Callbacks does not fit: missing \['pruners'\]"):
+    with pytest.raises(StateError, match=r"Pruning Callbacks does not fit: missing \['history', 'pruners'\]"):
         one.load_state_dict({})
