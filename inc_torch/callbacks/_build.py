@@ -14,7 +14,7 @@ from inc_torch.callbacks.pruning import PruningCallbacks
 from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
 from inc_torch.config import DistillationConfig, QuantizationAwareTrainingConfig, WeightPruningConfig
 from inc_torch.core.callback import Callback
-from inc_torch.core.errors import ConfigTypeError, InexactWarning
+from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning
 from inc_torch.core.names import unwrapped
 from inc_torch.core.user_warning import warn_user
 
@@ -77,11 +77,21 @@ def _warn_of_options_without_effect(conf: QuantizationAwareTrainingConfig, model
         warn_user(f"Options of QuantizationAwareTrainingConfig without effect here: {listed}.", InexactWarning)
 
 
+def _refuse_after_training(conf: WeightPruningConfig) -> None:
+    if any(spec.is_after_training for spec in conf.to_specs()):
+        message = (
+            "WeightPruningConfig.pruning_type='sparse_gpt' prunes a trained model with calibration data, at once: "
+            "expected a type that prunes while a model is trained. Call prepare_pruning(model, config, dataloader=...)."
+        )
+        raise ConfigError(message)
+
+
 def _build(conf: object, model: nn.Module) -> Callback:
     match conf:
         case Callback():
             return conf
         case WeightPruningConfig():
+            _refuse_after_training(conf)
             return PruningCallbacks(conf.to_specs(), model)
         case QuantizationAwareTrainingConfig():
             _warn_of_options_without_effect(conf, model)

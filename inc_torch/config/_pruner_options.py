@@ -13,11 +13,12 @@ from inc_torch.pruners import ALLOCATIONS, CRITERIA, REGULARIZERS, SCHEDULES, Li
 __all__ = ["PrunerOptions", "check_pattern", "check_pruning_type", "default_pattern"]
 
 _LOCK = "pattern_lock"
+_AFTER_TRAINING = "sparse_gpt"
 
 
 def check_pruning_type(value: object, place: Place) -> str:
-    """A criterion, ``pattern_lock``, or a name that INC has and this version has not."""
-    available = [*CRITERIA.names(), _LOCK]
+    """A criterion, ``pattern_lock``, ``sparse_gpt``, or a name that INC has and this version has not."""
+    available = [*CRITERIA.names(), _LOCK, _AFTER_TRAINING]
     name = text(value, place)
     if name not in available and not is_later_type(name, available):
         raise place.error(value, f"one of {', '.join(map(repr, available))}", did_you_mean(name, available))
@@ -84,6 +85,11 @@ class PrunerOptions:
         """Whether zeros are only kept."""
         return self.pruning_type == _LOCK
 
+    @property
+    def is_after_training(self) -> bool:
+        """Whether trained weights are pruned by what calibration data show."""
+        return self.pruning_type == _AFTER_TRAINING
+
     def check(self, owner: str) -> None:
         """Check the options against each other.
 
@@ -120,10 +126,12 @@ class PrunerOptions:
         """What is scored or shortened as a whole has to be pruned as a whole."""
         parsed, place = parse_pattern(self.pattern_text), Place(owner, "pattern")
         if parsed.density == 1:
+            if self.is_after_training and _bare(self.pattern_text) != "1x1":
+                raise place.error(self.pattern_text, f"'1x1' or N:M for {self.pruning_type!r}")
             return
         if self.reg_type is not None:
             raise place.error(self.pattern_text, f"a block pattern such as '4x1' for reg_type={self.reg_type!r}")
-        if not self.locks and CRITERIA.get(self.pruning_type).reduction is not None:
+        if CRITERIA.get(self._criterion_name).reduction is not None:
             raise place.error(self.pattern_text, f"a block pattern such as '4x1' for {self.pruning_type!r}")
 
     def _check_ratios(self, owner: str) -> None:
@@ -141,9 +149,13 @@ class PrunerOptions:
     def _greatest(self) -> float:
         return min(self.max_sparsity_ratio_per_op, parse_pattern(self.pattern_text).density)
 
+    @property
+    def _criterion_name(self) -> str:
+        return "magnitude" if self.locks or self.is_after_training else self.pruning_type
+
     def to_spec(self) -> PrunerSpec:
         """Return the same as typed values."""
-        criterion = CRITERIA.get("magnitude" if self.locks else self.pruning_type)()
+        criterion = CRITERIA.get(self._criterion_name)()
         return PrunerSpec(
             criterion=criterion,
             pattern=parse_pattern(self.pattern_text),
@@ -163,4 +175,5 @@ class PrunerOptions:
             locks_zeros=self.locks,
             regularizer=None if self.reg_type is None else REGULARIZERS.get(self.reg_type)(self.reg_coeff),
             has_short_scores=self.low_memory_usage,
+            is_after_training=self.is_after_training,
         )

@@ -78,8 +78,8 @@ class WeightPruningConfig(Config):
         pruning_configs: Dicts of local options; one dict is a list of one.
         target_sparsity: Share of pattern units to prune at the end, in [0, 1); of elements for ``N:M``.
         pruning_type: What makes a weight worth keeping: ``magnitude``, ``gradient``, ``snip``, ``snip_momentum``,
-            ``block_mask`` or a plug-in; or ``pattern_lock``, which only keeps the zeros that are there at
-            ``start_step``.
+            ``block_mask`` or a plug-in; ``pattern_lock``, which only keeps the zeros that are there at
+            ``start_step``; or ``sparse_gpt``, which prunes a trained model, see `inc_torch.prepare_pruning`.
         pattern: What is pruned together: ``"4x1"`` (blocks of outputs x inputs), ``"1x1"`` (single weights),
             ``"channelx1"``, ``"1xchannel"``, ``"2:4"`` (2 of every 4 inputs). None is ``"4x1"``, or ``"1x1"`` for
             ``pattern_lock``.

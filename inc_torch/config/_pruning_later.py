@@ -19,10 +19,9 @@ HEAD_PATTERN = "mha"
 _PROGRESSIVE = "_progressive"
 _INSTEAD = {
     "retrain_free": "Use 'magnitude' with the same pattern, and train for some steps after it.",
-    "sparse_gpt": "Use 'magnitude' with the same pattern, and train for some steps after it.",
 }
-_WHOLE = "block_mask"
-"""The type that scores blocks alone, so that none can be taken apart."""
+_AT_ONCE = ("block_mask", "sparse_gpt")
+"""Types that score blocks alone, or prune once, so that nothing can be taken apart."""
 _FEWEST_IN_PROGRESSIVE_UNIT = 4
 _PROGRESSIVE_SUB_STEPS = 4
 
@@ -85,13 +84,11 @@ class LaterOptions:
             )
         if kind == "retrain_free" and "channel" not in self.pattern:
             raise place.error(self.pattern, "a pattern with 'channel' for 'retrain_free', such as 'channelx1'")
-        if kind == "sparse_gpt" and self.pattern != "1x1" and ":" not in self.pattern:
-            raise place.error(self.pattern, "'1x1' or N:M for 'sparse_gpt'")
 
     def _check_progressive(self) -> None:
         """Units must be large enough to be taken apart, unless the window is too short for that to happen."""
-        if base_type(self.pruning_type) == _WHOLE:
-            message = f"{Place(self.owner, 'pruning_type')}={self.pruning_type!r}: {_WHOLE!r} has no progressive form."
+        if (kind := base_type(self.pruning_type)) in _AT_ONCE:
+            message = f"{Place(self.owner, 'pruning_type')}={self.pruning_type!r}: {kind!r} has no progressive form."
             raise ConfigError(message)
         if self.window <= _PROGRESSIVE_SUB_STEPS or self.frequency == 1:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -175,7 +175,9 @@ class CompressionReport:
     sparsity_over_steps: tuple[tuple[int, float], ...] = ()
 
     @classmethod
-    def measure(cls, model: nn.Module, findings: Iterable[Finding] = ()) -> CompressionReport:
+    def measure(
+        cls, model: nn.Module, findings: Iterable[Finding] = (), sparsity_over_steps: Sequence[tuple[int, float]] = ()
+    ) -> CompressionReport:
         """Count zeros, bits and bytes in the weights of ``model`` as they are now.
 
         Weights that ``fully_shard`` spreads over ranks are gathered one by one to be counted: every rank has to call
@@ -184,6 +186,7 @@ class CompressionReport:
         Args:
             model: Any module, before or after conversion. Modules are listed under their names without wrappers.
             findings: What the callbacks asked for.
+            sparsity_over_steps: What they noted while the model was trained.
         """
         asked: dict[str, list[Finding]] = defaultdict(list)
         for finding in findings:
@@ -211,6 +214,7 @@ class CompressionReport:
             modules=tuple(_merge(row, asked[row.name]) for row in rows),
             other_parameters=parameters + codes - listed,
             size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+            sparsity_over_steps=tuple(sparsity_over_steps),
         )
 
     @property

@@ -50,10 +50,10 @@ def measured_report(model: nn.Module, report: CompressionReport | None) -> Compr
 
     Modules that compute in bfloat16 have that as their scheme, unless something else was asked of them.
     """
-    asked = report.findings() if report is not None else []
-    return CompressionReport.measure(
-        model, [*asked, *(Finding(name, scheme=SCHEME) for name in describe_bfloat16(model))]
-    )
+    in_bfloat16 = [Finding(name, scheme=SCHEME) for name in describe_bfloat16(model)]
+    if report is None:
+        return CompressionReport.measure(model, in_bfloat16)
+    return CompressionReport.measure(model, [*report.findings(), *in_bfloat16], report.sparsity_over_steps)
 
 
 def read_report(data: object, where: str) -> CompressionReport:

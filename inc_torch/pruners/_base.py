@@ -271,7 +271,7 @@ class PrunerSpec:
     """One pruner, parsed: a group of layers that share a pattern, a schedule and a budget.
 
     Attributes:
-        criterion: What counts. Unused when ``locks_zeros``.
+        criterion: What counts. Unused when ``locks_zeros`` or ``is_after_training``.
         pattern: What goes together, and ``pattern_text`` as the user wrote it.
         schedule: How much when.
         allocation: How much where.
@@ -289,6 +289,7 @@ class PrunerSpec:
         locks_zeros: Nothing is chosen: the zeros at ``start`` stay, nothing else (pattern lock).
         regularizer: Draws units towards zero after each optimizer step from ``start`` to ``end``.
         has_short_scores: Scores are kept in bfloat16.
+        is_after_training: Not for a `Pruner`: SparseGPT prunes the layers with calibration data.
     """
 
     criterion: Criterion
@@ -309,3 +310,4 @@ class PrunerSpec:
     locks_zeros: bool = False
     regularizer: Regularizer | None = None
     has_short_scores: bool = False
+    is_after_training: bool = False

@@ -255,8 +255,8 @@ class Job:
         run_graph_fused(self.model)
         adorn(self.model)
         findings = [Finding(name, scheme=made.scheme, note=made.reason) for name, made in decisions.items()]
-        before = () if earlier is None else earlier.findings()
-        attach_report(self.model, CompressionReport.measure(self.model, [*before, *findings]))
+        before, curve = ((), ()) if earlier is None else (earlier.findings(), earlier.sparsity_over_steps)
+        attach_report(self.model, CompressionReport.measure(self.model, [*before, *findings], curve))
         return self.model
 
     def _made(self, model: nn.Module, recipe: Recipe | None) -> dict[str, Prepared]:

@@ -207,8 +207,7 @@ class CompressionManager:
                 finding if finding.group is None else replace(finding, group=finding.group + offset)
                 for finding in callback.findings()
             ]
-        measured = CompressionReport.measure(self._inner, findings)
-        return replace(measured, sparsity_over_steps=next((tuple(curve) for curve in curves if curve), ()))
+        return CompressionReport.measure(self._inner, findings, next((curve for curve in curves if curve), ()))
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log beside the loss: sparsity reached, distillation loss, share of fake-quantized modules."""

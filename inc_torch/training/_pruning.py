@@ -10,9 +10,13 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
+from inc_torch.callbacks import Callback
 from inc_torch.config import WeightPruningConfig, read_configs
 from inc_torch.core.errors import ConfigError, ConfigTypeError
 from inc_torch.core.names import unwrapped
+from inc_torch.core.report import Finding
+from inc_torch.pruners import PrunerSpec, select_layers
+from inc_torch.pruners.calibrated import prune_sparse_gpt
 from inc_torch.training import CompressionManager, prepare_compression
 
 __all__ = ["prepare_pruning"]
@@ -27,27 +31,31 @@ def prepare_pruning(
     framework: str = "pytorch",
     device: str | torch.device | None = None,
 ) -> CompressionManager:
-    """Prune ``model`` while it is trained by a loop that knows nothing of it.
+    """Prune ``model`` while it is trained by a loop that knows nothing of it, or at once with calibration data.
 
-    From now on each forward in training mode begins a step, and each ``optimizer.step()`` takes scores before it and
-    writes zeros after it. Learning rate schedulers, gradient scalers and closures work as before; forwards for
-    evaluation change nothing. Only the end has no sign of its own: call ``on_train_end()`` on what is returned, for the
-    final check of the sparsity, and to let model and optimizer go.
+    With an ``optimizer``, from now on each forward in training mode begins a step, and each ``optimizer.step()`` takes
+    scores before it and writes zeros after it. Learning rate schedulers, gradient scalers and closures work as before;
+    forwards for evaluation change nothing. Only the end has no sign of its own: call ``on_train_end()`` on what is
+    returned, for the final check of the sparsity, and to let model and optimizer go.
+
+    With a ``dataloader`` a trained transformer is pruned by SparseGPT (``pruning_type="sparse_gpt"``), block by block,
+    before this returns; see `inc_torch.pruners.calibrated`.
 
     Args:
         model: The model to train, changed in place.
         config: What to prune, or the path of a YAML file with it.
-        optimizer: The one that steps.
-        dataloader: INC's argument for types that prune after training; not in this version.
-        loss_func: As ``dataloader``.
+        optimizer: The one that steps, for types that prune while a model is trained.
+        dataloader: Batches of inputs, for a type that prunes after training.
+        loss_func: INC's argument for ``retrain_free``; not in this version.
         framework: INC's argument; ``"pytorch"``.
-        device: As ``dataloader``.
+        device: Where the blocks run that are pruned after training; None is where they are.
 
     Returns:
         The manager: its ``report()``, ``save()`` and ``state_dict()`` are there as with `prepare_compression`.
 
     Raises:
-        ConfigError: There is no optimizer, or the configuration is none of pruning.
+        ConfigError: The configuration is none of pruning, or has types of both kinds, or what its types need is
+            missing.
 
     Example:
         >>> import torch
@@ -67,11 +75,19 @@ def prepare_pruning(
     Source: INC 2.6.1 ``prepare_pruning``, which prunes in forwards of an evaluation too, takes scores before a closure
     has computed gradients, and leaves a model that cannot be pickled.
     """
-    _refuse_unused(framework, dataloader=dataloader, loss_func=loss_func, device=device)
+    if framework != "pytorch":
+        message = f"prepare_pruning(framework={framework!r}): expected 'pytorch', the only framework that is pruned."
+        raise ConfigError(message)
+    configs = _configs(config)
+    specs = [spec for entry in configs for spec in entry.to_specs()]
+    if any(spec.is_after_training for spec in specs):
+        _refuse_unused("a type that prunes after training", optimizer=optimizer, loss_func=loss_func)
+        return _pruned_at_once(model, specs, dataloader, device)
+    _refuse_unused("a type that prunes while a model is trained", dataloader=dataloader, loss_func=loss_func)
     if not isinstance(optimizer, Optimizer):
         message = f"prepare_pruning(optimizer={optimizer!r}): expected the optimizer that trains the model."
         raise ConfigTypeError(message)
-    manager = prepare_compression(model, _configs(config))
+    manager = prepare_compression(model, configs)
     handle = unwrapped(model).register_forward_pre_hook(_StepBegin(manager))
     manager.register_hook("on_train_end", handle.remove)
     manager.callbacks.follow(optimizer)
@@ -79,16 +95,50 @@ def prepare_pruning(
     return manager
 
 
-def _refuse_unused(framework: str, **given: object) -> None:
-    if framework != "pytorch":
-        message = f"prepare_pruning(framework={framework!r}): expected 'pytorch', the only framework that is pruned."
-        raise ConfigError(message)
+def _refuse_unused(kind: str, **given: object) -> None:
     if unused := [name for name, value in given.items() if value is not None]:
+        message = f"prepare_pruning({unused[0]}=...): {kind} does not use it. Leave it out, or choose another type."
+        raise ConfigError(message)
+
+
+def _pruned_at_once(
+    model: nn.Module,
+    specs: Sequence[PrunerSpec],
+    dataloader: Iterable[Any] | None,
+    device: str | torch.device | None,
+) -> CompressionManager:
+    """Prune a trained model, and return a manager whose training is over."""
+    if not all(spec.is_after_training for spec in specs):
         message = (
-            f"prepare_pruning({unused[0]}=...): only pruning after training takes it, which this version cannot do. "
-            "Leave it out, and give the optimizer."
+            "prepare_pruning: some pruning_configs prune after training, some while a model is trained: expected one "
+            "kind. Prune with two configurations, one after the other."
         )
         raise ConfigError(message)
+    if dataloader is None:
+        message = "prepare_pruning(dataloader=None): expected batches of inputs, by which 'sparse_gpt' prunes."
+        raise ConfigError(message)
+    batches = dataloader if len(specs) == 1 else list(dataloader)
+    findings: list[Finding] = []
+    for spec in specs:
+        selection = select_layers(unwrapped(model), spec)
+        names = [layer.name for layer in selection.layers]
+        report = prune_sparse_gpt(model, batches, spec.pattern, spec.target, layers=names, device=device)
+        findings += [*(finding for finding in report.findings() if finding.module in names), *selection.left_dense]
+    manager = prepare_compression(model, _Pruned(findings))
+    manager.on_train_begin()
+    manager.on_train_end()
+    return manager
+
+
+@final
+class _Pruned(Callback):
+    """What was pruned before, for the report."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self._findings = tuple(findings)
+
+    def findings(self) -> Iterable[Finding]:
+        return self._findings
 
 
 def _configs(config: object) -> Sequence[WeightPruningConfig]:

@@ -20,7 +20,6 @@ BUILTIN = {"AssertionError": AssertionError, "TypeError": TypeError, "ValueError
 # INC accepts these, or fails with another builtin; here they are refused until a later version brings the technique.
 LATER = {
     "C22": r"pattern='mha': this version of inc_torch cannot do it yet",
-    "D11": r"pruning_type='sparse_gpt': this version of inc_torch cannot do it yet",
     "D18": r"pruning_type='magnitude_progressive': this version of inc_torch cannot do it yet",
     "D20": r"pruning_type='block_mask_progressive': 'block_mask' has no progressive form",
 }
@@ -50,7 +49,7 @@ def test_a_local_option_is_refused_like_a_global_one(name):
 def test_what_inc_accepts_resolves_to_the_same_values(name):
     vector = ACCEPTED[name]
     config = WeightPruningConfig([vector["config"]])
-    (expected,) = vector["expected"]["resolved"]
+    (expected,) = vector["expected"].get("resolved", [{}])  # of some only the pruner's class is recorded
     (spec,) = config.to_specs()
     resolved = {
         "target_sparsity": spec.target,

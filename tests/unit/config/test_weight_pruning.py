@@ -331,8 +331,6 @@ class TestMessages:
 NOT_YET = [
     ({"pruning_type": "snip_momentum_progressive"}, "pruning_type", "Use 'snip_momentum', which ends at the same"),
     ({"pruning_type": "retrain_free", "pattern": "channelx1"}, "pruning_type", "Use 'magnitude' with the same pattern"),
-    ({"pruning_type": "sparse_gpt", "pattern": "1x1"}, "pruning_type", "Use 'magnitude' with the same pattern"),
-    ({"pruning_type": "sparse_gpt", "pattern": "tile_pattern_1x1"}, "pruning_type", "Use 'magnitude'"),
     ({"pattern": "mha"}, "pattern", "Use a block of rows"),
 ]
 WRONG_TOGETHER = [

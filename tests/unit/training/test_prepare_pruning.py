@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import inc_torch
@@ -170,7 +171,7 @@ def test_a_yaml_file_is_a_configuration(tmp_path):
     [
         ({}, ConfigTypeError, r"optimizer=None\): expected the optimizer that trains the model"),
         ({"optimizer": "adam"}, ConfigTypeError, r"optimizer='adam'\): expected the optimizer"),
-        ({"dataloader": []}, ConfigError, r"dataloader=\.\.\.\): only pruning after training takes it"),
+        ({"dataloader": []}, ConfigError, r"dataloader=\.\.\.\): a type that prunes while a model is trained does not"),
         ({"framework": "onnx"}, ConfigError, r"framework='onnx'\): expected 'pytorch'"),
     ],
 )
@@ -191,3 +192,70 @@ def test_other_techniques_are_refused():
 
 def test_it_is_where_users_of_inc_look_for_it():
     assert inc_torch.prepare_pruning is prepare_pruning
+
+
+# ------------------------------------------------------------------------------------------- after training
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+IDS = [torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(step)) for step in range(3)]
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("1x1", 0.6), ("2:4", 0.5)])
+def test_a_trained_transformer_is_pruned_at_once(pattern, sparsity, tmp_path):
+    model = llama()
+    config = WeightPruningConfig(pruning_type="sparse_gpt", pattern=pattern, target_sparsity=sparsity, op_names="mlp")
+    pruning = prepare_pruning(model, config, dataloader=[{"input_ids": ids} for ids in IDS])
+    pruning.on_train_end()  # as scripts for INC do
+    rows = {row.name: row for row in pruning.report().modules}
+    assert len(rows) == 16
+    for name, row in rows.items():
+        is_pruned = ".mlp." in name
+        assert row.zeros == (int(sparsity * row.numel) if is_pruned else 0), name
+        assert row.asked_sparsity == (sparsity if is_pruned else None), name
+    if pattern == "2:4":
+        groups = model.model.layers[0].mlp.up_proj.weight.view(-1, 4)
+        assert ((groups == 0).sum(1) == 2).all()
+    pruning.save(tmp_path / "saved")
+    again = inc_torch.load(tmp_path / "saved", model=llama())
+    assert torch.equal(again(IDS[0]).logits, model(IDS[0]).logits)
+
+
+def test_it_loses_less_than_magnitude_pruning_of_as_many_weights():
+    model = llama()
+    before = torch.cat([model(ids).logits for ids in IDS])
+    ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
+    options = {"pattern": "1x1", "target_sparsity": 0.6, "op_names": "layers", "pruning_scope": "local"}
+    prepare_pruning(ours, WeightPruningConfig(pruning_type="sparse_gpt", **options), dataloader=IDS)
+    manager = prepare_compression(theirs, WeightPruningConfig(pruning_type="magnitude", **options))
+    manager.on_train_begin()
+    manager.on_step_begin(0)
+    manager.on_train_end()
+    errors = [(torch.cat([each(ids).logits for ids in IDS]) - before).square().mean() for each in (ours, theirs)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_hooks_cannot_prune_after_training():
+    config = WeightPruningConfig(pruning_type="sparse_gpt", pattern="1x1")
+    with pytest.raises(ConfigError, match=r"Call prepare_pruning\(model, config, dataloader=\.\.\.\)"):
+        prepare_compression(llama(), config)
+
+
+def test_what_pruning_after_training_needs_is_asked_for():
+    config = WeightPruningConfig(pruning_type="sparse_gpt", pattern="1x1")
+    with pytest.raises(ConfigError, match=r"dataloader=None\): expected batches"):
+        prepare_pruning(llama(), config)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    with pytest.raises(ConfigError, match=r"optimizer=\.\.\.\): a type that prunes after training does not use it"):
+        prepare_pruning(llama(), config, optimizer, IDS)
+    mixed = WeightPruningConfig([{"op_names": "mlp"}, {"op_names": "attn", "pruning_type": "magnitude"}],
+                                pruning_type="sparse_gpt", pattern="1x1")  # fmt: skip
+    with pytest.raises(ConfigError, match="expected one kind"):
+        prepare_pruning(llama(), mixed, dataloader=IDS)
