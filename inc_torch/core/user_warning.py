@@ -1,14 +1,17 @@
-"""Warnings that point at the user's line, wherever in the package their cause was noticed."""
+"""Warnings that point at the user's line, wherever in the package their cause was noticed; and those of others."""
 
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from inc_torch.core.errors import IncTorchWarning
 
-__all__ = ["warn_user"]
+__all__ = ["ignored", "warn_user"]
 
 _NOT_THE_USER = frozenset(
     {
@@ -35,6 +38,22 @@ def warn_user(message: str, category: type[IncTorchWarning]) -> None:
     while frame is not None and not _is_of_user(frame):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+_FILTERS = threading.RLock()
+
+
+@contextmanager
+def ignored(category: type[Warning] = Warning, message: str = "") -> Iterator[None]:
+    """Ignore warnings of another package for a few lines: one thread at a time, as filters are those of all threads.
+
+    Args:
+        category: Class of the warnings.
+        message: Regular expression that they begin with.
+    """
+    with _FILTERS, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message, category)
+        yield
 
 
 def _is_of_user(frame: FrameType) -> bool:

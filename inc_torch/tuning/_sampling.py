@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from inc_torch.core.user_warning import ignored
 from inc_torch.tuning._strategy import Search
 
 if TYPE_CHECKING:
@@ -34,6 +34,5 @@ def shortfall(trial: FrozenTrial) -> list[float]:
 @contextmanager
 def constraints_accepted() -> Iterator[None]:
     """Let a sampler be built with a ``constraints_func``, which Optuna 4 calls experimental and Optuna 5 deprecated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*constraints_func")
+    with ignored(message=".*constraints_func"):
         yield

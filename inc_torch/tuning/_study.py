@@ -16,13 +16,13 @@ import math
 import threading
 import time
 import uuid
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from inc_torch.core.errors import ConfigError, StateError
+from inc_torch.core.user_warning import ignored
 from inc_torch.tuning._result import Trial
 from inc_torch.tuning._space import Recipe, Space
 from inc_torch.tuning._storage import explained, opened, shown
@@ -133,8 +133,7 @@ class TuningStudy:
             load_if_exists=True,
         )
         if _OWN not in study.user_attrs:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            with ignored(optuna.exceptions.ExperimentalWarning):
                 study.set_metric_names(list(self._directions))
             study.set_user_attr(_OWN, dict(about))
         return study

@@ -397,7 +397,7 @@ def test_a_state_from_within_a_step_is_the_same_everywhere_and_fits_one_process(
 
 def test_a_script_without_hooks_folds_at_every_step(world):
     first, second = (rank["trainer"] for rank in world)
-    assert first["calls"] == second["calls"] == STEPS + 1  # one to agree on the graph
+    assert first["calls"] == second["calls"] == STEPS  # a forward that counts in a buffer is no graph to agree on
     assert first["steps"] == {STEPS}
     assert same(first["int8"], second["int8"])
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, final
 
 import torch
 
 from inc_torch.core.errors import ConfigError
+from inc_torch.core.user_warning import ignored
 from inc_torch.metric._adapter import TorchmetricsMetric
 from inc_torch.metric._base import REGISTRY
 from inc_torch.metric._values import class_ids, paired
@@ -74,8 +74,7 @@ class GLUE(TorchmetricsMetric):
         from torchmetrics import classification, regression
 
         if self.task == REGRESSION:
-            with warnings.catch_warnings():  # of its memory, as it keeps all samples
-                warnings.simplefilter("ignore", UserWarning)
+            with ignored(UserWarning):  # of its memory, as it keeps all samples
                 spearman = regression.SpearmanCorrCoef(sync_on_compute=False)
             return [regression.PearsonCorrCoef(sync_on_compute=False), spearman]
         if self.task == "mrpc":

@@ -42,8 +42,6 @@ LATER = {
     "H03-mha-magnitude-name-ignored": "attention heads",
     "H04-mha-criterion_type": "attention heads",
     "H05-mha-whole-layer-removed": "attention heads",
-    "Z01-slim-ffn": "slimming",
-    "Z03-slim-ffn-too-few": "slimming",
     "L01-basic_magnitude-1x1": "1.X pruners",
     "L02-basic_magnitude-tile_2x2": "1.X pruners",
     "L04-pytorch_pruner-snip_momentum": "1.X pruners",
@@ -54,6 +52,7 @@ ELSEWHERE_KINDS = {
     "validation": "tests/unit/config",
     "sparse_gpt": "tests/unit/pruners/calibrated",
     "wanda": "tests/unit/pruners/calibrated",
+    "slim": "tests/unit/pruners/slimming",
 }
 ELSEWHERE = {"P06b-wanda-dsnot-narrow": "tests/unit/pruners/calibrated"}
 

@@ -454,6 +454,7 @@ def together(count: int, work) -> list[Ran]:
     return [results[number] for number in range(count)]
 
 
+@pytest.mark.filterwarnings("ignore:.*constraints_func")  # Optuna restores the filters of all threads as well
 @pytest.mark.parametrize("strategy", ["exhaustive", "random", "tpe"])
 @pytest.mark.parametrize("most", [5, 1000])
 def test_workers_share_a_search_without_repetitions(kept, strategy, most):

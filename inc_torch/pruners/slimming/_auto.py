@@ -1,0 +1,70 @@
+"""The pruning configuration after which a model can be made smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from inc_torch.core.errors import ConfigError, ModelError
+from inc_torch.pruners.slimming._channels import find_sinks
+from inc_torch.pruners.slimming._inputs import example_inputs
+
+__all__ = ["parse_auto_slim_config"]
+
+
+def parse_auto_slim_config(
+    model: nn.Module,
+    dataloader: Iterable[object] | None = None,
+    ffn2_sparsity: float = 0.0,
+    mha_sparsity: float = 0.0,
+    **kwargs: object,
+) -> list[dict[str, Any]]:
+    """Return the ``pruning_configs`` that prune what `model_slim` can take out.
+
+    The second layer of each feed-forward part loses whole inputs (``channelx1``), for which nothing in front of it has
+    to be computed any more.
+
+    Args:
+        model: Any model with pairs of linear layers, between which channels are not mixed.
+        dataloader: Its first batch is what the model is run on; None takes the model's own ``dummy_inputs``.
+        ffn2_sparsity: Share of inputs to prune, in [0, 1); 0 prunes none.
+        mha_sparsity: Share of attention heads; not in this version.
+        kwargs: Other options of these dicts, such as ``start_step``. ``pruning_scope="local"`` keeps layers equally
+            wide, as the configurations of transformers need it.
+
+    Returns:
+        A list of dicts for ``WeightPruningConfig``.
+
+    Raises:
+        ConfigError: A sparsity is out of its range.
+        ModelError: There is no such layer, or nothing to run the model on.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> parse_auto_slim_config(model, [torch.ones(3, 4)], ffn2_sparsity=0.5, pruning_scope="local")
+        [{'op_names': ['2'], 'pattern': 'channelx1', 'target_sparsity': 0.5, 'pruning_scope': 'local'}]
+
+    Source: INC 2.6.1, which prunes all layers where it finds none.
+    """
+    for name, value in (("ffn2_sparsity", ffn2_sparsity), ("mha_sparsity", mha_sparsity)):
+        if not 0 <= value < 1:
+            raise ConfigError.field(parse_auto_slim_config.__name__, name, value, "a number in [0, 1)")
+    if mha_sparsity:
+        message = (
+            f"parse_auto_slim_config(mha_sparsity={mha_sparsity}): this version of inc_torch cannot prune heads. Prune "
+            "feed-forward layers: ffn2_sparsity."
+        )
+        raise ConfigError(message)
+    if not ffn2_sparsity:
+        return []
+    sinks = [sink.name for sink in find_sinks(model, example_inputs(model, dataloader))]
+    if not sinks:
+        message = (
+            f"{type(model).__name__} has no linear layer whose inputs another one makes channel by channel: there is "
+            "nothing that pruning could make smaller. Prune it without parse_auto_slim_config."
+        )
+        raise ModelError(message)
+    return [{"op_names": sinks, "pattern": "channelx1", "target_sparsity": ffn2_sparsity, **kwargs}]
