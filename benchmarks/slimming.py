@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,6 +25,7 @@ from rich.table import Table
 from torch import nn
 from transformers.utils import logging
 
+from common.latency import in_turns
 from common.model import load_pretrained
 from inc_torch import CompressionReport, PostTrainingQuantConfig, WeightPruningConfig, prepare_compression, quantization
 from inc_torch.pruners.slimming import model_slim, parse_auto_slim_config
@@ -59,15 +60,10 @@ def main() -> None:
     models = {"float32, dense": dense, "pruned": masked, "pruned and slimmed": slim}
     for name, model in (("int8, dense", dense), ("int8, slimmed", slim)):
         models[name] = quantization.fit(copy.deepcopy(model), PostTrainingQuantConfig(), calib_dataloader=[inputs])
-    times: dict[str, list[float]] = {name: [] for name in models}
     with torch.no_grad():
         difference = (masked(**inputs).logits - slim(**inputs).logits).abs().max()
-        for turn in range(options.rounds + 2):  # two to warm up
-            for name in sorted(models, reverse=turn % 2 == 1):
-                start = time.process_time()
-                models[name](**inputs)
-                times[name].append(time.process_time() - start)
-    middle = {name: statistics.median(values[2:]) * 1e3 for name, values in times.items()}
+        calls = {name: partial(model, **inputs) for name, model in models.items()}
+        middle = in_turns(calls, rounds=options.rounds, warm_up=2, clock=time.process_time)
     table = Table(title=f"MiniLM-L6, {SPARSITY:.0%} of the feed-forward channels, {ROWS} rows of {LENGTH} tokens")
     table.add_column("model")
     for column in ("MB", "ms", "times as fast"):

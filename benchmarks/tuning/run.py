@@ -28,7 +28,7 @@ from inc_torch.core.errors import GoalMissedWarning
 from inc_torch.quantization._job import Job
 from inc_torch.tuner._probes import ModelProbes
 
-GOAL, ORDINARY = 1.2, 1066  # reviews in the validation set that the authors of the data made
+GOAL, ORDINARY = 1.2, 1066  # reviews in the usual validation set of these data
 PARTS = {
     "prepare": (Job, "__init__"),
     "calibrate": (Job, "calibrate"),

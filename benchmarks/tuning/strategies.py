@@ -14,7 +14,8 @@ import time
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "tuning"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))  # where the package `common`
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "tuning"))  # and the cases lie
 
 import torch
 from case import Case, agreement, milliseconds

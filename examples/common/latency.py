@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -24,16 +25,27 @@ def medians(models: Mapping[str, PreTrainedModel], batch_size: int, *, rounds: i
         "input_ids": torch.randint(min(model.config.vocab_size for model in models.values()), (batch_size, LENGTH)),
         "attention_mask": torch.ones(batch_size, LENGTH, dtype=torch.int64),
     }
-    times: dict[str, list[float]] = {name: [] for name in models}
+    return in_turns({name: partial(model, **inputs) for name, model in models.items()}, rounds=rounds)
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = ROUNDS,
+    warm_up: int = WARM_UP,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median milliseconds of each call, on one thread."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for turn in range(WARM_UP + rounds):
-            for name in sorted(models, reverse=turn % 2 == 1):
-                start = time.perf_counter()
-                models[name](**inputs)
-                if turn >= WARM_UP:
-                    times[name].append(time.perf_counter() - start)
+        for turn in range(warm_up + rounds):
+            for name in sorted(calls, reverse=turn % 2 == 1):
+                start = clock()
+                calls[name]()
+                if turn >= warm_up:
+                    times[name].append(clock() - start)
     finally:
         torch.set_num_threads(threads)
     return {name: statistics.median(values) * 1e3 for name, values in times.items()}

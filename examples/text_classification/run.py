@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from common.compare import check_in_fresh_process, compare
 from common.data import Encoded, encode, load_reviews
+from common.fine_tuning import fine_tune
 from common.model import load_pretrained, predict
 from common.synthetic import load_tiny, make_reviews
 from inc_torch import (
@@ -42,21 +43,6 @@ HERE = Path(__file__).parent
 MAX_LENGTH = 48
 BATCH_SIZE = 32
 console = Console()
-
-
-def train(model: PreTrainedModel, data: Encoded, steps: int, seed: int) -> None:
-    """Fine-tune all weights."""
-    optimizer = AdamW(model.parameters(), lr=1.5e-4, weight_decay=0.01, fused=True)
-    scheduler = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    model.train()
-    for batch in progress(data.stream(BATCH_SIZE, steps, seed), "teacher", steps):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**batch.inputs, labels=batch.labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
 
 
 def compress(
@@ -117,7 +103,7 @@ def main() -> None:
     folders = {name: options.output / name for name in ("dense", "compressed")}
 
     console.print(f"Fine-tuning the teacher: {steps} steps, {len(training)} reviews to draw from.")
-    train(teacher, training, steps, options.seed)
+    fine_tune(teacher, progress(training.stream(BATCH_SIZE, steps, options.seed), "teacher", steps), steps)
     teacher.save_pretrained(folders["dense"])
     console.print("Keeping the teacher's logits of all training reviews.")
     teacher_logits = predict(teacher, training)

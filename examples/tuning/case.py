@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
+
+from common.latency import in_turns
 
 Inputs = dict[str, torch.Tensor] | torch.Tensor
 Batch = tuple[Inputs, torch.Tensor]
@@ -57,15 +59,5 @@ def agreement(model: nn.Module, batches: Iterable[Batch]) -> float:
 
 def milliseconds(models: Mapping[str, nn.Module], inputs: Inputs, *, rounds: int = 9) -> dict[str, float]:
     """The median processor time of a forward, one thread, for each model; they take turns in one process."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for turn in range(rounds + 2):  # two to warm up
-            for name in sorted(models, reverse=turn % 2 == 1):
-                start = time.process_time()
-                answers(models[name], inputs)
-                times[name].append(time.process_time() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return {name: statistics.median(values[2:]) * 1e3 for name, values in times.items()}
+    calls = {name: partial(answers, model, inputs) for name, model in models.items()}
+    return in_turns(calls, rounds=rounds, warm_up=2, clock=time.process_time)

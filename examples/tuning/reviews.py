@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from case import Case, answered
 from rich.progress import track
-from torch.optim import AdamW
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import AutoModelForSequenceClassification
 
-from common.data import Encoded, encode, load_reviews
+from common.data import encode, load_reviews
+from common.fine_tuning import fine_tune
 from common.model import load_pretrained
 from common.synthetic import load_tiny, make_reviews
 
@@ -34,7 +33,7 @@ def load_case(folder: Path, *, evaluated: int = 1000, quick: bool = False) -> Ca
         encode(part, tokenizer, MAX_LENGTH) for part in (reviews.train, reviews.validation, reviews.test)
     )
     if not (folder / "config.json").is_file():
-        fine_tune(pretrained, training, STEPS)
+        fine_tune(pretrained, track(training.stream(BATCH_SIZE, STEPS, seed=0), "Fine-tuning", STEPS), STEPS)
         pretrained.save_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     calibration = [training.batch(range(start, start + BATCH_SIZE)) for start in range(0, CALIBRATED, BATCH_SIZE)]
@@ -48,18 +47,3 @@ def load_case(folder: Path, *, evaluated: int = 1000, quick: bool = False) -> Ca
         labelled,
         tolerable_loss=0.003,
     )
-
-
-def fine_tune(model: PreTrainedModel, data: Encoded, steps: int) -> None:
-    """Train all weights."""
-    optimizer = AdamW(model.parameters(), lr=1.5e-4, weight_decay=0.01, fused=True)
-    scheduler = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    model.train()
-    for batch in track(data.stream(BATCH_SIZE, steps, seed=0), "Fine-tuning", steps):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**batch.inputs, labels=batch.labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()

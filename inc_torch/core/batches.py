@@ -27,11 +27,13 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from inc_torch.core.errors import ModelError
+from inc_torch.core.modes import evaluating, without_compiling
 from inc_torch.core.names import unwrapped
 
-__all__ = ["Inputs", "count_samples", "described", "on_device", "run", "split"]
+__all__ = ["Inputs", "copied", "count_samples", "described", "on_device", "output_of", "run", "split"]
 
 LABEL_NAMES = ("labels", "label")
 """Where a mapping keeps its labels; the first one found counts."""
@@ -97,6 +99,18 @@ def run(model: nn.Module, inputs: Inputs) -> object:
         )
         error.add_note(f"While running {type(model).__name__} with ({given}).")
         raise
+
+
+def output_of(model: nn.Module, inputs: Inputs) -> object:
+    """The same in evaluation mode and without gradients, on copies of the inputs, into which a model may write."""
+    with evaluating(model), torch.no_grad(), without_compiling():
+        return run(model, copied(inputs))
+
+
+def copied(inputs: Inputs) -> Inputs:
+    """``inputs`` with a copy of each tensor."""
+    args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.clone, (inputs.args, dict(inputs.kwargs)))
+    return Inputs(args, kwargs)
 
 
 def count_samples(inputs: object) -> int:

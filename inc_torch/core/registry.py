@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -47,6 +48,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self._package = package
         self._entries: dict[str, Entry[T]] = {}
+        self._loading, self._is_loading = threading.RLock(), False
 
     def register(self, name: str, *, summary: str) -> Callable[[Registered], Registered]:
         """File the decorated object under ``name``; a name can be taken only once."""
@@ -84,8 +86,15 @@ class Registry(Generic[T]):
         return iter([self._entries[name] for name in sorted(self._entries)])
 
     def _load(self) -> None:
-        if self._package is None:
-            return
-        package, self._package = importlib.import_module(self._package), None
-        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-            importlib.import_module(module.name)
+        with self._loading:  # other threads wait until all names are there
+            name = self._package
+            if name is None or self._is_loading:
+                return
+            self._is_loading = True
+            try:
+                package = importlib.import_module(name)
+                for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+                    importlib.import_module(module.name)
+            finally:
+                self._is_loading = False
+            self._package = None

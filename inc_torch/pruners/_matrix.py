@@ -11,7 +11,9 @@ from torch import nn
 
 from inc_torch.core.sharding import plain_class
 
-__all__ = ["MatrixView"]
+__all__ = ["MatrixView", "is_linear", "matrix_of"]
+
+_MATRIX_RANK = 2
 
 
 @final
@@ -81,3 +83,21 @@ class MatrixView:
         """A contiguous tensor of matrix elements, seen in the weight's own shape."""
         inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
         return matrix.view(self.sizes).permute(inverse)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is an `nn.Linear` or transformers' ``Conv1D``, with a weight of its own."""
+    is_known = isinstance(module, nn.Linear) or plain_class(type(module)).__name__ == "Conv1D"
+    weight = module._parameters.get("weight")
+    return is_known and weight is not None and weight.dim() == _MATRIX_RANK
+
+
+def matrix_of(module: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer as [out, in]: a view, which is written through. ``Conv1D`` stores [in, out].
+
+    Example:
+        >>> matrix_of(nn.Linear(3, 2)).shape
+        torch.Size([2, 3])
+    """
+    weight = module.get_parameter("weight").detach()
+    return MatrixView.of(module, weight.shape).ordered(weight)

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inc_torch.core.batches import Inputs, described, run
+from inc_torch.core.batches import Inputs, copied, described, run
 from inc_torch.core.errors import ConfigError, ModelError, did_you_mean
 from inc_torch.core.modes import evaluating, without_compiling
 from inc_torch.core.names import named_layers
-from inc_torch.quantizers._sensitivity import copied
 
 __all__ = ["hessian_traces"]
 

@@ -12,14 +12,12 @@ from typing import Final, final
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
-from inc_torch.core.batches import Inputs, described, run
+from inc_torch.core.batches import Inputs, described, output_of
 from inc_torch.core.errors import ModelError, did_you_mean
-from inc_torch.core.modes import evaluating, without_compiling
 from inc_torch.core.names import named_layers
 
-__all__ = ["ModelErrors", "OutputError", "copied", "normalised_mse", "output_errors"]
+__all__ = ["ModelErrors", "OutputError", "normalised_mse", "output_errors"]
 
 _PIECE: Final = 2**14
 """Values that are compared at a time: few enough to stay in the cache of a core, at 24 bytes each."""
@@ -130,9 +128,9 @@ def output_errors(
 
     for inputs in batches:
         with _watching(reference, names, keep):
-            _output_of(reference, inputs)
+            output_of(reference, inputs)
         with _watching(quantized, names, compare):
-            _output_of(quantized, inputs)
+            output_of(quantized, inputs)
         for name, outputs in expected.items():
             if outputs:
                 different.add(name)
@@ -263,7 +261,7 @@ def _squared_difference(expected: Sequence[torch.Tensor], found: Sequence[torch.
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """All floating tensors in the output of ``model``."""
-    output = _output_of(model, inputs)
+    output = output_of(model, inputs)
     tensors = list(_floating(output))
     if not tensors:
         message = (
@@ -272,18 +270,6 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
         )
         raise ModelError(message)
     return tensors
-
-
-def _output_of(model: nn.Module, inputs: Inputs) -> object:
-    """Run ``model`` in evaluation mode and without gradients."""
-    with evaluating(model), torch.no_grad(), without_compiling():
-        return run(model, copied(inputs))
-
-
-def copied(inputs: Inputs) -> Inputs:
-    """``inputs`` with a copy of each tensor, which a model may write into."""
-    args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.clone, (inputs.args, dict(inputs.kwargs)))
-    return Inputs(args, kwargs)
 
 
 def _floating(output: object) -> Iterator[torch.Tensor]:

@@ -18,7 +18,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from inc_torch.core.errors import ConfigError, StateError
@@ -45,6 +45,9 @@ _WORKER, _BEAT = "worker", "heartbeat"
 """Of a trial: who runs it, or has put it down to be run; how often that one has said since that it lives."""
 _ATTEMPTING: set[str] = set()
 """The studies of this process that try a recipe just now, by the run in `_WORKER`."""
+_TAKING = threading.RLock()
+"""Held from where a waiting trial is taken until it is marked as the taker's: before, it looks like one whose worker,
+who put it down, is gone. Other processes ask whether that one's process lives; threads of one process wait here."""
 _FARTHEST: Final = 1e3
 """What is not finite is told to Optuna as so many times the baseline, or as so much if that is less."""
 
@@ -197,9 +200,11 @@ class TuningStudy:
         attempt = _Attempt(self, measure, goal, most)
         _ATTEMPTING.add(self._worker["run"])
         try:
+            attempt.taking.enter_context(_TAKING)
             with _QUIET:
                 self._study.optimize(attempt, n_trials=1, catch=(_RefusedError,))
         except BaseException as error:
+            attempt.taking.close()
             _ATTEMPTING.discard(self._worker["run"])
             with contextlib.suppress(Exception):  # of a storage that may be what failed
                 self.release_dead()
@@ -209,6 +214,7 @@ class TuningStudy:
                 return False
             raise
         finally:
+            attempt.taking.close()
             _ATTEMPTING.discard(self._worker["run"])
         if attempt.error is not None:
             raise attempt.error
@@ -241,12 +247,13 @@ class TuningStudy:
         """Give back the trials of processes that are no more; not while one of this object runs."""
         import optuna
 
-        for trial in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            if not self._is_worked_on(trial):
-                with contextlib.suppress(RuntimeError, ValueError):  # another process was first
-                    self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                    if (recipe := self._recipe_tried(trial)) is not None:
-                        self._enqueue(self.parameters_of(recipe))
+        with _TAKING:
+            for trial in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+                if not self._is_worked_on(trial):
+                    with contextlib.suppress(RuntimeError, ValueError):  # another process was first
+                        self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+                        if (recipe := self._recipe_tried(trial)) is not None:
+                            self._enqueue(self.parameters_of(recipe))
 
     def _is_worked_on(self, trial: optuna.trial.FrozenTrial) -> bool:
         """Whether the process that runs a trial lives: looked for on this host, heard of from others."""
@@ -409,6 +416,7 @@ class _Attempt:
     measure: Callable[[Recipe], Measured]
     goal: Goal
     most: int
+    taking: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     number: int | None = None
     is_through: bool = False
     error: BaseException | None = None
@@ -416,6 +424,7 @@ class _Attempt:
     def __call__(self, trial: optuna.Trial) -> list[float]:
         self.number = trial.number
         recipe = self.study.begin(trial, self.most)
+        self.taking.close()
         with self.study.beating(trial):
             try:
                 measured = self.measure(recipe)

@@ -176,6 +176,7 @@ def test_a_search_for_the_answers_of_the_float_model(tmp_path):
 
 def test_crops_of_a_photograph(tmp_path, monkeypatch):
     Image = pytest.importorskip("PIL.Image")
+    monkeypatch.syspath_prepend(EXAMPLES)  # where the package `common` lies
     monkeypatch.syspath_prepend(TUNING)
     namespace = runpy.run_path(str(TUNING / "photos.py"))
     across = torch.linspace(0, 255, 448).to(torch.uint8).expand(300, 448)

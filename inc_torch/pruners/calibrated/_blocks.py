@@ -14,7 +14,7 @@ from inc_torch.core.errors import ConfigError, ModelError, did_you_mean, listed
 from inc_torch.core.names import named_layers
 from inc_torch.core.report import Finding
 from inc_torch.core.sharding import held, plain_class
-from inc_torch.pruners._matrix import MatrixView
+from inc_torch.pruners._matrix import is_linear, matrix_of
 
 __all__ = ["Block", "BlockLayer", "Blocks", "find_blocks"]
 
@@ -35,14 +35,8 @@ class BlockLayer:
     module: nn.Module
 
     def matrix(self) -> torch.Tensor:
-        """The weight as [out, in]: a view, which is written through. ``Conv1D`` stores [in, out].
-
-        Example:
-            >>> BlockLayer("0", nn.Linear(3, 2)).matrix().shape
-            torch.Size([2, 3])
-        """
-        weight = _weight(self.module).detach()
-        return MatrixView.of(self.module, weight.shape).ordered(weight)
+        """The weight as [out, in], see `matrix_of`."""
+        return matrix_of(self.module)
 
 
 @final
@@ -126,7 +120,7 @@ def _heaviest_list(model: nn.Module, named: Mapping[str, nn.Module]) -> tuple[st
     most = 0
     for name, module in named.items():
         if isinstance(module, nn.ModuleList) and not any(_is_container(item) for item in module):
-            values = sum(_weight(layer).numel() for layer in module.modules() if _is_linear(layer))
+            values = sum(layer.get_parameter("weight").numel() for layer in module.modules() if is_linear(layer))
             if values > most:
                 best, most = (name, module), values
     if best is None:
@@ -142,17 +136,6 @@ def _heaviest_list(model: nn.Module, named: Mapping[str, nn.Module]) -> tuple[st
 def _is_container(module: nn.Module) -> bool:
     """Whether ``module`` has no forward of its own."""
     return isinstance(module, nn.ModuleList | nn.ModuleDict)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    is_known = isinstance(module, nn.Linear) or plain_class(type(module)).__name__ == "Conv1D"
-    weight = module._parameters.get("weight")
-    return is_known and weight is not None and weight.dim() == MATRIX_RANK
-
-
-def _weight(module: nn.Module) -> torch.Tensor:
-    weight = module._parameters["weight"]
-    return torch.empty(0) if weight is None else weight
 
 
 def _items(prefix: str, modules: nn.ModuleList) -> dict[str, nn.Module]:
@@ -191,7 +174,7 @@ def _obstacle(name: str, module: nn.Module, shared: Mapping[int, list[str]]) -> 
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed from other tensors"
-    if not _is_linear(module):
+    if not is_linear(module):
         return f"{plain_class(type(module)).__name__} is neither nn.Linear nor Conv1D"
     others = [other for other in shared[id(weight)] if other != name]
     if others:

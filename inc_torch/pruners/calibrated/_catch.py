@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from inc_torch.core.batches import Inputs, count_samples, on_device, run, split
+from inc_torch.core.batches import Inputs, copied, count_samples, on_device, run, split
 from inc_torch.core.errors import CalibrationError, ModelError
 from inc_torch.pruners.calibrated._blocks import Block
 
@@ -124,8 +124,7 @@ def catch_calls(
     while (nsamples is None or seen < nsamples) and (batch := next(iterator, _END)) is not _END:
         inputs, _ = split(batch, model)
         if plan is None:
-            copies = Inputs(tuple(map(_copied, inputs.args)), {name: _copied(i) for name, i in inputs.kwargs.items()})
-            plan = _learn(model, blocks, copies, device)  # a model may write into them, and runs on them again
+            plan = _learn(model, blocks, copied(inputs), device)  # a model may write into them, and runs on them again
         feeds.append(_record(model, blocks, inputs, plan, device))
         seen += count_samples(inputs)
     if not feeds:

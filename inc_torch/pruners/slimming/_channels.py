@@ -18,15 +18,13 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from inc_torch.core.batches import Inputs, run
+from inc_torch.core.batches import Inputs, output_of
 from inc_torch.core.errors import ModelError
-from inc_torch.core.modes import evaluating, without_compiling
 from inc_torch.core.names import named_layers, unwrapped
-from inc_torch.core.sharding import plain_class
+from inc_torch.pruners._matrix import is_linear
 
-__all__ = ["Sink", "find_sinks", "linear_layers", "output_of"]
+__all__ = ["Sink", "find_sinks", "linear_layers"]
 
-MATRIX_RANK = 2
 _CHANNELS = 16
 """About how many are changed, none of them neighbours of another."""
 _FEWEST_PLACES = 2
@@ -53,17 +51,8 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in named_layers(model)
-        if (isinstance(module, nn.Linear) or plain_class(type(module)).__name__ == "Conv1D")
-        and (weight := module._parameters.get("weight")) is not None
-        and weight.dim() == MATRIX_RANK
-        and holders[id(weight)] == 1
+        if is_linear(module) and holders[id(module._parameters["weight"])] == 1
     }
-
-
-def output_of(model: nn.Module, inputs: Inputs) -> Any:  # noqa: ANN401  whatever models return
-    """Run ``model`` in evaluation mode, without gradients."""
-    with evaluating(model), torch.no_grad(), without_compiling():
-        return run(model, inputs)
 
 
 def find_sinks(model: nn.Module, inputs: Inputs) -> list[Sink]:

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from inc_torch.core.batches import Inputs
+from inc_torch.core.batches import Inputs, output_of
 from inc_torch.core.borrowing import Snapshot
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError
 from inc_torch.core.names import unwrapped
 from inc_torch.core.sharding import plain_class
 from inc_torch.core.user_warning import warn_user
-from inc_torch.pruners._matrix import MatrixView
-from inc_torch.pruners.slimming._channels import Sink, find_sinks, linear_layers, output_of
+from inc_torch.pruners._matrix import MatrixView, matrix_of
+from inc_torch.pruners.slimming._channels import Sink, find_sinks, linear_layers
 from inc_torch.pruners.slimming._inputs import example_inputs
 
 __all__ = ["model_slim"]
@@ -130,7 +130,7 @@ def _cuts(sinks: Sequence[Sink], layers: Mapping[str, nn.Module], multiple: int)
     for sink in sinks:
         if any(makers.count(name) > 1 for name in sink.sources):
             continue  # several layers look at these channels
-        matrix = _matrix(layers[sink.name])
+        matrix = matrix_of(layers[sink.name])
         dead = torch.nonzero(matrix.count_nonzero(0) == 0).flatten().tolist()
         alike[re.sub(r"\d+", "#", sink.name), matrix.shape[1]].append((sink, dead))
     cuts: list[_Cut] = []
@@ -139,11 +139,6 @@ def _cuts(sinks: Sequence[Sink], layers: Mapping[str, nn.Module], multiple: int)
         if 0 < count < width:
             cuts += [_Cut(sink, tuple(dead[:count]), width) for sink, dead in members]
     return cuts
-
-
-def _matrix(module: nn.Module) -> torch.Tensor:
-    weight = module.get_parameter("weight").detach()
-    return MatrixView.of(module, weight.shape).ordered(weight)
 
 
 def _keep(module: nn.Module, kept: torch.Tensor, *, of_outputs: bool) -> None:

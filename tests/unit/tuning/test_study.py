@@ -565,6 +565,24 @@ def test_nothing_is_tried_in_place_of_what_another_worker_was_faster_to_take(kep
     assert [trial.recipe for trial in study.trials()] == [DEFAULT]
 
 
+def test_a_trial_that_is_just_being_taken_is_not_given_away(kept, monkeypatch):
+    """It is still marked as of the worker who put it down, which is not at work."""
+    owner, taker, other = opened(kept), opened(kept), opened(kept)
+    owner._enqueue(owner.parameters_of(DEFAULT))
+    looking, begin = threading.Thread(target=other.release_dead), taker.begin
+
+    def begun(trial, most):
+        looking.start()
+        looking.join(0.3)
+        return begin(trial, most)
+
+    monkeypatch.setattr(taker, "begin", begun)
+    assert attempt(taker, DEFAULT)
+    looking.join(10)
+    assert [(trial.recipe, trial.state) for trial in other.trials()] == [(DEFAULT, "complete")]
+    assert [trial.state.name for trial in underneath(other).get_trials()] == ["COMPLETE"]
+
+
 STEPS = ["create_new_trial", "get_all_trials", "set_trial_state_values", "set_trial_user_attr", "get_trial"]
 
 
