@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
 from inc_torch.core.errors import ConfigError, ModelError
+from inc_torch.core.names import named_layers, unwrapped
 from inc_torch.pruners.slimming._channels import find_sinks
 from inc_torch.pruners.slimming._inputs import example_inputs
 
@@ -67,4 +69,11 @@ def parse_auto_slim_config(
             "nothing that pruning could make smaller. Prune it without parse_auto_slim_config."
         )
         raise ModelError(message)
-    return [{"op_names": sinks, "pattern": "channelx1", "target_sparsity": ffn2_sparsity, **kwargs}]
+    others = [name for name, _ in named_layers(unwrapped(model)) if name not in sinks]
+    names = [_found_alone(name, others) for name in sinks]
+    return [{"op_names": names, "pattern": "channelx1", "target_sparsity": ffn2_sparsity, **kwargs}]
+
+
+def _found_alone(name: str, others: Sequence[str]) -> str:
+    """A name as a regular expression that finds no other layer: as it is, if that is so already."""
+    return f"^{re.escape(name)}$" if any(re.search(name, other) for other in others) else name

@@ -227,6 +227,17 @@ def test_bad_input_is_refused(call, error, message):
         call()
 
 
+def test_names_find_no_other_layer():
+    middle = [nn.LayerNorm(6) for _ in range(9)]
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), *middle, nn.Linear(6, 6), nn.ReLU())
+    batch = [torch.randn(3, 4)]
+    assert [sink.name for sink in find_sinks(model, example_inputs(model, batch))] == ["2"]
+    (local,) = parse_auto_slim_config(model, batch, 0.5, pruning_type="magnitude")
+    assert local["op_names"] == ["^2$"]
+    manager = prepare_compression(model, WeightPruningConfig([local]))
+    assert [layer.name for layer in manager.callbacks.callbacks_list[0].pruners[0].layers] == ["2"]
+
+
 def test_nothing_asked_for_is_nothing_to_prune():
     assert parse_auto_slim_config(mlp(4, 8, 2)) == []
 
