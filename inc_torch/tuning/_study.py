@@ -18,7 +18,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from inc_torch.core.errors import ConfigError, StateError
@@ -41,13 +41,13 @@ HEARTBEAT_SECONDS: float = 20
 _SAMPLES, _ALPHA = "calibration samples", "smoothing alpha"
 _OWN = "inc_torch"
 """Key of what a study is about."""
-_WORKER, _BEAT = "worker", "heartbeat"
-"""Of a trial: who runs it, or has put it down to be run; how often that one has said since that it lives."""
+_ASKER, _WORKER, _BEAT = "asker", "worker", "heartbeat"
+"""Of a trial: who has put it down to be run; who runs it; how often that one has said since that it lives."""
 _ATTEMPTING: set[str] = set()
 """The studies of this process that try a recipe just now, by the run in `_WORKER`."""
-_TAKING = threading.RLock()
-"""Held from where a waiting trial is taken until it is marked as the taker's: before, it looks like one whose worker,
-who put it down, is gone. Other processes ask whether that one's process lives; threads of one process wait here."""
+_TAKING_SECONDS: float = 5
+"""Longest time between the two steps in which a worker takes a trial: it begins to run, and is marked as the worker's.
+One that is left in between was of a process that is no more."""
 _FARTHEST: Final = 1e3
 """What is not finite is told to Optuna as so many times the baseline, or as so much if that is less."""
 
@@ -112,7 +112,7 @@ class TuningStudy:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         self.name = f"{about.get('model', 'model')} {about.get('strategy', '')} {digest}"
         self._worker = {"host": host(), "process": this_process(), "run": str(uuid.uuid4())}
-        self._beats: dict[int, tuple[object, float]] = {}
+        self._signs: dict[int, tuple[object, float]] = {}
         with _QUIET:
             storage = opened(where, must_exist=must_exist)
             self.is_kept = storage is not None
@@ -193,28 +193,25 @@ class TuningStudy:
         """
         import optuna
 
-        self.release_dead()
+        self._see_all_taken()
         if not self._is_waiting(recipe):
             self._enqueue(self.parameters_of(recipe))
         self._study.sampler = sampler or optuna.samplers.RandomSampler(seed=0)
         attempt = _Attempt(self, measure, goal, most)
         _ATTEMPTING.add(self._worker["run"])
         try:
-            attempt.taking.enter_context(_TAKING)
             with _QUIET:
                 self._study.optimize(attempt, n_trials=1, catch=(_RefusedError,))
         except BaseException as error:
-            attempt.taking.close()
             _ATTEMPTING.discard(self._worker["run"])
             with contextlib.suppress(Exception):  # of a storage that may be what failed
-                self.release_dead()
+                self._release_own()
             if isinstance(error, UnboundLocalError) and isinstance(error.__context__, KeyboardInterrupt):
                 raise error.__context__ from None  # Optuna stumbles over one that comes between its steps
             if attempt.error is None and isinstance(error, (RuntimeError, ValueError)) and self._has_lost(attempt):
                 return False
             raise
         finally:
-            attempt.taking.close()
             _ATTEMPTING.discard(self._worker["run"])
         if attempt.error is not None:
             raise attempt.error
@@ -245,29 +242,51 @@ class TuningStudy:
 
     def release_dead(self) -> None:
         """Give back the trials of processes that are no more; not while one of this object runs."""
+        for trial in self._running():
+            if not self._is_worked_on(trial):
+                self._give_back(trial)
+
+    def _release_own(self) -> None:
+        """Give back what this worker had begun or was about to."""
+        for trial in self._running():
+            if trial.user_attrs.get(_WORKER, trial.user_attrs.get(_ASKER)) == self._worker:
+                self._give_back(trial)
+
+    def _see_all_taken(self) -> None:
+        """Wait until every trial that runs is known to be somebody's: what a killed process left comes before others."""
+        self.release_dead()
+        while any(_WORKER not in trial.user_attrs and _ASKER in trial.user_attrs for trial in self._running()):
+            time.sleep(_TAKING_SECONDS / 100)
+            self.release_dead()
+
+    def _running(self) -> list[optuna.trial.FrozenTrial]:
         import optuna
 
-        with _TAKING:
-            for trial in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-                if not self._is_worked_on(trial):
-                    with contextlib.suppress(RuntimeError, ValueError):  # another process was first
-                        self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                        if (recipe := self._recipe_tried(trial)) is not None:
-                            self._enqueue(self.parameters_of(recipe))
+        return self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+
+    def _give_back(self, trial: optuna.trial.FrozenTrial) -> None:
+        import optuna
+
+        with contextlib.suppress(RuntimeError, ValueError):  # another process was first
+            self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            if (recipe := self._recipe_tried(trial)) is not None:
+                self._enqueue(self.parameters_of(recipe))
 
     def _is_worked_on(self, trial: optuna.trial.FrozenTrial) -> bool:
         """Whether the process that runs a trial lives: looked for on this host, heard of from others."""
-        worker = trial.user_attrs.get(_WORKER, {})
+        known = trial.user_attrs
+        worker, beat = known.get(_WORKER, {}), known.get(_BEAT)
         if worker.get("host") == self._worker["host"]:
             if worker["process"] == self._worker["process"]:
                 return worker["run"] in _ATTEMPTING
             return is_alive(worker["process"])
-        now, beat = time.monotonic(), trial.user_attrs.get(_BEAT)
-        before, since = self._beats.setdefault(trial.number, (beat, now))
-        if beat != before:
-            self._beats[trial.number] = beat, now
+        patience = _TAKING_SECONDS if _ASKER in known and not worker else 3 * HEARTBEAT_SECONDS
+        now, sign = time.monotonic(), (worker.get("run"), beat)
+        before, since = self._signs.setdefault(trial.number, (sign, now))
+        if sign != before:
+            self._signs[trial.number] = sign, now
             return True
-        return now - since <= 3 * HEARTBEAT_SECONDS
+        return now - since <= patience
 
     def _begun(self) -> list[tuple[optuna.trial.FrozenTrial, Recipe]]:
         """The trials that are running or through, and their recipes; those of other programs left out."""
@@ -284,7 +303,7 @@ class TuningStudy:
         return any(self._recipe_tried(trial) == recipe for trial in waiting)
 
     def _enqueue(self, parameters: dict[str, Any]) -> None:
-        """Put a trial down to be run: whole, in one step, and as this worker's, who is likely to run it."""
+        """Put a trial down to be run: whole, in one step."""
         import optuna
 
         self._study.add_trial(
@@ -292,7 +311,7 @@ class TuningStudy:
                 state=optuna.trial.TrialState.WAITING,
                 params=parameters,
                 distributions=self._distributions,
-                user_attrs={_WORKER: self._worker},
+                user_attrs={_ASKER: self._worker},
             )
         )
 
@@ -315,8 +334,7 @@ class TuningStudy:
         drawn = self._study.get_trials(deepcopy=False)[trial.number]
         if not (drawn.user_attrs or drawn.params or drawn.system_attrs.get("fixed_params")):
             raise _RefusedError
-        if trial.user_attrs.get(_WORKER) != self._worker:
-            trial.set_user_attr(_WORKER, self._worker)
+        trial.set_user_attr(_WORKER, self._worker)
         own = self.recipe_of(
             {name: trial.suggest_categorical(name, values) for name, values in self._parameters.items()}
         )
@@ -416,7 +434,6 @@ class _Attempt:
     measure: Callable[[Recipe], Measured]
     goal: Goal
     most: int
-    taking: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     number: int | None = None
     is_through: bool = False
     error: BaseException | None = None
@@ -424,7 +441,6 @@ class _Attempt:
     def __call__(self, trial: optuna.Trial) -> list[float]:
         self.number = trial.number
         recipe = self.study.begin(trial, self.most)
-        self.taking.close()
         with self.study.beating(trial):
             try:
                 measured = self.measure(recipe)

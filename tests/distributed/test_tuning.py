@@ -38,6 +38,7 @@ FILES = ["own.db", "own.journal"]
 @pytest.fixture(autouse=True)
 def _polls_often(monkeypatch):
     monkeypatch.setattr(_search, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(_study, "_TAKING_SECONDS", 1.0)
     monkeypatch.setattr(JournalFileOpenLock.__init__, "__defaults__", (3,))
 
 

@@ -142,6 +142,7 @@ def work(
         dies: At which write, and ``"before"``, ``"within"`` or ``"after"`` it.
     """
     _search._POLL_SECONDS = 0.05
+    _study._TAKING_SECONDS = 1.0
     if host is not None:
         _study.host = lambda: host
     if heartbeat is not None:

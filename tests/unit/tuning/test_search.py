@@ -571,7 +571,7 @@ def test_a_worker_of_another_machine_that_says_nothing_any_more_loses_its_trial(
     gone = opened(kept)
     elsewhere(monkeypatch, gone)
     gone._enqueue(gone.parameters_of(SPACE.default))
-    gone._study.ask()
+    gone._study.ask().set_user_attr("worker", gone._worker)
     study = opened(kept)
     clock.step = 10.0
     result = ran(study)
@@ -585,6 +585,7 @@ def test_a_worker_of_another_machine_that_lives_keeps_its_trial(kept, clock, mon
     elsewhere(monkeypatch, other)
     other._enqueue(other.parameters_of(SPACE.default))
     trial, beats = other._study.ask(), itertools.count(1)
+    trial.set_user_attr("worker", other._worker)
 
     def sleep(seconds):
         clock.now += 40.0

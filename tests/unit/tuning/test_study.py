@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import optuna
@@ -19,7 +20,7 @@ import pytest
 from optuna.samplers import RandomSampler, TPESampler
 
 from inc_torch.core.errors import ArtifactError, ConfigError, StateError
-from inc_torch.tuning import _storage, _workers
+from inc_torch.tuning import _storage, _study, _workers
 from inc_torch.tuning._search import Limits
 from inc_torch.tuning._space import Recipe, Space
 from inc_torch.tuning._strategy import Goal
@@ -565,22 +566,32 @@ def test_nothing_is_tried_in_place_of_what_another_worker_was_faster_to_take(kep
     assert [trial.recipe for trial in study.trials()] == [DEFAULT]
 
 
-def test_a_trial_that_is_just_being_taken_is_not_given_away(kept, monkeypatch):
-    """It is still marked as of the worker who put it down, which is not at work."""
+def test_a_trial_that_is_just_being_taken_is_not_given_away(kept):
+    """Neither by the one who put it down and is not at work, nor by others."""
     owner, taker, other = opened(kept), opened(kept), opened(kept)
     owner._enqueue(owner.parameters_of(DEFAULT))
-    looking, begin = threading.Thread(target=other.release_dead), taker.begin
+    begin = taker.begin
 
     def begun(trial, most):
-        looking.start()
-        looking.join(0.3)
+        owner.release_dead()
+        other.release_dead()
         return begin(trial, most)
 
-    monkeypatch.setattr(taker, "begin", begun)
+    taker.begin = begun
     assert attempt(taker, DEFAULT)
-    looking.join(10)
     assert [(trial.recipe, trial.state) for trial in other.trials()] == [(DEFAULT, "complete")]
     assert [trial.state.name for trial in underneath(other).get_trials()] == ["COMPLETE"]
+
+
+def test_a_trial_left_while_it_was_taken_is_tried_before_others(kept, monkeypatch):
+    monkeypatch.setattr(_study, "_TAKING_SECONDS", 0.2)
+    owner, other = opened(kept), opened(kept)
+    owner._enqueue(owner.parameters_of(DEFAULT))
+    underneath(owner).ask()  # by a process that is killed then
+    began = time.monotonic()
+    assert attempt(other, FIRST_FLOAT)
+    assert time.monotonic() - began >= 0.2
+    assert [trial.recipe for trial in other.trials()] == [DEFAULT]
 
 
 STEPS = ["create_new_trial", "get_all_trials", "set_trial_state_values", "set_trial_user_attr", "get_trial"]
