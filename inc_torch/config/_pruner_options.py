@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from inc_torch.config._checks import Place, text
-from inc_torch.config._pruning_later import HEAD_PATTERN, LaterOptions, is_later_type
+from inc_torch.config._pruning_later import LaterOptions, is_later_type
 from inc_torch.core.errors import ConfigError, did_you_mean
 from inc_torch.pruners import ALLOCATIONS, CRITERIA, REGULARIZERS, SCHEDULES, Limits, PrunerSpec, parse_pattern
+from inc_torch.pruners.patterns.heads import Heads
 
 __all__ = ["PrunerOptions", "check_pattern", "check_pruning_type", "default_pattern"]
 
@@ -28,12 +29,11 @@ def check_pruning_type(value: object, place: Place) -> str:
 def check_pattern(value: object, place: Place) -> str:
     """The name of a pattern, as it is written; a prefix such as ``tile_pattern_`` does not count."""
     name = text(value, place)
-    if _bare(name) != HEAD_PATTERN:
-        try:
-            parse_pattern(name)
-        except ConfigError as error:
-            message = f"{place}={value!r}: {error}"
-            raise ConfigError(message) from error
+    try:
+        parse_pattern(name)
+    except ConfigError as error:
+        message = f"{place}={value!r}: {error}"
+        raise ConfigError(message) from error
     return name
 
 
@@ -125,9 +125,9 @@ class PrunerOptions:
     def _check_pattern(self, owner: str) -> None:
         """What is scored or shortened as a whole has to be pruned as a whole."""
         parsed, place = parse_pattern(self.pattern_text), Place(owner, "pattern")
-        if parsed.density == 1:
-            if self.is_after_training and _bare(self.pattern_text) != "1x1":
-                raise place.error(self.pattern_text, f"'1x1' or N:M for {self.pruning_type!r}")
+        if self.is_after_training and parsed.density == 1 and _bare(self.pattern_text) != "1x1":
+            raise place.error(self.pattern_text, f"'1x1' or N:M for {self.pruning_type!r}")
+        if parsed.density == 1 and not isinstance(parsed, Heads):
             return
         if self.reg_type is not None:
             raise place.error(self.pattern_text, f"a block pattern such as '4x1' for reg_type={self.reg_type!r}")

@@ -12,9 +12,7 @@ from typing import final
 from inc_torch.config._checks import Place
 from inc_torch.core.errors import ConfigError
 
-__all__ = ["HEAD_PATTERN", "LaterOptions", "base_type", "is_later_type"]
-
-HEAD_PATTERN = "mha"
+__all__ = ["LaterOptions", "base_type", "is_later_type"]
 
 _PROGRESSIVE = "_progressive"
 _INSTEAD = {
@@ -69,8 +67,6 @@ class LaterOptions:
         if self.pruning_type.endswith(_PROGRESSIVE):
             self._check_progressive()
             return "pruning_type", self.pruning_type, f"Use {plain!r}, which ends at the same sparsity."
-        if self.pattern == HEAD_PATTERN:
-            return "pattern", self.pattern, "Use a block of rows, such as '64x1'."
         return None
 
     def _check_type(self) -> None:

@@ -20,7 +20,7 @@ from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners._base import Grid, PrunerSpec
 from inc_torch.pruners._matrix import MatrixView
 
-__all__ = ["Layer", "Selection", "select_layers"]
+__all__ = ["Layer", "Selection", "hindrance", "select_layers", "warn_left_dense"]
 
 LEAST_RANK = 2
 
@@ -42,10 +42,17 @@ class Layer:
 @final
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The layers of one pruner, and what was left dense and why."""
+    """The layers of one pruner, and what was left dense and why.
+
+    Attributes:
+        layers: What is pruned.
+        left_dense: What is not.
+        bonds: Layers of which the same units are pruned, by index; none where each layer is for itself.
+    """
 
     layers: tuple[Layer, ...]
     left_dense: tuple[Finding, ...] = field(default=())
+    bonds: tuple[tuple[int, ...], ...] = ()
 
 
 def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
@@ -87,7 +94,7 @@ def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
     if not layers:
         raise ConfigError(_nothing_selected(model, spec, left_dense))
     if unfit:
-        warn_user(_left_dense(unfit, spec), InexactWarning)
+        warn_left_dense(unfit, spec)
     return Selection(tuple(layers), tuple(left_dense))
 
 
@@ -115,6 +122,12 @@ def _candidates(model: nn.Module, spec: PrunerSpec) -> Iterable[tuple[str, nn.Mo
 
 
 def _grid(name: str, module: nn.Module, weight: nn.Parameter | None, spec: PrunerSpec) -> Grid | str:
+    reason = hindrance(name, module, weight, spec)
+    return reason or spec.pattern.grid(MatrixView.of(module, module.get_parameter("weight").shape), spec.reduction)
+
+
+def hindrance(name: str, module: nn.Module, weight: nn.Parameter | None, spec: PrunerSpec) -> str | None:
+    """Why a weight cannot be pruned whatever the pattern, or None."""
     if weight is None:
         return "its weight is computed from other tensors"
     if isinstance(weight, UninitializedParameter):
@@ -130,7 +143,7 @@ def _grid(name: str, module: nn.Module, weight: nn.Parameter | None, spec: Prune
         return f"its weight is frozen, and {type(spec.criterion).__name__} needs gradients"
     if weight.dim() < LEAST_RANK:
         return f"a weight of rank {weight.dim()} is no matrix"
-    return spec.pattern.grid(MatrixView.of(module, weight.shape), spec.reduction)
+    return None
 
 
 def _refuse_if_named(name: str, reason: str, spec: PrunerSpec) -> None:
@@ -142,13 +155,15 @@ def _refuse_if_named(name: str, reason: str, spec: PrunerSpec) -> None:
         raise ConfigError(message)
 
 
-def _left_dense(reasons: Sequence[str], spec: PrunerSpec) -> str:
+def warn_left_dense(reasons: Sequence[str], spec: PrunerSpec) -> None:
+    """Say which of the selected layers are not pruned, and why."""
     shown = "; ".join(reasons[:3]) + ("; ..." if reasons[3:] else "")
-    return (
+    message = (
         f"Pruning {spec.pattern_text!r} leaves {len(reasons)} of the selected layers dense: {shown}. Take them out "
         "with excluded_op_names, or mend what the reason says: a pattern that divides, a weight that learns (or "
         "pruning_type='magnitude', which needs no gradients)."
     )
+    warn_user(message, InexactWarning)
 
 
 def _nothing_selected(model: nn.Module, spec: PrunerSpec, left_dense: Sequence[Finding]) -> str:

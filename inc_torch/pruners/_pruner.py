@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -15,12 +16,15 @@ from inc_torch.core.sharding import held
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners._base import PrunerSpec, Reduction
+from inc_torch.pruners._bonds import Bonds
+from inc_torch.pruners._head_layers import select_heads
 from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._layout import CopiesLayout, Layout
 from inc_torch.pruners._select import count_of
 from inc_torch.pruners._sharded_layout import ShardedLayout
 from inc_torch.pruners._weights import Weights, is_sharded
 from inc_torch.pruners._window import PruningWindow
+from inc_torch.pruners.patterns.heads import Heads
 
 __all__ = ["Pruner"]
 
@@ -56,8 +60,11 @@ class Pruner:
         self.spec = spec
         self.group = group
         self.window = PruningWindow(spec)
-        selection = select_layers(model, spec)
+        selection = select_heads(model, spec) if isinstance(spec.pattern, Heads) else select_layers(model, spec)
         self.layers: tuple[Layer, ...] = selection.layers
+        self._bonds = Bonds(selection.bonds) if selection.bonds else None
+        # Of layers that are bound together, the units of the first are counted.
+        self._counted = [bond[0] for bond in selection.bonds] or list(range(len(self.layers)))
         self.left_dense = selection.left_dense
         self.stored_masks: dict[str, torch.Tensor] = {}
         self._scores: torch.Tensor | None = None
@@ -124,8 +131,7 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """Share of units pruned by the current masks (of elements for N:M)."""
-        units = sum(layer.grid.units for layer in self.layers)
-        return self._pruned_units() * self.spec.pattern.density / units
+        return self._pruned_units() * self.spec.pattern.density / sum(self._units())
 
     @property
     def is_finished(self) -> bool:
@@ -223,7 +229,7 @@ class Pruner:
         """Say once that training ended before the goal was reached."""
         # Caps and the local scope round down layer by layer.
         share = self.window.goal / self.spec.pattern.density
-        wanted = sum(count_of(share, layer.grid.units) for layer in self.layers)
+        wanted = sum(count_of(share, units) for units in self._units())
         if self.spec.locks_zeros or self._pruned_units() >= wanted:
             return
         message = (
@@ -295,12 +301,15 @@ class Pruner:
     def _score_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.spec.has_short_scores else torch.float32
 
+    def _units(self) -> list[int]:
+        return [self.layers[index].grid.units for index in self._counted]
+
     def _pruned_units(self) -> int:
-        return sum(units for units, _ in self._counts)
+        return sum(self._counts[index][0] for index in self._counted)
 
     def _units_in(self, share: float) -> int:
         """Whole units in a share of all of them (of their elements for N:M)."""
-        return count_of(share / self.spec.pattern.density, sum(layer.grid.units for layer in self.layers))
+        return count_of(share / self.spec.pattern.density, sum(self._units()))
 
     def _has_scores(self) -> bool:
         """Whether scores were taken that say anything: where all gradients were zero, any unit is like any other."""
@@ -342,9 +351,9 @@ class Pruner:
     def _lock_zeros(self) -> None:
         present = self._reduced((self._weights.here(layer) != 0).float() for layer in self.layers)
         self.layout.join_scores_(present, [], self.spec.reduction)
-        self._set_masks(
-            part.grid.zeros_of(scores) for part, scores in zip(self.layout.parts, self._shaped(present), strict=True)
-        )
+        parts = zip(self.layout.parts, self._shaped(present), strict=True)
+        masks = [part.grid.zeros_of(scores) for part, scores in parts]
+        self._set_masks(masks if self._bonds is None else self._of_whole(self._bonds.joined(self._whole(masks))))
         self._initial = self.sparsity
 
     def _update_masks(self, ratio: float) -> None:
@@ -352,19 +361,37 @@ class Pruner:
             self._scores = self._fresh_scores([self._weights.used(layer) for layer in self.layers])
         if self._scores is None:
             return
-        shaped = self._shaped(self._scores)
-        grids = [part.grid for part in self.layout.parts]
-        sizes = [grid.units for grid in grids]
-        units = self._scores.float()
-        if sizes != self._score_sizes:
-            units = torch.cat([grid.unit_scores(own).float() for grid, own in zip(grids, shaped, strict=True)])
-        density = self.spec.pattern.density
-        ranking = self.layout.ranking(units)
-        self.spec.allocation.prune(ranking, ratio / density, self.spec.limits.scaled(1 / density))
-        kept = torch.split(ranking.kept(), sizes)
-        self._set_masks(grid.mask(own, keep) for grid, own, keep in zip(grids, shaped, kept, strict=True))
+        self._set_masks(self._chosen(self._scores, ratio))
         if not self.spec.criterion.needs_gradient:
             self._scores = None
+
+    def _chosen(self, scores: torch.Tensor, ratio: float) -> Iterable[torch.Tensor]:
+        """Masks of all layers in which a share of the units is pruned, those of the least scores."""
+        shaped = self._shaped(scores)
+        density = self.spec.pattern.density
+        limits = self.spec.limits.scaled(1 / density)
+        if self._bonds is not None:
+            choose = partial(self.spec.allocation.prune, ratio=ratio, limits=limits)
+            return self._of_whole(self._bonds.kept(self._whole(shaped), choose))
+        grids = [part.grid for part in self.layout.parts]
+        sizes = [grid.units for grid in grids]
+        units = scores.float()
+        if sizes != self._score_sizes:
+            units = torch.cat([grid.unit_scores(own).float() for grid, own in zip(grids, shaped, strict=True)])
+        ranking = self.layout.ranking(units)
+        self.spec.allocation.prune(ranking, ratio / density, limits)
+        kept = torch.split(ranking.kept(), sizes)
+        return (grid.mask(own, keep) for grid, own, keep in zip(grids, shaped, kept, strict=True))
+
+    def _whole(self, stored: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """One entry a unit of whole layers, from what is here of each."""
+        here = zip(self.layers, self.layout.parts, stored, strict=True)
+        return [self.layout.gather(part, own, layer.grid.score_shape).flatten() for layer, part, own in here]
+
+    def _of_whole(self, kept: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What is here of the masks of whole layers."""
+        here = zip(self.layers, self.layout.parts, kept, strict=True)
+        return [part.cut(keep.view(layer.grid.mask_shape), part.grid.mask_shape) for layer, part, keep in here]
 
     def _set_masks(self, masks: Iterable[torch.Tensor]) -> None:
         self.stored_masks = {

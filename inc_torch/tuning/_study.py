@@ -253,7 +253,7 @@ class TuningStudy:
                 self._give_back(trial)
 
     def _see_all_taken(self) -> None:
-        """Wait until every trial that runs is known to be somebody's: what a killed process left comes before others."""
+        """Wait until every trial that runs is known to be somebody's, so that what was left comes before others."""
         self.release_dead()
         while any(_WORKER not in trial.user_attrs and _ASKER in trial.user_attrs for trial in self._running()):
             time.sleep(_TAKING_SECONDS / 100)
