@@ -55,12 +55,14 @@ class Attention:
         name: Of the module that holds all its layers.
         core: Of the module that keeps the number of heads.
         heads: How many there are.
+        size: Channels of one query head.
         members: The layers that make queries, keys and values, and behind them the one that takes the heads in.
     """
 
     name: str
     core: str
     heads: int
+    size: int
     members: tuple[HeadChannels, ...]
 
 
@@ -132,7 +134,7 @@ def _read(
         sizes = [(outputs // heads,) for outputs in made]
     members = [HeadChannels(layer, own_sizes, True) for layer, own_sizes in zip(makers, sizes, strict=True)]
     taken = HeadChannels(output, (width // heads,), False)
-    return Attention(_common(layers), name, heads, (*members, taken))
+    return Attention(_common(layers), name, heads, size, (*members, taken))
 
 
 def _shape(module: nn.Module) -> MatrixView:

@@ -82,5 +82,6 @@ def _no_heads(model: nn.Module, spec: PrunerSpec, attentions: Sequence[Attention
         return f"WeightPruningConfig with pattern='mha', {wanted} matches no attention of {listed(names)}.{nearest}"
     return (
         f"pattern='mha' finds no attention in {type(model).__name__}: expected modules with a number or a size of "
-        "heads (num_heads, head_dim, ...) and linear layers for queries, keys, values and the output. Use another pattern."
+        "heads (num_heads, head_dim, ...) and linear layers for queries, keys, values and the output. Use another "
+        "pattern."
     )

@@ -66,6 +66,35 @@ def transformer_like() -> nn.Sequential:
     return nn.Sequential(Conv1D(12, 8), nn.ReLU(), Conv1D(8, 12), nn.ReLU(), nn.Linear(8, 20), nn.ReLU())
 
 
+class Attending(nn.Module):
+    """Four heads of two channels, which attend to each other instead of to tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def made(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        return [maker(batch) for maker in (self.query, self.key, self.value)]
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        query, key, value = (own.unflatten(-1, (4, 2)) for own in self.made(batch))
+        return self.out(((query * key).sum(-1, keepdim=True).sigmoid() * value).flatten(1))
+
+
+class FusedAttending(Attending):
+    """As in GPT-2: one turned layer for queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.query, self.key, self.value, self.out
+        self.split_size = 8
+        self.c_attn, self.out = Conv1D(24, 8), Conv1D(8, 8)
+
+    def made(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        return list(self.c_attn(batch).split(8, -1))
+
+
 @dataclass(frozen=True)
 class Case:
     """One pruner on one model; with every second case the model is sharded before its pruner is made."""
@@ -100,6 +129,10 @@ def odd() -> nn.Sequential:
     return linears(8, 3, 7, 5)
 
 
+def attending() -> nn.Sequential:
+    return nn.Sequential(Attending(), nn.ReLU(), FusedAttending(), nn.ReLU())
+
+
 TIGHT = Limits(0.3, 0.6)
 CASES = {
     "4x1 even": case(even, "4x1"),
@@ -122,6 +155,8 @@ CASES = {
     "2:4 in inputs": case(transformer_like, "2:4"),
     "1x4 in inputs": case(transformer_like, "1x4"),
     "4x1 in inputs": case(transformer_like, "4x1"),
+    "heads": case(attending, "mha"),
+    "heads, local": case(attending, "mha", "magnitude", scope="local"),
     "lock": case(straddling, "4x1", locks_zeros=True, start=0, end=0, prepare=zeros),
     "lock 2:4": case(transformer_like, "2:4", start=0, end=0, locks_zeros=True, prepare=zeros),
     "initial zeros": case(straddling, "1x1", "magnitude", keeps_initial_zeros=True, target=0.8, prepare=zeros),
@@ -266,7 +301,7 @@ def prune_as_alone(names: list[str]) -> list[float]:
 
 QUICK = {
     2: [name for name in CASES if name not in ("1x1 odd", "4x1 straddling, max", "2:4", "lock")],
-    3: ["1x1 odd", "channelx1 odd", "4x1 convolutions", "2:4 in inputs"],
+    3: ["1x1 odd", "channelx1 odd", "4x1 convolutions", "2:4 in inputs", "heads"],
     4: ["4x1 even", "4x1 straddling, max", "1x1 odd, limits", "channelx1", "2:4", "1x4 in inputs", "lock"],
 }
 
@@ -337,7 +372,7 @@ def test_ranks_without_rows_take_part():
 
 # ------------------------------------------------------------------------------------ save and resume
 
-RESUMED = ["4x1 straddling", "2:4 in inputs", "1x1 odd, local", "channelx1", "4x1 convolutions"]
+RESUMED = ["4x1 straddling", "2:4 in inputs", "1x1 odd, local", "channelx1", "4x1 convolutions", "heads"]
 
 
 def go_on(saved: dict[str, Any], steps: int, *, is_early: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from inc_torch.core.errors import ConfigError, ModelError
 from inc_torch.core.names import named_layers, unwrapped
+from inc_torch.pruners._attention import find_attentions
 from inc_torch.pruners.slimming._channels import find_sinks
 from inc_torch.pruners.slimming._inputs import example_inputs
 
@@ -26,13 +27,13 @@ def parse_auto_slim_config(
     """Return the ``pruning_configs`` that prune what `model_slim` can take out.
 
     The second layer of each feed-forward part loses whole inputs (``channelx1``), for which nothing in front of it has
-    to be computed any more.
+    to be computed any more; attentions lose whole heads (``mha``).
 
     Args:
         model: Any model with pairs of linear layers, between which channels are not mixed.
         dataloader: Its first batch is what the model is run on; None takes the model's own ``dummy_inputs``.
         ffn2_sparsity: Share of inputs to prune, in [0, 1); 0 prunes none.
-        mha_sparsity: Share of attention heads; not in this version.
+        mha_sparsity: Share of attention heads to prune, in [0, 1); 0 prunes none.
         kwargs: Other options of these dicts, such as ``start_step``. ``pruning_scope="local"`` keeps layers equally
             wide, as the configurations of transformers need it.
 
@@ -54,14 +55,20 @@ def parse_auto_slim_config(
     for name, value in (("ffn2_sparsity", ffn2_sparsity), ("mha_sparsity", mha_sparsity)):
         if not 0 <= value < 1:
             raise ConfigError.field(parse_auto_slim_config.__name__, name, value, "a number in [0, 1)")
+    configs: list[dict[str, Any]] = []
+    if ffn2_sparsity:
+        names = _second_layers(model, dataloader)
+        configs.append({"op_names": names, "pattern": "channelx1", "target_sparsity": ffn2_sparsity})
     if mha_sparsity:
-        message = (
-            f"parse_auto_slim_config(mha_sparsity={mha_sparsity}): this version of inc_torch cannot prune heads. Prune "
-            "feed-forward layers: ffn2_sparsity."
-        )
-        raise ConfigError(message)
-    if not ffn2_sparsity:
-        return []
+        if not find_attentions(model)[0]:
+            message = f"{type(model).__name__} has no attention of which heads could be pruned: leave mha_sparsity out."
+            raise ModelError(message)
+        configs.append({"pattern": "mha", "target_sparsity": mha_sparsity})
+    return [config | kwargs for config in configs]
+
+
+def _second_layers(model: nn.Module, dataloader: Iterable[object] | None) -> list[str]:
+    """Expressions that find the second layer of each feed-forward part, and no others."""
     sinks = [sink.name for sink in find_sinks(model, example_inputs(model, dataloader))]
     if not sinks:
         message = (
@@ -70,8 +77,7 @@ def parse_auto_slim_config(
         )
         raise ModelError(message)
     others = [name for name, _ in named_layers(unwrapped(model)) if name not in sinks]
-    names = [_found_alone(name, others) for name in sinks]
-    return [{"op_names": names, "pattern": "channelx1", "target_sparsity": ffn2_sparsity, **kwargs}]
+    return [_found_alone(name, others) for name in sinks]
 
 
 def _found_alone(name: str, others: Sequence[str]) -> str:

@@ -1,49 +1,47 @@
-"""Take dead channels out of pairs of linear layers."""
+"""Make a pruned model smaller: dead channels go out of pairs of linear layers, dead heads out of attentions."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import TypeVar, final
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
-from inc_torch.core.batches import Inputs, output_of
-from inc_torch.core.borrowing import Snapshot
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError
 from inc_torch.core.names import unwrapped
-from inc_torch.core.sharding import plain_class
 from inc_torch.core.user_warning import warn_user
-from inc_torch.pruners._matrix import MatrixView, matrix_of
+from inc_torch.pruners._matrix import matrix_of
 from inc_torch.pruners.slimming._channels import Sink, find_sinks, linear_layers
+from inc_torch.pruners.slimming._heads import find_dead_heads, take_out_heads
 from inc_torch.pruners.slimming._inputs import example_inputs
+from inc_torch.pruners.slimming._removal import describes, keep_channels, undone_on_error, with_equal_outputs
 
 __all__ = ["model_slim"]
 
 logger = logging.getLogger(__name__)
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-_TOLERANCE = 1e-4
-"""Of outputs, relative to their greatest magnitude: sums of fewer zeros round in another order."""
 _NOT_WIDTHS = ("vocab_size", "hidden_size", "max_position_embeddings", "n_positions", "n_embd", "d_model")
 _UNSET_WIDTHS = ("n_inner", "intermediate_size", "ffn_dim")
 """Attributes of configurations that stand for a multiple of another width where they are None."""
 
 
-def model_slim(model: ModelT, dataloader: Iterable[object] | None = None, round_multiplier: int = 32) -> ModelT:
+def model_slim(
+    model: ModelT, dataloader: Iterable[object] | None = None, round_multiplier: int = 32, *, loadable: bool = True
+) -> ModelT:
     """Make a pruned model smaller, in place, with the same outputs.
 
     Where all weights that look at a channel are zero, and linear layers in front make that channel by itself (the
     feed-forward parts of transformers, gated or not; perceptrons), the channel goes: the inputs of the one, the
     outputs and biases of the others. Layers whose names differ in numbers alone stay equally wide, and the width in a
     transformers configuration (``intermediate_size``, ``n_inner``, ...) is set, so that ``save_pretrained`` and
-    ``from_pretrained`` work as before.
+    ``from_pretrained`` work as before. Attention heads that the output layer does not look at (``pattern="mha"``) go
+    too, at least one in each attention stays.
 
     The model is run before and after; if an output differs it is left as it was. Weights are new Parameters: make
     optimizers anew.
@@ -52,7 +50,10 @@ def model_slim(model: ModelT, dataloader: Iterable[object] | None = None, round_
         model: Any model, pruned by whole inputs (``pattern="channelx1"``), see `parse_auto_slim_config`.
         dataloader: Its first batch is what the model is run on; None takes the model's own ``dummy_inputs``.
         round_multiplier: As many channels, or a multiple, are taken out of a layer, so that widths stay good for
-            kernels; 0 and 1 take out all.
+            kernels; 0 and 1 take out all. Heads are taken out whole.
+        loadable: Leave heads in where the configuration cannot say that some are gone, with a warning: so it is with
+            BERT, RoBERTa, DistilBERT and GPT-2, which take the size of a head from the width and their number. Llama
+            and ViT can. False takes them out; ``from_pretrained`` cannot open such a model.
 
     Returns:
         The model.
@@ -79,23 +80,17 @@ def model_slim(model: ModelT, dataloader: Iterable[object] | None = None, round_
     inner = unwrapped(model)
     inputs = example_inputs(model, dataloader)
     layers = linear_layers(inner)
+    heads = find_dead_heads(inner, layers)
     cuts = _cuts(find_sinks(model, inputs), layers, max(1, round_multiplier))
-    if not cuts:
+    if not (heads or cuts):
         warn_user(_nothing_dead(inner, round_multiplier), InexactWarning)
-        return model
-    before, snapshot = _outputs(model, inputs), Snapshot(inner)
-    config = copy.deepcopy(getattr(inner, "config", None))
-    try:
-        for cut in cuts:
-            cut.carry_out(layers)
-        _require_equal(inner, before, _outputs(model, inputs))
-        _set_width(inner, cuts)
-    except BaseException:
-        snapshot.restore_()
-        if config is not None:
-            inner.config.__dict__.update(config.__dict__)
-        raise
-    logger.info("Took %d channels out of %d layers.", sum(len(cut.dead) for cut in cuts), len(cuts))
+    if heads:
+        take_out_heads(inner, layers, heads, inputs, loadable=loadable)
+    if cuts:
+        with undone_on_error(inner):
+            with_equal_outputs(inner, inputs, lambda: _carry_out(cuts, layers))
+            _set_width(inner, cuts)
+        logger.info("Took %d channels out of %d layers.", sum(len(cut.dead) for cut in cuts), len(cuts))
     return model
 
 
@@ -118,9 +113,14 @@ class _Cut:
         """Exchange the weights."""
         gone = set(self.dead)
         kept = torch.tensor([channel for channel in range(self.width) if channel not in gone])
-        _keep(layers[self.sink.name], kept, of_outputs=False)
+        keep_channels(layers[self.sink.name], kept, of_outputs=False)
         for name in self.sink.sources:
-            _keep(layers[name], kept, of_outputs=True)
+            keep_channels(layers[name], kept, of_outputs=True)
+
+
+def _carry_out(cuts: Sequence[_Cut], layers: Mapping[str, nn.Module]) -> None:
+    for cut in cuts:
+        cut.carry_out(layers)
 
 
 def _cuts(sinks: Sequence[Sink], layers: Mapping[str, nn.Module], multiple: int) -> list[_Cut]:
@@ -141,42 +141,6 @@ def _cuts(sinks: Sequence[Sink], layers: Mapping[str, nn.Module], multiple: int)
     return cuts
 
 
-def _keep(module: nn.Module, kept: torch.Tensor, *, of_outputs: bool) -> None:
-    """Keep these outputs, or inputs, of a layer."""
-    weight = module.get_parameter("weight")
-    view = MatrixView.of(module, weight.shape)
-    axis = view.axes[0 if of_outputs else -1]
-    module.weight = _selected(weight, axis, kept)
-    if of_outputs and isinstance(bias := module._parameters.get("bias"), nn.Parameter):
-        module.bias = _selected(bias, 0, kept)
-    for name in ("out_features", "nf") if of_outputs else ("in_features", "nx"):
-        if hasattr(module, name):
-            setattr(module, name, len(kept))
-
-
-def _selected(parameter: nn.Parameter, axis: int, kept: torch.Tensor) -> nn.Parameter:
-    values = parameter.detach().index_select(axis, kept.to(parameter.device)).contiguous()
-    return nn.Parameter(values, requires_grad=parameter.requires_grad)
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
-    leaves: list[Any] = tree_leaves(output_of(model, inputs))
-    return [leaf.detach().clone() for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
-
-
-def _require_equal(model: nn.Module, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
-    for expected, found in zip(before, after, strict=True):
-        error = (expected - found).abs().max() if expected.numel() else expected.new_zeros(())
-        greatest = expected.abs().max() if expected.numel() else error
-        if not bool(error <= _TOLERANCE * greatest.clamp(min=1e-6)):
-            message = (
-                f"{type(model).__name__} computes something else without its dead channels: an output differs by "
-                f"{float(error):.3g}, of {float(greatest):.3g} at most. Something else looks at these channels; the "
-                "model is as it was."
-            )
-            raise ModelError(message)
-
-
 def _set_width(model: nn.Module, cuts: Sequence[_Cut]) -> None:
     """Write new widths into a configuration of transformers, so that it describes the weights that there are."""
     config = getattr(model, "config", None)
@@ -189,7 +153,7 @@ def _set_width(model: nn.Module, cuts: Sequence[_Cut]) -> None:
         if len(remaining) == 1 and names:
             for name in names:
                 setattr(config, name, *remaining)
-    if not _describes(model):
+    if not describes(model, [name for cut in cuts for name in (cut.sink.name, *cut.sink.sources)]):
         message = (
             f"The configuration of {type(model).__name__} cannot describe its weights without their dead channels: "
             "layers would be of several widths, or no attribute of it is the width. Prune layers of one kind equally "
@@ -198,18 +162,9 @@ def _set_width(model: nn.Module, cuts: Sequence[_Cut]) -> None:
         raise ModelError(message)
 
 
-def _describes(model: nn.Module) -> bool:
-    """Whether a model made of the configuration has weights of the same shapes."""
-    kind: Any = plain_class(type(model))
-    with torch.device("meta"):
-        fresh = kind(copy.deepcopy(model.config))
-    shapes = {name: parameter.shape for name, parameter in fresh.named_parameters()}
-    return shapes == {name: parameter.shape for name, parameter in model.named_parameters()}
-
-
 def _nothing_dead(model: nn.Module, multiple: int) -> str:
     return (
         f"model_slim found nothing to take out of {type(model).__name__}: expected layers of which whole inputs are "
-        f"zero (pattern='channelx1'), {max(1, multiple)} or more in each layer of a kind. Prune what "
-        "parse_auto_slim_config names, or lower round_multiplier."
+        f"zero (pattern='channelx1'), {max(1, multiple)} or more in each layer of a kind, or attentions with heads that "
+        "are zero (pattern='mha'). Prune what parse_auto_slim_config names, or lower round_multiplier."
     )

@@ -19,7 +19,6 @@ BUILTIN = {"AssertionError": AssertionError, "TypeError": TypeError, "ValueError
 
 # INC accepts these, or fails with another builtin; here they are refused until a later version brings the technique.
 LATER = {
-    "C22": r"pattern='mha': this version of inc_torch cannot do it yet",
     "D18": r"pruning_type='magnitude_progressive': this version of inc_torch cannot do it yet",
     "D20": r"pruning_type='block_mask_progressive': 'block_mask' has no progressive form",
 }

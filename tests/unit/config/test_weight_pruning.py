@@ -331,7 +331,6 @@ class TestMessages:
 NOT_YET = [
     ({"pruning_type": "snip_momentum_progressive"}, "pruning_type", "Use 'snip_momentum', which ends at the same"),
     ({"pruning_type": "retrain_free", "pattern": "channelx1"}, "pruning_type", "Use 'magnitude' with the same pattern"),
-    ({"pattern": "mha"}, "pattern", "Use a block of rows"),
 ]
 WRONG_TOGETHER = [
     ({"pruning_type": "block_mask", "pattern": "2:4"}, "pattern='2:4': expected a block pattern such as '4x1' for"),

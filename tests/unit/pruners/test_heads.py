@@ -496,6 +496,7 @@ def test_all_layers_of_an_attention_are_its_members():
             "blocks.0",
             "blocks.0.attn",
             2,
+            2,
             (
                 HeadChannels("blocks.0.attn.query", (2,), True),
                 HeadChannels("blocks.0.attn.key", (2,), True),

@@ -38,10 +38,6 @@ LATER = {
     "P08-retrain_free": "retrain-free",
     "P09-retrain_free-oneshot": "retrain-free",
     "P10-retrain_free-short-loader": "retrain-free",
-    "H01-mha-global": "attention heads",
-    "H03-mha-magnitude-name-ignored": "attention heads",
-    "H04-mha-criterion_type": "attention heads",
-    "H05-mha-whole-layer-removed": "attention heads",
     "L01-basic_magnitude-1x1": "1.X pruners",
     "L02-basic_magnitude-tile_2x2": "1.X pruners",
     "L04-pytorch_pruner-snip_momentum": "1.X pruners",
@@ -53,6 +49,7 @@ ELSEWHERE_KINDS = {
     "sparse_gpt": "tests/unit/pruners/calibrated",
     "wanda": "tests/unit/pruners/calibrated",
     "slim": "tests/unit/pruners/slimming",
+    "mha": "tests/unit/pruners/test_heads.py",
 }
 ELSEWHERE = {"P06b-wanda-dsnot-narrow": "tests/unit/pruners/calibrated"}
 

@@ -219,7 +219,7 @@ def test_as_inc(name):
         (lambda: model_slim(mlp(4, 8, 2), [], -1), ConfigError, "round_multiplier=-1: expected an integer of 0"),
         (lambda: parse_auto_slim_config(mlp(4, 8), [torch.ones(2, 4)], 0.5), ModelError, "nothing that pruning could"),
         (lambda: parse_auto_slim_config(mlp(4, 8), None, 1.0), ConfigError, "ffn2_sparsity=1.0: expected a number"),
-        (lambda: parse_auto_slim_config(mlp(4, 8), None, 0.5, 0.5), ConfigError, "cannot prune heads"),
+        (lambda: parse_auto_slim_config(mlp(4, 8), None, 0.0, 0.5), ModelError, "has no attention of which heads"),
     ],
 )
 def test_bad_input_is_refused(call, error, message):
