@@ -78,9 +78,9 @@ def _warn_of_options_without_effect(conf: QuantizationAwareTrainingConfig, model
 
 
 def _refuse_after_training(conf: WeightPruningConfig) -> None:
-    if any(spec.is_after_training for spec in conf.to_specs()):
+    if kinds := [spec.after_training for spec in conf.to_specs() if spec.after_training]:
         message = (
-            "WeightPruningConfig.pruning_type='sparse_gpt' prunes a trained model with calibration data, at once: "
+            f"WeightPruningConfig.pruning_type={kinds[0]!r} prunes a trained model with calibration data, at once: "
             "expected a type that prunes while a model is trained. Call prepare_pruning(model, config, dataloader=...)."
         )
         raise ConfigError(message)

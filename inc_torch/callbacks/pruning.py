@@ -106,6 +106,7 @@ class PruningCallbacks(Callback):
 
     def on_train_end(self) -> None:
         for pruner in self.pruners:
+            pruner.finish()
             pruner.mask_weights()
             pruner.warn_if_missed(self.progress.step)
         self._note_sparsity()

@@ -6,24 +6,13 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from inc_torch.config._checks import Place, text
-from inc_torch.config._pruning_later import LaterOptions, is_later_type
-from inc_torch.core.errors import ConfigError, did_you_mean
+from inc_torch.config._pruning_types import LOCK, PruningType
+from inc_torch.core.errors import ConfigError
 from inc_torch.pruners import ALLOCATIONS, CRITERIA, REGULARIZERS, SCHEDULES, Limits, PrunerSpec, parse_pattern
+from inc_torch.pruners._progressive import InParts
 from inc_torch.pruners.patterns.heads import Heads
 
-__all__ = ["PrunerOptions", "check_pattern", "check_pruning_type", "default_pattern"]
-
-_LOCK = "pattern_lock"
-_AFTER_TRAINING = "sparse_gpt"
-
-
-def check_pruning_type(value: object, place: Place) -> str:
-    """A criterion, ``pattern_lock``, ``sparse_gpt``, or a name that INC has and this version has not."""
-    available = [*CRITERIA.names(), _LOCK, _AFTER_TRAINING]
-    name = text(value, place)
-    if name not in available and not is_later_type(name, available):
-        raise place.error(value, f"one of {', '.join(map(repr, available))}", did_you_mean(name, available))
-    return name
+__all__ = ["PrunerOptions", "check_pattern", "default_pattern"]
 
 
 def check_pattern(value: object, place: Place) -> str:
@@ -43,7 +32,7 @@ def _bare(pattern: str) -> str:
 
 def default_pattern(pruning_type: str) -> str:
     """Where no pattern is named: blocks, except that a lock keeps every single zero."""
-    return "1x1" if pruning_type == _LOCK else "4x1"
+    return "1x1" if pruning_type == LOCK else "4x1"
 
 
 @final
@@ -81,14 +70,13 @@ class PrunerOptions:
         return self.pattern or default_pattern(self.pruning_type)
 
     @property
-    def locks(self) -> bool:
-        """Whether zeros are only kept."""
-        return self.pruning_type == _LOCK
+    def kind(self) -> PruningType:
+        """The type, taken apart."""
+        return PruningType(self.pruning_type)
 
     @property
-    def is_after_training(self) -> bool:
-        """Whether trained weights are pruned by what calibration data show."""
-        return self.pruning_type == _AFTER_TRAINING
+    def _window(self) -> int:
+        return self.end_step - self.start_step
 
     def check(self, owner: str) -> None:
         """Check the options against each other.
@@ -97,13 +85,7 @@ class PrunerOptions:
             ConfigError: They do not go together, or ask for what this version cannot do.
         """
         self._check_window(owner)
-        LaterOptions(
-            owner=owner,
-            pruning_type=self.pruning_type,
-            pattern=_bare(self.pattern_text),
-            window=self.end_step - self.start_step,
-            frequency=self.pruning_frequency,
-        ).refuse()
+        self.kind.check(owner, _bare(self.pattern_text), self._window, self.pruning_frequency)
         self._check_criterion(owner)
         self._check_pattern(owner)
         self._check_ratios(owner)
@@ -112,12 +94,12 @@ class PrunerOptions:
         if self.end_step < self.start_step:
             want = f"a step not before start_step={self.start_step}"
             raise Place(owner, "end_step").error(self.end_step, want)
-        if self.locks and self.end_step != self.start_step:
+        if self.kind.locks and self.end_step != self.start_step:
             want = f"the same step as start_step={self.start_step}, as 'pattern_lock' looks at the weights only once"
             raise Place(owner, "end_step").error(self.end_step, want)
 
     def _check_criterion(self, owner: str) -> None:
-        if self.criterion_type is not None and self.criterion_type != self.pruning_type and not self.locks:
+        if self.criterion_type is not None and self.criterion_type != self.pruning_type and not self.kind.locks:
             hint = f" Leave it out, or set pruning_type={self.criterion_type!r}."
             want = f"the same as pruning_type={self.pruning_type!r}, which alone chooses the criterion"
             raise Place(owner, "criterion_type").error(self.criterion_type, want, hint)
@@ -125,18 +107,18 @@ class PrunerOptions:
     def _check_pattern(self, owner: str) -> None:
         """What is scored or shortened as a whole has to be pruned as a whole."""
         parsed, place = parse_pattern(self.pattern_text), Place(owner, "pattern")
-        if self.is_after_training and parsed.density == 1 and _bare(self.pattern_text) != "1x1":
+        if self.pruning_type == "sparse_gpt" and parsed.density == 1 and _bare(self.pattern_text) != "1x1":
             raise place.error(self.pattern_text, f"'1x1' or N:M for {self.pruning_type!r}")
         if parsed.density == 1 and not isinstance(parsed, Heads):
             return
         if self.reg_type is not None:
             raise place.error(self.pattern_text, f"a block pattern such as '4x1' for reg_type={self.reg_type!r}")
-        if CRITERIA.get(self._criterion_name).reduction is not None:
+        if CRITERIA.get(self.kind.criterion).reduction is not None:
             raise place.error(self.pattern_text, f"a block pattern such as '4x1' for {self.pruning_type!r}")
 
     def _check_ratios(self, owner: str) -> None:
         ceiling = parse_pattern(self.pattern_text).density
-        if not self.locks and self.target_sparsity > ceiling:
+        if not self.kind.locks and self.target_sparsity > ceiling:
             hint = " Lower target_sparsity, or choose a pattern that can prune more."
             want = f"a number up to {ceiling:g}, as N/M is the ceiling of pattern {self.pattern_text!r}"
             raise Place(owner, "target_sparsity").error(self.target_sparsity, want, hint)
@@ -149,16 +131,14 @@ class PrunerOptions:
     def _greatest(self) -> float:
         return min(self.max_sparsity_ratio_per_op, parse_pattern(self.pattern_text).density)
 
-    @property
-    def _criterion_name(self) -> str:
-        return "magnitude" if self.locks or self.is_after_training else self.pruning_type
-
     def to_spec(self) -> PrunerSpec:
         """Return the same as typed values."""
-        criterion = CRITERIA.get(self._criterion_name)()
+        criterion = CRITERIA.get(self.kind.criterion)()
+        pattern = parse_pattern(self.pattern_text)
+        is_progressive = self.kind.is_progressive and self.kind.has_time(self._window, self.pruning_frequency)
         return PrunerSpec(
             criterion=criterion,
-            pattern=parse_pattern(self.pattern_text),
+            pattern=InParts(pattern) if is_progressive else pattern,
             pattern_text=self.pattern_text,
             schedule=SCHEDULES.get(self.sparsity_decay_type)(),
             allocation=ALLOCATIONS.get(self.pruning_scope)(),
@@ -172,8 +152,9 @@ class PrunerOptions:
             excluded_op_names=self.excluded_op_names,
             op_types=self.pruning_op_types,
             keeps_initial_zeros=self.resume_from_pruned_checkpoint or self.lock_init_sparsity,
-            locks_zeros=self.locks,
+            locks_zeros=self.kind.locks,
             regularizer=None if self.reg_type is None else REGULARIZERS.get(self.reg_type)(self.reg_coeff),
             has_short_scores=self.low_memory_usage,
-            is_after_training=self.is_after_training,
+            is_progressive=is_progressive,
+            after_training=self.kind.after_training,
         )

@@ -17,7 +17,8 @@ from inc_torch.config._checks import (
     optional,
     regular_expressions,
 )
-from inc_torch.config._pruner_options import PrunerOptions, check_pattern, check_pruning_type, default_pattern
+from inc_torch.config._pruner_options import PrunerOptions, check_pattern, default_pattern
+from inc_torch.config._pruning_types import check_pruning_type
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.pruners import ALLOCATIONS, CRITERIA, REGULARIZERS, SCHEDULES, PrunerSpec
 
@@ -78,11 +79,13 @@ class WeightPruningConfig(Config):
         pruning_configs: Dicts of local options; one dict is a list of one.
         target_sparsity: Share of pattern units to prune at the end, in [0, 1); of elements for ``N:M``.
         pruning_type: What makes a weight worth keeping: ``magnitude``, ``gradient``, ``snip``, ``snip_momentum``,
-            ``block_mask`` or a plug-in; ``pattern_lock``, which only keeps the zeros that are there at
-            ``start_step``; or ``sparse_gpt``, which prunes a trained model, see `inc_torch.prepare_pruning`.
+            ``block_mask`` or a plug-in; the first four also with ``_progressive`` behind, which takes units away in
+            four parts from one update to the next; ``pattern_lock``, which only keeps the zeros that are there at
+            ``start_step``; or ``sparse_gpt`` and ``retrain_free``, which prune a trained model, see
+            `inc_torch.prepare_pruning`.
         pattern: What is pruned together: ``"4x1"`` (blocks of outputs x inputs), ``"1x1"`` (single weights),
-            ``"channelx1"``, ``"1xchannel"``, ``"2:4"`` (2 of every 4 inputs). None is ``"4x1"``, or ``"1x1"`` for
-            ``pattern_lock``.
+            ``"channelx1"``, ``"1xchannel"``, ``"2:4"`` (2 of every 4 inputs), ``"mha"`` (attention heads). None is
+            ``"4x1"``, or ``"1x1"`` for ``pattern_lock``.
         op_names: Regular expressions of layers to prune, found by ``re.search``; none means all.
         excluded_op_names: Regular expressions of layers to leave out.
         backend: Accepted for old scripts, without effect.

@@ -271,7 +271,7 @@ class PrunerSpec:
     """One pruner, parsed: a group of layers that share a pattern, a schedule and a budget.
 
     Attributes:
-        criterion: What counts. Unused when ``locks_zeros`` or ``is_after_training``.
+        criterion: What counts. Unused when ``locks_zeros`` or ``after_training``.
         pattern: What goes together, and ``pattern_text`` as the user wrote it.
         schedule: How much when.
         allocation: How much where.
@@ -289,7 +289,8 @@ class PrunerSpec:
         locks_zeros: Nothing is chosen: the zeros at ``start`` stay, nothing else (pattern lock).
         regularizer: Draws units towards zero after each optimizer step from ``start`` to ``end``.
         has_short_scores: Scores are kept in bfloat16.
-        is_after_training: Not for a `Pruner`: SparseGPT prunes the layers with calibration data.
+        is_progressive: What an update chooses is pruned in parts until the next one; the pattern is `InParts` then.
+        after_training: Not for a `Pruner`: what prunes the layers of a trained model with calibration data.
     """
 
     criterion: Criterion
@@ -310,4 +311,5 @@ class PrunerSpec:
     locks_zeros: bool = False
     regularizer: Regularizer | None = None
     has_short_scores: bool = False
-    is_after_training: bool = False
+    is_progressive: bool = False
+    after_training: Literal["sparse_gpt", "retrain_free"] | None = None

@@ -42,8 +42,13 @@ class Layout(Protocol):
         """The greatest of all scores, at least 0."""
         ...
 
-    def ranking(self, scores: torch.Tensor) -> Ranking:
-        """Rank all units by ``scores``, flat, one a unit; the ranking is used by every rank in the same way."""
+    def ranking(self, scores: torch.Tensor, *, of_entries: bool = False) -> Ranking:
+        """Rank all units, or all entries of scores; the ranking is used by every rank in the same way.
+
+        Args:
+            scores: Of all layers, flat, one a unit or an entry.
+            of_entries: Rank entries, not units.
+        """
         ...
 
     def counts(self, masks: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
@@ -89,9 +94,10 @@ class CopiesLayout:
         """See `Layout`."""
         return float(scores.amax())
 
-    def ranking(self, scores: torch.Tensor) -> Ranking:
+    def ranking(self, scores: torch.Tensor, *, of_entries: bool = False) -> Ranking:
         """See `Layout`."""
-        return LocalRanking(scores, [part.whole.units for part in self.parts])
+        sizes = [math.prod(part.whole.score_shape) if of_entries else part.whole.units for part in self.parts]
+        return LocalRanking(scores, sizes)
 
     def counts(self, masks: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
         """See `Layout`."""

@@ -20,6 +20,7 @@ from inc_torch.pruners._bonds import Bonds
 from inc_torch.pruners._head_layers import select_heads
 from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._layout import CopiesLayout, Layout
+from inc_torch.pruners._progressive import Goal
 from inc_torch.pruners._select import count_of
 from inc_torch.pruners._sharded_layout import ShardedLayout
 from inc_torch.pruners._weights import Weights, is_sharded
@@ -67,6 +68,7 @@ class Pruner:
         self._counted = [bond[0] for bond in selection.bonds] or list(range(len(self.layers)))
         self.left_dense = selection.left_dense
         self.stored_masks: dict[str, torch.Tensor] = {}
+        self._goal: Goal | None = None
         self._scores: torch.Tensor | None = None
         self.layout: Layout = CopiesLayout(self.layers, _ALL_RANKS)
         self.bind(model)
@@ -93,13 +95,13 @@ class Pruner:
             ModelError: A layer is gone, or its weight is sharded in a way that cannot be pruned.
             StateError: The processes have different masks.
         """
-        masks, scores = self._gathered()
+        masks, scores, goal = self._gathered(), self._gathered_scores(), self._gathered_goal()
         self._weights = Weights(model, self.layers)
         weights = [self._weights.of(layer) for layer in self.layers]
         has_shards = any(is_sharded(weight) for weight in weights)
         self.layout = ShardedLayout(self.layers, weights) if has_shards else CopiesLayout(self.layers, ranks)
         self._score_sizes = [_numel(part.grid.score_shape) for part in self.layout.parts]
-        self._take(masks, scores)
+        self._take(masks, scores, goal)
         if masks:
             self.layout.require_equal(list(self.stored_masks.values()))
 
@@ -136,7 +138,7 @@ class Pruner:
     @property
     def is_finished(self) -> bool:
         """Whether masks have changed for the last time."""
-        return self._last_step >= self.window.last_update and self._postponed is None
+        return self._last_step >= self.window.last_update and self._postponed is None and self._goal is None
 
     def weight(self, layer: Layer) -> torch.Tensor:
         """The Parameter under pruning; looked up afresh because wrappers exchange Parameters."""
@@ -158,7 +160,10 @@ class Pruner:
             return None
         ratio = self.window.ratio_at(step, self._initial)
         if ratio is None:
+            if self._goal is not None:
+                self._come_nearer(self._goal, self.window.part_at(step, self._goal.since))
             return None
+        self.finish()
         pruned = self._pruned_units()
         has_enough = self.spec.keeps_initial_zeros and pruned >= self._units_in(ratio)
         if has_enough or pruned > self._units_in(self.spec.target):
@@ -170,6 +175,12 @@ class Pruner:
             self._update_masks(ratio)
             self.mask_weights()
         return ratio
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Prune whole units where only a part of them is pruned so far."""
+        if self._goal is not None:
+            self._come_nearer(self._goal, 1.0)
 
     @torch.no_grad()
     def collect_scores(self) -> None:
@@ -262,10 +273,10 @@ class Pruner:
 
         Equal on every process, and the same whatever their number.
         """
-        masks, scores = self._gathered()
         return {
-            "masks": masks,
-            "scores": scores,
+            "masks": self._gathered(),
+            "scores": self._gathered_scores(),
+            "goal": self._gathered_goal(),
             "initial": self._initial,
             "last_step": self._last_step,
             "postponed": self._postponed,
@@ -277,17 +288,17 @@ class Pruner:
         Raises:
             StateError: Another set of layers, or a shape or dtype that does not fit.
         """
-        check_keys(repr(self), state, {"masks", "scores", "initial", "last_step", "postponed"})
-        masks, scores = state["masks"], state["scores"]
+        check_keys(repr(self), state, {"masks", "scores", "goal", "initial", "last_step", "postponed"})
+        masks, scores, goal = state["masks"], state["scores"], state["goal"]
         by_parameter = {layer.parameter_name: layer for layer in self.layers}
-        for kind, tensors in (("mask", masks), ("score", scores)):
+        for kind, tensors in (("mask", masks), ("score", scores), ("mask", goal.get("masks", {}))):
             for name, tensor in tensors.items():
                 _check_tensor(kind, name, tensor, by_parameter.get(name), self._score_dtype)
             if tensors and len(tensors) != len(self.layers):
                 missing = sorted(set(by_parameter) - set(tensors))
                 message = f"The saved state has no pruning {kind} for {missing}; it is of another run or damaged."
                 raise StateError(message)
-        self._take(masks, scores)
+        self._take(masks, scores, goal)
         self._initial = float(state["initial"])
         self._last_step = int(state["last_step"])
         self._postponed = state["postponed"]
@@ -315,29 +326,39 @@ class Pruner:
         """Whether scores were taken that say anything: where all gradients were zero, any unit is like any other."""
         return self._scores is not None and self.layout.greatest(self._scores) > 0
 
-    def _gathered(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Copies of the masks and scores of whole layers, by parameter name."""
-        scores = self.scores
-        here = list(zip(self.layers, self.layout.parts, strict=True))
+    def _gathered(self) -> dict[str, torch.Tensor]:
+        """Copies of the masks of whole layers, by parameter name."""
+        return self._gather(list(self.stored_masks.values()), of_masks=True)
+
+    def _gathered_scores(self) -> dict[str, torch.Tensor]:
+        """Copies of the scores of whole layers, by parameter name."""
+        return self._gather(list(self.scores.values()), of_masks=False)
+
+    def _gathered_goal(self) -> dict[str, Any]:
+        """Copies of the masks to be reached, and what else is known of them; empty if there are none."""
+        goal = self._goal
+        if goal is None:
+            return {}
+        known = {"elements": goal.elements, "since": goal.since, "share": goal.share}
+        return {"masks": self._gather(goal.masks, of_masks=True), **known}
+
+    def _gather(self, stored: Sequence[torch.Tensor], *, of_masks: bool) -> dict[str, torch.Tensor]:
+        here = zip(self.layers, self.layout.parts, stored, strict=True) if stored else ()
         return {
-            layer.parameter_name: self.layout.gather(part, self.stored_masks[layer.name], layer.grid.mask_shape)
-            for layer, part in here
-            if layer.name in self.stored_masks
-        }, {
-            layer.parameter_name: self.layout.gather(part, scores[layer.name], layer.grid.score_shape)
-            for layer, part in here
-            if scores
+            layer.parameter_name: self.layout.gather(
+                part, own, layer.grid.mask_shape if of_masks else layer.grid.score_shape
+            )
+            for layer, part, own in here
         }
 
-    def _take(self, masks: Mapping[str, torch.Tensor], scores: Mapping[str, torch.Tensor]) -> None:
+    def _take(
+        self, masks: Mapping[str, torch.Tensor], scores: Mapping[str, torch.Tensor], goal: Mapping[str, Any]
+    ) -> None:
         """Hold from now on what is here of the masks and scores of whole layers, by parameter name."""
         here = [(layer.parameter_name, layer, part) for layer, part in zip(self.layers, self.layout.parts, strict=True)]
         device = self.weight(self.layers[0]).device
-        self.stored_masks = {
-            layer.name: part.cut(masks[name], part.grid.mask_shape).to(self.weight(layer).device)
-            for name, layer, part in here
-            if masks
-        }
+        self.stored_masks = self._cut(masks)
+        self._goal = Goal(**{**goal, "masks": list(self._cut(goal["masks"]).values())}) if goal else None
         self._scores = (
             torch.cat([part.cut(scores[name], part.grid.score_shape).flatten().to(device) for name, _, part in here])
             if scores
@@ -348,6 +369,14 @@ class Pruner:
             for name, layer, _ in here
         ]
 
+    def _cut(self, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What is here of the masks of whole layers, by layer name."""
+        here = zip(self.layers, self.layout.parts, strict=True) if masks else ()
+        return {
+            layer.name: part.cut(masks[layer.parameter_name], part.grid.mask_shape).to(self.weight(layer).device)
+            for layer, part in here
+        }
+
     def _lock_zeros(self) -> None:
         present = self._reduced((self._weights.here(layer) != 0).float() for layer in self.layers)
         self.layout.join_scores_(present, [], self.spec.reduction)
@@ -357,13 +386,44 @@ class Pruner:
         self._initial = self.sparsity
 
     def _update_masks(self, ratio: float) -> None:
-        if not self.spec.criterion.needs_gradient:
-            self._scores = self._fresh_scores([self._weights.used(layer) for layer in self.layers])
-        if self._scores is None:
+        scores = self._current_scores()
+        if scores is None:
             return
-        self._set_masks(self._chosen(self._scores, ratio))
-        if not self.spec.criterion.needs_gradient:
-            self._scores = None
+        chosen = self._chosen(scores, ratio)
+        if not self.spec.is_progressive:
+            self._set_masks(chosen)
+            return
+        self._goal = Goal.of(self.layout, self._placed(chosen), self._present_masks(), self._last_step)
+        self._come_nearer(self._goal, self.window.part_at(self._last_step, self._last_step), scores)
+
+    def _current_scores(self) -> torch.Tensor | None:
+        """Scores of this moment, flat: of the weights, or those that were collected."""
+        if self.spec.criterion.needs_gradient:
+            return self._scores
+        return self._fresh_scores([self._weights.used(layer) for layer in self.layers])
+
+    def _present_masks(self) -> list[torch.Tensor]:
+        if self.stored_masks:
+            return list(self.stored_masks.values())
+        return self._placed(torch.ones(part.grid.mask_shape, dtype=torch.bool) for part in self.layout.parts)
+
+    def _come_nearer(self, goal: Goal, share: float, scores: torch.Tensor | None = None) -> None:
+        """Prune more of what was chosen, up to this share of it."""
+        if share == goal.share:
+            return
+        if share == 1.0:
+            self._set_masks(goal.masks)
+            self._goal = None
+        else:
+            scores = self._current_scores() if scores is None else scores
+            if scores is None:  # they are not finite; the next part takes this one along
+                return
+            self._set_masks(goal.nearer(self.layout, self._present_masks(), scores.float(), share))
+        self.mask_weights()
+
+    def _placed(self, masks: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Masks of all layers, where the weights are."""
+        return [mask.to(self.weight(layer).device) for layer, mask in zip(self.layers, masks, strict=True)]
 
     def _chosen(self, scores: torch.Tensor, ratio: float) -> Iterable[torch.Tensor]:
         """Masks of all layers in which a share of the units is pruned, those of the least scores."""
@@ -394,10 +454,8 @@ class Pruner:
         return [part.cut(keep.view(layer.grid.mask_shape), part.grid.mask_shape) for layer, part, keep in here]
 
     def _set_masks(self, masks: Iterable[torch.Tensor]) -> None:
-        self.stored_masks = {
-            layer.name: mask.to(self.weight(layer).device) for layer, mask in zip(self.layers, masks, strict=True)
-        }
-        here = list(self.stored_masks.values())
+        here = self._placed(masks)
+        self.stored_masks = dict(zip((layer.name for layer in self.layers), here, strict=True))
         self._counts = self.layout.counts(here)
         self.layout.require_equal(here)
 

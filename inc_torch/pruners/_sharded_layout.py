@@ -57,9 +57,11 @@ class ShardedLayout:
         own = scores.amax() if scores.numel() else scores.new_zeros(())
         return float(self._exchange.maximum(own))
 
-    def ranking(self, scores: torch.Tensor) -> Ranking:
+    def ranking(self, scores: torch.Tensor, *, of_entries: bool = False) -> Ranking:
         """See `Layout`."""
-        return ShardedRanking(scores, self.parts, self._exchange, self._units)
+        sizes = [math.prod(part.whole.score_shape) if of_entries else part.whole.units for part in self.parts]
+        seam = self._scores if of_entries else self._units
+        return ShardedRanking(scores, self.parts, sizes, self._exchange, seam)
 
     def counts(self, masks: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
         """See `Layout`."""

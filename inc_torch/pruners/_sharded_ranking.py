@@ -28,12 +28,15 @@ class ShardedRanking:
     Args:
         scores: Unit scores of all layers that are here, flat, layers in order.
         parts: What this process holds of each layer.
+        sizes: Units of each whole layer, or entries if these are ranked.
         exchange: The processes.
         seam: The units that several of them hold.
     """
 
-    def __init__(self, scores: torch.Tensor, parts: Sequence[Part], exchange: Exchange, seam: Seam) -> None:
-        self.sizes = tuple(part.whole.units for part in parts)
+    def __init__(
+        self, scores: torch.Tensor, parts: Sequence[Part], sizes: Sequence[int], exchange: Exchange, seam: Seam
+    ) -> None:
+        self.sizes = tuple(sizes)
         self._parts, self._exchange, self._seam = parts, exchange, seam
         self._kept = torch.ones_like(scores, dtype=torch.bool)
         # Units that are not decided here are those that begin on an earlier rank, which has the last word.
@@ -62,10 +65,11 @@ class ShardedRanking:
 
     def _decided(self, units: torch.Tensor) -> list[torch.Tensor]:
         """Views of the flat ``units`` for each layer, [outer, places, entries], without what earlier ranks decide."""
-        held = [part.outer * part.places * (part.whole.units // (part.outer * part.along)) for part in self._parts]
+        layers = list(zip(self._parts, self.sizes, strict=True))
+        held = [part.outer * part.places * (size // (part.outer * part.along)) for part, size in layers]
         return [
-            part.placed(own, part.whole.units)[:, part.begun_before :]
-            for part, own in zip(self._parts, torch.split(units, held), strict=True)
+            part.placed(own, size)[:, part.begun_before :]
+            for (part, size), own in zip(layers, torch.split(units, held), strict=True)
         ]
 
     def _counted(self, layer: int) -> torch.Tensor:

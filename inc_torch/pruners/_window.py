@@ -9,6 +9,9 @@ from inc_torch.pruners._base import PrunerSpec
 
 __all__ = ["PruningWindow"]
 
+_PARTS = 4
+"""In which progressive pruning takes units away."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,28 @@ class PruningWindow:
     def last_update(self) -> int:
         """The step at which masks change for the last time."""
         return self.spec.end - (self.spec.end - self.spec.start) % self.spec.frequency
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether there is time to prune in parts what an update has chosen."""
+        return self.spec.end - self.spec.start > _PARTS and self.spec.frequency > 1
+
+    def part_at(self, step: int, since: int) -> float:
+        """Return the share in (0, 1] of what an update has chosen that is to be pruned at ``step``.
+
+        A first part goes at once, the last before the next update: four, or one a step if there are fewer steps. Behind
+        ``end`` everything is pruned.
+
+        Args:
+            step: Optimizer steps done so far.
+            since: The step of the update.
+
+        Reference: INC 2.6.1 goes on with the first part alone if there are fewer than four steps, and behind the end
+        may return to a part.
+        """
+        parts = min(_PARTS, self.spec.frequency)
+        done = (step - since) // (self.spec.frequency // parts) + 1
+        return 1.0 if step > self.spec.end else min(parts, done) / parts
 
     def ratio_at(self, step: int, initial: float = 0.0) -> float | None:
         """Return the share asked for at ``step``, or None if masks do not change then.

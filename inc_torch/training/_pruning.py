@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any, final
 
@@ -16,7 +17,7 @@ from inc_torch.core.errors import ConfigError, ConfigTypeError
 from inc_torch.core.names import unwrapped
 from inc_torch.core.report import Finding
 from inc_torch.pruners import PrunerSpec, select_layers
-from inc_torch.pruners.calibrated import prune_sparse_gpt
+from inc_torch.pruners.calibrated import prune_retrain_free, prune_sparse_gpt
 from inc_torch.training import CompressionManager, prepare_compression
 
 __all__ = ["prepare_pruning"]
@@ -39,16 +40,18 @@ def prepare_pruning(
     returned, for the final check of the sparsity, and to let model and optimizer go.
 
     With a ``dataloader`` a trained transformer is pruned by SparseGPT (``pruning_type="sparse_gpt"``), block by block,
-    before this returns; see `inc_torch.pruners.calibrated`.
+    before this returns, or any model by what the loss says of its channels (``"retrain_free"``); see
+    `inc_torch.pruners.calibrated`.
 
     Args:
         model: The model to train, changed in place.
         config: What to prune, or the path of a YAML file with it.
         optimizer: The one that steps, for types that prune while a model is trained.
         dataloader: Batches of inputs, for a type that prunes after training.
-        loss_func: INC's argument for ``retrain_free``; not in this version.
+        loss_func: For ``retrain_free``: called with the output and the label of a batch; None takes the ``loss`` of the
+            model's output.
         framework: INC's argument; ``"pytorch"``.
-        device: Where the blocks run that are pruned after training; None is where they are.
+        device: Where blocks, or the model, run that are pruned after training; None is where they are.
 
     Returns:
         The manager: its ``report()``, ``save()`` and ``state_dict()`` are there as with `prepare_compression`.
@@ -80,9 +83,11 @@ def prepare_pruning(
         raise ConfigError(message)
     configs = _configs(config)
     specs = [spec for entry in configs for spec in entry.to_specs()]
-    if any(spec.is_after_training for spec in specs):
-        _refuse_unused("a type that prunes after training", optimizer=optimizer, loss_func=loss_func)
-        return _pruned_at_once(model, specs, dataloader, device)
+    if any(spec.after_training for spec in specs):
+        _refuse_unused("a type that prunes after training", optimizer=optimizer)
+        if not any(spec.after_training == "retrain_free" for spec in specs):
+            _refuse_unused("'sparse_gpt'", loss_func=loss_func)
+        return _pruned_at_once(model, specs, dataloader, loss_func, device)
     _refuse_unused("a type that prunes while a model is trained", dataloader=dataloader, loss_func=loss_func)
     if not isinstance(optimizer, Optimizer):
         message = f"prepare_pruning(optimizer={optimizer!r}): expected the optimizer that trains the model."
@@ -105,29 +110,41 @@ def _pruned_at_once(
     model: nn.Module,
     specs: Sequence[PrunerSpec],
     dataloader: Iterable[Any] | None,
+    loss_func: Callable[..., Any] | None,
     device: str | torch.device | None,
 ) -> CompressionManager:
     """Prune a trained model, and return a manager whose training is over."""
-    if not all(spec.is_after_training for spec in specs):
+    if not all(spec.after_training for spec in specs):
         message = (
             "prepare_pruning: some pruning_configs prune after training, some while a model is trained: expected one "
             "kind. Prune with two configurations, one after the other."
         )
         raise ConfigError(message)
     if dataloader is None:
-        message = "prepare_pruning(dataloader=None): expected batches of inputs, by which 'sparse_gpt' prunes."
+        kind = specs[0].after_training
+        message = f"prepare_pruning(dataloader=None): expected batches of inputs, by which {kind!r} prunes."
         raise ConfigError(message)
     batches = dataloader if len(specs) == 1 else list(dataloader)
     findings: list[Finding] = []
-    for spec in specs:
-        selection = select_layers(unwrapped(model), spec)
-        names = [layer.name for layer in selection.layers]
-        report = prune_sparse_gpt(model, batches, spec.pattern, spec.target, layers=names, device=device)
-        findings += [*(finding for finding in report.findings() if finding.module in names), *selection.left_dense]
+    for group, spec in enumerate(specs):
+        if spec.after_training == "retrain_free":
+            found = prune_retrain_free(model, spec, batches, loss_func, device)
+        else:
+            found = _pruned_by_sparse_gpt(model, spec, batches, device)
+        findings += [finding if finding.group is None else replace(finding, group=group) for finding in found]
     manager = prepare_compression(model, _Pruned(findings))
     manager.on_train_begin()
     manager.on_train_end()
     return manager
+
+
+def _pruned_by_sparse_gpt(
+    model: nn.Module, spec: PrunerSpec, batches: Iterable[Any], device: str | torch.device | None
+) -> list[Finding]:
+    selection = select_layers(unwrapped(model), spec)
+    names = [layer.name for layer in selection.layers]
+    report = prune_sparse_gpt(model, batches, spec.pattern, spec.target, layers=names, device=device)
+    return [*(finding for finding in report.findings() if finding.module in names), *selection.left_dense]
 
 
 @final

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from inc_torch.core.errors import InexactWarning, LoopWarning, ModelError, State
 from inc_torch.core.hooks import Progress
 from inc_torch.core.sharding import unshard_model_
 from inc_torch.pruners import REGULARIZERS, Limits, PrunerSpec, select_layers
+from inc_torch.pruners._progressive import InParts
 from tests.distributed.worlds import run_world
 from tests.unit.pruners.make import spec_of
 
@@ -133,6 +134,12 @@ def attending() -> nn.Sequential:
     return nn.Sequential(Attending(), nn.ReLU(), FusedAttending(), nn.ReLU())
 
 
+def in_parts(build: Callable[[], nn.Sequential], pattern: str, criterion: str = "snip_momentum", **more: Any) -> Case:
+    """Updates at steps 0, 2 and 4, of which the last is half done when training ends."""
+    plain = case(build, pattern, criterion, start=0, end=5, frequency=2, is_progressive=True, **more)
+    return Case(build, replace(plain.spec, pattern=InParts(plain.spec.pattern)))
+
+
 TIGHT = Limits(0.3, 0.6)
 CASES = {
     "4x1 even": case(even, "4x1"),
@@ -155,6 +162,9 @@ CASES = {
     "2:4 in inputs": case(transformer_like, "2:4"),
     "1x4 in inputs": case(transformer_like, "1x4"),
     "4x1 in inputs": case(transformer_like, "4x1"),
+    "4x1 in parts": in_parts(straddling, "4x1"),
+    "channelx1 in parts": in_parts(odd, "channelx1", "magnitude"),
+    "4:8 in parts": in_parts(even, "4:8", target=0.4),
     "heads": case(attending, "mha"),
     "heads, local": case(attending, "mha", "magnitude", scope="local"),
     "lock": case(straddling, "4x1", locks_zeros=True, start=0, end=0, prepare=zeros),
@@ -301,7 +311,7 @@ def prune_as_alone(names: list[str]) -> list[float]:
 
 QUICK = {
     2: [name for name in CASES if name not in ("1x1 odd", "4x1 straddling, max", "2:4", "lock")],
-    3: ["1x1 odd", "channelx1 odd", "4x1 convolutions", "2:4 in inputs", "heads"],
+    3: ["1x1 odd", "channelx1 odd", "4x1 convolutions", "2:4 in inputs", "heads", "4x1 in parts"],
     4: ["4x1 even", "4x1 straddling, max", "1x1 odd, limits", "channelx1", "2:4", "1x4 in inputs", "lock"],
 }
 
@@ -372,7 +382,15 @@ def test_ranks_without_rows_take_part():
 
 # ------------------------------------------------------------------------------------ save and resume
 
-RESUMED = ["4x1 straddling", "2:4 in inputs", "1x1 odd, local", "channelx1", "4x1 convolutions", "heads"]
+RESUMED = [
+    "4x1 straddling",
+    "2:4 in inputs",
+    "1x1 odd, local",
+    "channelx1",
+    "4x1 convolutions",
+    "heads",
+    "4x1 in parts",
+]
 
 
 def go_on(saved: dict[str, Any], steps: int, *, is_early: bool) -> dict[str, Any]:

@@ -1,9 +1,18 @@
-"""Pruning of trained transformers with a little data and no training, one block after the other."""
+"""Pruning of trained models with a little data and no training: transformers block by block, or any by its loss."""
 
 from __future__ import annotations
 
 from inc_torch.pruners.calibrated._walk import Technique, prune_by_blocks
+from inc_torch.pruners.calibrated.retrain_free import prune_retrain_free
 from inc_torch.pruners.calibrated.sparse_gpt import SparseGPT, prune_sparse_gpt
 from inc_torch.pruners.calibrated.wanda import Wanda, prune_wanda
 
-__all__ = ["SparseGPT", "Technique", "Wanda", "prune_by_blocks", "prune_sparse_gpt", "prune_wanda"]
+__all__ = [
+    "SparseGPT",
+    "Technique",
+    "Wanda",
+    "prune_by_blocks",
+    "prune_retrain_free",
+    "prune_sparse_gpt",
+    "prune_wanda",
+]

@@ -83,13 +83,13 @@ def prune_by_blocks(
         stack.enter_context(without_compiling())
         stack.enter_context(_one_by_one(model))
         if place is not None and low_mem_usage is False:
-            stack.enter_context(_moved(model, place))
+            stack.enter_context(moved(model, place))
             place = None
         found = find_blocks(unwrapped(model), layers)
         feeds = catch_calls(model, found.blocks, with_progress(dataloader, "Running up to the blocks"), nsamples, place)
         findings = [*found.left_dense]
         for index, block in enumerate(with_progress(found.blocks, "Pruning blocks")):
-            with _moved(block.module, place):
+            with moved(block.module, place):
                 findings += _prune_block(block, (feed.call(index, place) for feed in feeds), technique)
                 for feed in feeds if index + 1 < len(found.blocks) else ():
                     feed.advance(index, _run(block, feed.call(index, place)))
@@ -145,7 +145,7 @@ def _run(block: Block, call: Call) -> object:
 
 
 @contextmanager
-def _moved(module: nn.Module, device: torch.device | None) -> Iterator[None]:
+def moved(module: nn.Module, device: torch.device | None) -> Iterator[None]:
     """Have ``module`` on ``device`` for a while; None leaves it where it is."""
     home = home_of(module)
     if device is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -59,10 +60,19 @@ class Block:
 
     def grid(self, view: MatrixView, reduction: Reduction) -> Grid | str:
         """Lay the blocks over a weight; the reason why not if its sides do not divide."""
+        return self._laid(BlockGrid, view, reduction)
+
+    def grid_in_parts(self, view: MatrixView, reduction: Reduction) -> Grid | str:
+        """The same with one entry an element, so that blocks can be pruned in parts."""
+        return self._laid(BlockElementGrid, view, reduction)
+
+    def _laid(
+        self, kind: Callable[[MatrixView, int, int, Reduction], Grid], view: MatrixView, reduction: Reduction
+    ) -> Grid | str:
         rows, columns = self.rows or view.height, self.columns or view.channels
         if view.height % rows or view.width % columns:
             return f"a {view.height}x{view.width} weight does not divide into {rows}x{columns} blocks"
-        return BlockGrid(view, rows, columns, reduction)
+        return kind(view, rows, columns, reduction)
 
 
 @final
@@ -88,7 +98,7 @@ class BlockGrid:
         self.score_shape: tuple[int, ...] = self.mask_shape
         self.units = math.prod(self.mask_shape)
 
-    def _blocks(self, tensor: torch.Tensor) -> torch.Tensor:
+    def blocks(self, tensor: torch.Tensor) -> torch.Tensor:
         """View (copy if blocks span kernel positions) of shape [out / N, N, ..., columns / M, M]."""
         matrix = self._view.ordered(tensor)
         if self._spans_kernel:
@@ -100,7 +110,7 @@ class BlockGrid:
         reduction = reduction or self._reduction
         is_part_of_mean = self._part_of > 0 and reduction == "mean"
         reduction = "sum" if is_part_of_mean else reduction
-        blocks = self._blocks(signed)
+        blocks = self.blocks(signed)
         blocks = blocks if reduction == "net" else blocks.abs()
         blocks = blocks.squeeze(-1) if self._columns == 1 else _reduced(blocks, -1, reduction)
         blocks = blocks.squeeze(1) if self._rows == 1 else _reduced(blocks, 1, reduction)
@@ -119,7 +129,7 @@ class BlockGrid:
         if self._spans_kernel:
             tensor.mul_(self.expand(mask))
         else:
-            self._blocks(tensor).mul_(mask.to(tensor.dtype).unsqueeze(1).unsqueeze(-1))
+            self.blocks(tensor).mul_(mask.to(tensor.dtype).unsqueeze(1).unsqueeze(-1))
 
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         wide = mask.repeat_interleave(self._rows, 0).repeat_interleave(self._columns, -1)
@@ -142,6 +152,53 @@ class BlockGrid:
         is_part = (rows, columns) != (self._rows, self._columns)
         part_of = self._rows * self._columns if is_part else 0
         return BlockGrid(self._view.resized(length), rows, columns, self._reduction, part_of)
+
+
+@final
+class BlockElementGrid:
+    """Blocks over one weight that can be pruned in parts. Scores and masks have one entry an element, block by block.
+
+    Args:
+        view: The weight as a matrix.
+        rows: Outputs in a block.
+        columns: Inputs in a block.
+        reduction: How element scores become block scores.
+    """
+
+    def __init__(self, view: MatrixView, rows: int, columns: int, reduction: Reduction) -> None:
+        self._blocks = BlockGrid(view, rows, columns, reduction)
+        self._view, self._rows, self._columns, self._reduction = view, rows, columns, reduction
+        self.units = self._blocks.units
+        self.mask_shape: tuple[int, ...] = (self.units, rows * columns)
+        self.score_shape: tuple[int, ...] = self.mask_shape
+
+    def reduce(self, signed: torch.Tensor, reduction: Reduction | None = None) -> torch.Tensor:  # one entry an element
+        return self._blocks.blocks(signed).movedim(1, -2).abs().reshape(self.score_shape)
+
+    def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        return _reduced(scores, -1, self._reduction)
+
+    def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        return keep.unsqueeze(-1).repeat(1, scores.shape[-1])
+
+    def zeros_of(self, scores: torch.Tensor) -> torch.Tensor:
+        return self.mask(scores, (scores != 0).any(-1))
+
+    def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
+        tensor.mul_(self.expand(mask))
+
+    def expand(self, mask: torch.Tensor) -> torch.Tensor:
+        blocks = mask.view(*self._blocks.mask_shape, self._rows, self._columns).movedim(-2, 1)
+        return self._view.restored(blocks.flatten(-2).flatten(0, 1).contiguous())
+
+    def pruned_units(self, mask: torch.Tensor) -> int:
+        return int(torch.count_nonzero(~mask.reshape(-1, self.mask_shape[1]).any(-1)))
+
+    def first_axis(self) -> tuple[int, int] | None:
+        return self._blocks.first_axis()
+
+    def resized(self, length: int) -> BlockElementGrid:
+        return BlockElementGrid(self._view.resized(length), self._rows, self._columns, self._reduction)
 
 
 def _reduced(blocks: torch.Tensor, dim: int, reduction: Reduction) -> torch.Tensor:

@@ -165,6 +165,6 @@ def _set_width(model: nn.Module, cuts: Sequence[_Cut]) -> None:
 def _nothing_dead(model: nn.Module, multiple: int) -> str:
     return (
         f"model_slim found nothing to take out of {type(model).__name__}: expected layers of which whole inputs are "
-        f"zero (pattern='channelx1'), {max(1, multiple)} or more in each layer of a kind, or attentions with heads that "
-        "are zero (pattern='mha'). Prune what parse_auto_slim_config names, or lower round_multiplier."
+        f"zero (pattern='channelx1'), {max(1, multiple)} or more in each layer of a kind, or attentions with heads "
+        "that are zero (pattern='mha'). Prune what parse_auto_slim_config names, or lower round_multiplier."
     )

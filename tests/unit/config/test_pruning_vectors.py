@@ -17,9 +17,8 @@ from inc_torch.core.errors import ConfigError
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "pruning.json").read_text())["vectors"]
 BUILTIN = {"AssertionError": AssertionError, "TypeError": TypeError, "ValueError": ValueError}
 
-# INC accepts these, or fails with another builtin; here they are refused until a later version brings the technique.
-LATER = {
-    "D18": r"pruning_type='magnitude_progressive': this version of inc_torch cannot do it yet",
+# INC fails with another builtin.
+OTHERWISE = {
     "D20": r"pruning_type='block_mask_progressive': 'block_mask' has no progressive form",
 }
 # INC's bugs.
@@ -30,7 +29,7 @@ REFUSED = {name: vector for name, vector in VALIDATION.items() if not vector["ex
 ACCEPTED = {name: vector for name, vector in VALIDATION.items() if vector["expected"]["ok"]}
 
 
-@pytest.mark.parametrize("name", sorted(set(REFUSED) - set(LATER) - set(FIXED)))
+@pytest.mark.parametrize("name", sorted(set(REFUSED) - set(OTHERWISE) - set(FIXED)))
 def test_what_inc_refuses_is_refused_with_the_same_builtin(name):
     vector = REFUSED[name]
     with pytest.raises(BUILTIN[vector["expected"]["error"]]) as caught:
@@ -38,13 +37,13 @@ def test_what_inc_refuses_is_refused_with_the_same_builtin(name):
     assert isinstance(caught.value, ConfigError)
 
 
-@pytest.mark.parametrize("name", sorted(set(REFUSED) - set(LATER) - set(FIXED)))
+@pytest.mark.parametrize("name", sorted(set(REFUSED) - set(OTHERWISE) - set(FIXED)))
 def test_a_local_option_is_refused_like_a_global_one(name):
     with pytest.raises(ConfigError, match=r"WeightPruningConfig\.pruning_configs\[1\]"):
         WeightPruningConfig([{"pattern": "1x1"}, REFUSED[name]["config"]])
 
 
-@pytest.mark.parametrize("name", sorted(set(ACCEPTED) - set(LATER) - set(FIXED)))
+@pytest.mark.parametrize("name", sorted(set(ACCEPTED) - set(OTHERWISE) - set(FIXED)))
 def test_what_inc_accepts_resolves_to_the_same_values(name):
     vector = ACCEPTED[name]
     config = WeightPruningConfig([vector["config"]])
@@ -59,9 +58,9 @@ def test_what_inc_accepts_resolves_to_the_same_values(name):
     assert {key: resolved[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize("name", sorted(LATER))
-def test_what_comes_later_is_refused_by_name(name):
-    with pytest.raises(ConfigError, match=LATER[name]):
+@pytest.mark.parametrize("name", sorted(OTHERWISE))
+def test_what_is_refused_with_another_builtin_says_why(name):
+    with pytest.raises(ConfigError, match=OTHERWISE[name]):
         WeightPruningConfig(**VALIDATION[name]["config"])
 
 
@@ -78,15 +77,15 @@ def test_a_gradient_criterion_may_prune_once_at_the_first_update(name):
 
 def test_every_validation_vector_is_covered():
     assert len(VALIDATION) == 29
-    assert set(LATER) | set(FIXED) <= set(VALIDATION)
+    assert set(OTHERWISE) | set(FIXED) <= set(VALIDATION)
 
 
-LATER_WORDS = ("progressive", "block_mask", "retrain_free", "sparse_gpt", "mha", "group_lasso")
+ELSEWHERE_WORDS = ("progressive", "block_mask", "retrain_free", "sparse_gpt", "mha", "group_lasso")
 RUNS = {
     vector["id"]: vector["config"]
     for vector in VECTORS
     if vector["kind"] in ("one_shot", "trace", "schedule", "report")
-    and not any(word in json.dumps(vector["config"]) for word in LATER_WORDS)
+    and not any(word in json.dumps(vector["config"]) for word in ELSEWHERE_WORDS)
 }
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from inc_torch.config import WeightPruningConfig
-from inc_torch.core.errors import ConfigError, ConfigTypeError
+from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning
 from inc_torch.pruners import ALLOCATIONS, CRITERIA, SCHEDULES, Limits, PrunerSpec, parse_pattern
+from inc_torch.pruners._progressive import InParts
 
 INC_ORDER = [
     "pruning_configs",
@@ -328,10 +329,6 @@ class TestMessages:
             WeightPruningConfig([{3: 4}])
 
 
-NOT_YET = [
-    ({"pruning_type": "snip_momentum_progressive"}, "pruning_type", "Use 'snip_momentum', which ends at the same"),
-    ({"pruning_type": "retrain_free", "pattern": "channelx1"}, "pruning_type", "Use 'magnitude' with the same pattern"),
-]
 WRONG_TOGETHER = [
     ({"pruning_type": "block_mask", "pattern": "2:4"}, "pattern='2:4': expected a block pattern such as '4x1' for"),
     ({"pruning_type": "block_mask_progressive"}, "'block_mask' has no progressive form"),
@@ -347,19 +344,9 @@ WRONG_TOGETHER = [
 ]
 
 
-class TestLater:
-    @pytest.mark.parametrize(("options", "name", "way_out"), NOT_YET, ids=[str(entry[0]) for entry in NOT_YET])
-    def test_what_this_version_cannot_do_is_said_with_a_way_out(self, options, name, way_out):
-        with pytest.raises(ConfigError) as caught:
-            WeightPruningConfig(**options)
-        message = str(caught.value)
-        assert message.startswith(f"WeightPruningConfig.{name}={options[name]!r}: ")
-        assert "this version of inc_torch cannot do it yet. " in message
-        assert way_out in message
-        assert message.endswith(".")
-
+class TestTypes:
     @pytest.mark.parametrize(("options", "text"), WRONG_TOGETHER, ids=[str(entry[0]) for entry in WRONG_TOGETHER])
-    def test_what_would_be_wrong_in_any_version_is_said_first(self, options, text):
+    def test_what_does_not_go_together_is_refused(self, options, text):
         with pytest.raises(ConfigError) as caught:
             WeightPruningConfig(**options)
         assert text in str(caught.value)
@@ -367,16 +354,37 @@ class TestLater:
     @pytest.mark.parametrize(
         "options",
         [
-            {"pattern": "1x2", "end_step": 3, "pruning_frequency": 2},
-            {"pattern": "1x2", "end_step": 20},
             {"pattern": "channelx1", "end_step": 20, "pruning_frequency": 4},
             {"pattern": "4:8", "end_step": 20, "pruning_frequency": 4, "target_sparsity": 0.5},
+            {"pattern": "2x2", "end_step": 5, "pruning_frequency": 2},
         ],
         ids=str,
     )
-    def test_progressive_options_that_inc_accepts_are_only_late(self, options):
-        with pytest.raises(ConfigError, match="cannot do it yet"):
-            WeightPruningConfig(pruning_type="magnitude_progressive", **options)
+    def test_progressive_types_keep_every_element(self, options):
+        spec = only(WeightPruningConfig(pruning_type="magnitude_progressive", **options))
+        assert spec.is_progressive
+        assert spec.pattern == InParts(parse_pattern(options["pattern"]))
+        assert type(spec.criterion) is CRITERIA.get("magnitude")
+
+    @pytest.mark.parametrize(
+        ("options", "numbers"),
+        [
+            ({"pattern": "1x2", "end_step": 4, "pruning_frequency": 2}, "they are 4 and 2"),
+            ({"pattern": "1x2", "end_step": 20}, "they are 20 and 1"),
+        ],
+        ids=str,
+    )
+    def test_without_time_for_parts_the_plain_type_is_meant_and_said(self, options, numbers):
+        with pytest.warns(InexactWarning, match=f"prunes as 'snip' does: .*{numbers}"):
+            spec = only(WeightPruningConfig(pruning_type="snip_progressive", **options))
+        assert not spec.is_progressive
+        assert spec.pattern == parse_pattern("1x2")
+
+    def test_a_misspelt_type_gets_a_suggestion_and_the_list(self):
+        with pytest.raises(
+            ConfigError, match=r"'snip_momentum_progressive'.*Did you mean 'snip_momentum_progressive'\?"
+        ):
+            WeightPruningConfig(pruning_type="snip_momentum_progresive")
 
     def test_a_later_type_is_fine_where_no_pruner_uses_it(self):
         config = WeightPruningConfig([{"pruning_type": "magnitude"}], pruning_type="block_mask")

@@ -191,7 +191,11 @@ def test_a_pruned_head_has_no_say_in_the_output_and_the_others_have(make):
     torch.manual_seed(0)
     model = make().eval()
     config = WeightPruningConfig(
-        pattern="mha", pruning_type="magnitude", target_sparsity=0.5, pruning_scope="local", max_sparsity_ratio_per_op=0.5
+        pattern="mha",
+        pruning_type="magnitude",
+        target_sparsity=0.5,
+        pruning_scope="local",
+        max_sparsity_ratio_per_op=0.5,
     )
     manager = prepare_compression(model, config)
     manager.on_train_begin()
@@ -327,7 +331,9 @@ def test_a_run_goes_on_from_its_state():
         for step in range(first, last):
             manager.on_step_begin(step)
             for index, parameter in enumerate(model.parameters()):
-                parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step * 99 + index))
+                parameter.grad = torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(step * 99 + index)
+                )
             manager.on_before_optimizer_step()
             optimizer.step()
             manager.on_after_optimizer_step()

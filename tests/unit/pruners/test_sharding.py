@@ -105,7 +105,9 @@ def test_masks_are_those_of_one_process(model, ranks, scope, ratio, one, other):
             part.view(grid.score_shape) for part, grid in zip(torch.split(flat, sizes), own_grids, strict=True)
         ]
         units = Seam(parts, [grid.units for grid in grids], exchange, torch.device("cpu"))
-        ranking = ShardedRanking(units_of(own_grids, own_scores), parts, exchange, units)
+        ranking = ShardedRanking(
+            units_of(own_grids, own_scores), parts, [grid.units for grid in grids], exchange, units
+        )
         masks = masks_of(own_grids, own_scores, ranking, scope, ratio, limits)
         for index, part in enumerate(parts):
             assert torch.equal(own_scores[index], part.cut(scores[index], part.grid.score_shape)), (rank, index)
@@ -153,7 +155,7 @@ def test_ranking_of_any_scores(case, ranks, data):
         parts = [Part.of_shard(grid, len(own), rank, ranks) for grid, own in zip(grids, shaped, strict=True)]
         seam = Seam(parts, sizes, exchange, torch.device("cpu"))
         local = torch.cat([rows_of(rank, ranks, own).flatten() for own in shaped])
-        ranking = ShardedRanking(local, parts, exchange, seam)
+        ranking = ShardedRanking(local, parts, sizes, exchange, seam)
         assert ranking.prune(groups, counts) == expected
         assert torch.equal(ranking.kept(), torch.cat([rows_of(rank, ranks, own).flatten() for own in kept]))
         return True

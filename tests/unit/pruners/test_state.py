@@ -144,7 +144,7 @@ def pruned(criterion: str = "snip_momentum", pattern: str = "4x1") -> Pruner:
 
 def test_state_is_tensors_and_plain_values_by_parameter_name():
     state = pruned().state_dict()
-    assert set(state) == {"masks", "scores", "initial", "last_step", "postponed"}
+    assert set(state) == {"masks", "scores", "goal", "initial", "last_step", "postponed"}
     assert list(state["masks"]) == list(state["scores"]) == ["0.weight", "2.weight"]
     assert {mask.dtype for mask in state["masks"].values()} == {torch.bool}
     assert through_a_file(state).keys() == state.keys()

@@ -34,10 +34,6 @@ RTOL = 1e-5
 
 # Vectors of techniques that have no code yet; whoever writes one takes its ids out of here.
 LATER = {
-    "T11-progressive-4x1": "progressive types",
-    "P08-retrain_free": "retrain-free",
-    "P09-retrain_free-oneshot": "retrain-free",
-    "P10-retrain_free-short-loader": "retrain-free",
     "L01-basic_magnitude-1x1": "1.X pruners",
     "L02-basic_magnitude-tile_2x2": "1.X pruners",
     "L04-pytorch_pruner-snip_momentum": "1.X pruners",
@@ -50,8 +46,12 @@ ELSEWHERE_KINDS = {
     "wanda": "tests/unit/pruners/calibrated",
     "slim": "tests/unit/pruners/slimming",
     "mha": "tests/unit/pruners/test_heads.py",
+    "retrain_free": "tests/unit/pruners/calibrated/test_retrain_free.py",
 }
-ELSEWHERE = {"P06b-wanda-dsnot-narrow": "tests/unit/pruners/calibrated"}
+ELSEWHERE = {
+    "P06b-wanda-dsnot-narrow": "tests/unit/pruners/calibrated",
+    "T11-progressive-4x1": "tests/unit/pruners/test_progressive.py",
+}
 
 MATCH_KINDS = ("one_shot", "one_shot_multi", "trace", "schedule", "selection", "report", "block_mask")
 

@@ -7,7 +7,6 @@ import warnings
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from inc_torch import WeightPruningConfig, prepare_compression
