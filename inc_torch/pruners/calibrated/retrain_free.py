@@ -179,8 +179,8 @@ class _Factors:
         flat = torch.cat(of_units)
         if not bool(flat.isfinite().all()):
             message = (
-                f"The gradients of batch {len(self._gradients) + 1} are not finite: expected a finite loss. Look at the "
-                "data, or load the model in float32 or bfloat16 instead of float16."
+                f"The gradients of batch {len(self._gradients) + 1} are not finite: expected a finite loss. Look at "
+                "the data, or load the model in float32 or bfloat16 instead of float16."
             )
             raise CalibrationError(message)
         self._gradients.append(flat)

@@ -16,8 +16,7 @@ from inc_torch.core.batches import Inputs
 from inc_torch.core.errors import InexactWarning, ModelError
 from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners._attention import HEAD_COUNTS, Attention, find_attentions
-from inc_torch.pruners._matrix import matrix_of
-from inc_torch.pruners.slimming._removal import describes, keep_channels, undone_on_error, with_equal_outputs
+from inc_torch.pruners.slimming._removal import describes, is_read, keep_channels, undone_on_error, with_equal_outputs
 
 __all__ = ["HeadCut", "find_dead_heads", "take_out_heads"]
 
@@ -72,8 +71,8 @@ def find_dead_heads(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[H
     for attention in find_attentions(model)[0]:
         if all(member.layer in layers for member in attention.members):
             *_, output = attention.members
-            is_read = matrix_of(layers[output.layer]).count_nonzero(0).view(attention.heads, -1).any(1)
-            dead = tuple(torch.nonzero(~is_read).flatten().tolist())
+            heads_read = is_read(layers[output.layer]).view(attention.heads, -1).any(1)
+            dead = tuple(torch.nonzero(~heads_read).flatten().tolist())
             alike[re.sub(r"\d+", "#", attention.name), attention.heads].append(HeadCut(attention, dead))
     cuts: list[HeadCut] = []
     for (_, heads), members in alike.items():

@@ -17,27 +17,64 @@ from inc_torch.core.errors import ModelError
 from inc_torch.core.sharding import plain_class
 from inc_torch.pruners._matrix import MatrixView
 
-__all__ = ["describes", "keep_channels", "undone_on_error", "with_equal_outputs"]
+__all__ = [
+    "describes",
+    "is_read",
+    "keep_channels",
+    "keep_passing",
+    "undone",
+    "undone_on_error",
+    "with_equal_outputs",
+]
 
 _TOLERANCE = 1e-4
 """Of outputs, relative to their greatest magnitude: sums of fewer zeros round in another order."""
 
 
 def keep_channels(module: nn.Module, kept: torch.Tensor, *, of_outputs: bool) -> None:
-    """Keep these outputs, or inputs, of a linear layer; its Parameters are new ones then."""
+    """Keep these outputs, or inputs, of a linear layer or convolution; its Parameters are new ones then."""
     weight = module.get_parameter("weight")
     view = MatrixView.of(module, weight.shape)
     module.weight = _selected(weight, view.axes[0 if of_outputs else -1], kept)
     if of_outputs and isinstance(bias := module._parameters.get("bias"), nn.Parameter):
         module.bias = _selected(bias, 0, kept)
-    for name in ("out_features", "nf") if of_outputs else ("in_features", "nx"):
+    for name in ("out_features", "out_channels", "nf") if of_outputs else ("in_features", "in_channels", "nx"):
         if hasattr(module, name):
+            setattr(module, name, len(kept))
+
+
+def keep_passing(module: nn.Module, kept: torch.Tensor, width: int) -> None:
+    """Keep these of the ``width`` channels that a layer hands on: a batch norm, a depthwise convolution."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.dim() and len(parameter) == width:
+            setattr(module, name, _selected(parameter, 0, kept))
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.dim() and len(buffer) == width:
+            setattr(module, name, buffer[kept.to(buffer.device)])
+    for name in ("num_features", "num_parameters", "in_channels", "out_channels", "groups"):
+        if getattr(module, name, None) == width:
             setattr(module, name, len(kept))
 
 
 def _selected(parameter: nn.Parameter, axis: int, kept: torch.Tensor) -> nn.Parameter:
     values = parameter.detach().index_select(axis, kept.to(parameter.device)).contiguous()
     return nn.Parameter(values, requires_grad=parameter.requires_grad)
+
+
+def is_read(module: nn.Module) -> torch.Tensor:
+    """Flat bool over the inputs of a linear layer or convolution: whether any of its weights looks at them."""
+    weight = module.get_parameter("weight").detach()
+    return MatrixView.of(module, weight.shape).ordered(weight).flatten(0, -2).any(0)
+
+
+@contextmanager
+def undone(model: nn.Module) -> Iterator[None]:
+    """Give a model its modules back after a while."""
+    snapshot = Snapshot(model)
+    try:
+        yield
+    finally:
+        snapshot.restore_()
 
 
 @contextmanager

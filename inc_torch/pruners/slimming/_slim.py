@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar, final
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,17 +14,23 @@ from torch import nn
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError
 from inc_torch.core.names import unwrapped
 from inc_torch.core.user_warning import warn_user
-from inc_torch.pruners._matrix import matrix_of
-from inc_torch.pruners.slimming._channels import Sink, find_sinks, linear_layers
+from inc_torch.pruners.slimming._channels import Channels, Sink
+from inc_torch.pruners.slimming._cuts import Cut, removable_sinks
 from inc_torch.pruners.slimming._heads import find_dead_heads, take_out_heads
 from inc_torch.pruners.slimming._inputs import example_inputs
-from inc_torch.pruners.slimming._removal import describes, keep_channels, undone_on_error, with_equal_outputs
+from inc_torch.pruners.slimming._removal import (
+    describes,
+    is_read,
+    undone_on_error,
+    with_equal_outputs,
+)
 
 __all__ = ["model_slim"]
 
 logger = logging.getLogger(__name__)
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
+_NUMBER = r"\d+"
 _NOT_WIDTHS = ("vocab_size", "hidden_size", "max_position_embeddings", "n_positions", "n_embd", "d_model")
 _UNSET_WIDTHS = ("n_inner", "intermediate_size", "ffn_dim")
 """Attributes of configurations that stand for a multiple of another width where they are None."""
@@ -36,18 +41,20 @@ def model_slim(
 ) -> ModelT:
     """Make a pruned model smaller, in place, with the same outputs.
 
-    Where all weights that look at a channel are zero, and linear layers in front make that channel by itself (the
-    feed-forward parts of transformers, gated or not; perceptrons), the channel goes: the inputs of the one, the
-    outputs and biases of the others. Layers whose names differ in numbers alone stay equally wide, and the width in a
-    transformers configuration (``intermediate_size``, ``n_inner``, ...) is set, so that ``save_pretrained`` and
-    ``from_pretrained`` work as before. Attention heads that the output layer does not look at (``pattern="mha"``) go
-    too, at least one in each attention stays.
+    Where all weights that look at a channel are zero, and layers in front make that channel by itself (the feed-forward
+    parts of transformers, gated or not; perceptrons; chains of convolutions, batch norms and depthwise convolutions),
+    the channel goes: the inputs of the one, the outputs and biases of the others, and what hands it on between them.
+    With a transformers configuration layers whose names differ in numbers alone stay equally wide, and the width in it
+    (``intermediate_size``, ``n_inner``, ...) is set, so that ``save_pretrained`` and ``from_pretrained`` work as
+    before. Attention heads that the output layer does not look at (``pattern="mha"``) go too, at least one in each
+    attention stays.
 
     The model is run before and after; if an output differs it is left as it was. Weights are new Parameters: make
     optimizers anew.
 
     Args:
-        model: Any model, pruned by whole inputs (``pattern="channelx1"``), see `parse_auto_slim_config`.
+        model: Any model, pruned by whole inputs (``pattern="channelx1"``, ``"channel"`` for convolutions), see
+            `parse_auto_slim_config`.
         dataloader: Its first batch is what the model is run on; None takes the model's own ``dummy_inputs``.
         round_multiplier: As many channels, or a multiple, are taken out of a layer, so that widths stay good for
             kernels; 0 and 1 take out all. Heads are taken out whole.
@@ -79,73 +86,49 @@ def model_slim(
         raise ConfigError.field(model_slim.__name__, "round_multiplier", round_multiplier, "an integer of 0 or more")
     inner = unwrapped(model)
     inputs = example_inputs(model, dataloader)
-    layers = linear_layers(inner)
-    heads = find_dead_heads(inner, layers)
-    cuts = _cuts(find_sinks(model, inputs), layers, max(1, round_multiplier))
+    channels = Channels.of(inner)
+    heads = find_dead_heads(inner, channels.mixing)
+    cuts = _cuts(inner, removable_sinks(model, channels, inputs), channels, max(1, round_multiplier))
     if not (heads or cuts):
         warn_user(_nothing_dead(inner, round_multiplier), InexactWarning)
     if heads:
-        take_out_heads(inner, layers, heads, inputs, loadable=loadable)
+        take_out_heads(inner, channels.mixing, heads, inputs, loadable=loadable)
     if cuts:
         with undone_on_error(inner):
-            with_equal_outputs(inner, inputs, lambda: _carry_out(cuts, layers))
+            with_equal_outputs(inner, inputs, lambda: _carry_out(cuts, channels))
             _set_width(inner, cuts)
         logger.info("Took %d channels out of %d layers.", sum(len(cut.dead) for cut in cuts), len(cuts))
     return model
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """Channels to be taken out of a layer's inputs, and of the outputs of those that make them.
-
-    Attributes:
-        sink: The layer, and those others.
-        dead: Indices of the channels, ascending.
-        width: How many there were.
-    """
-
-    sink: Sink
-    dead: tuple[int, ...]
-    width: int
-
-    def carry_out(self, layers: Mapping[str, nn.Module]) -> None:
-        """Exchange the weights."""
-        gone = set(self.dead)
-        kept = torch.tensor([channel for channel in range(self.width) if channel not in gone])
-        keep_channels(layers[self.sink.name], kept, of_outputs=False)
-        for name in self.sink.sources:
-            keep_channels(layers[name], kept, of_outputs=True)
-
-
-def _carry_out(cuts: Sequence[_Cut], layers: Mapping[str, nn.Module]) -> None:
+def _carry_out(cuts: Sequence[Cut], channels: Channels) -> None:
     for cut in cuts:
-        cut.carry_out(layers)
+        cut.carry_out(channels)
 
 
-def _cuts(sinks: Sequence[Sink], layers: Mapping[str, nn.Module], multiple: int) -> list[_Cut]:
-    """What can go; of layers whose names differ in numbers alone equally much, as one number describes their width."""
-    makers = [name for sink in sinks for name in sink.sources]
-    alike: dict[tuple[str, int], list[tuple[Sink, list[int]]]] = defaultdict(list)
+def _cuts(model: nn.Module, sinks: Sequence[Sink], channels: Channels, multiple: int) -> list[Cut]:
+    """What can go; equally much of layers that one number of a configuration describes."""
+    alike: dict[str, list[tuple[Sink, list[int], int]]] = defaultdict(list)
     for sink in sinks:
-        if any(makers.count(name) > 1 for name in sink.sources):
-            continue  # several layers look at these channels
-        matrix = matrix_of(layers[sink.name])
-        dead = torch.nonzero(matrix.count_nonzero(0) == 0).flatten().tolist()
-        alike[re.sub(r"\d+", "#", sink.name), matrix.shape[1]].append((sink, dead))
-    cuts: list[_Cut] = []
-    for (_, width), members in alike.items():
-        count = min(len(dead) for _, dead in members) // multiple * multiple
-        if 0 < count < width:
-            cuts += [_Cut(sink, tuple(dead[:count]), width) for sink, dead in members]
+        read = is_read(channels.mixing[sink.name])
+        kind = f"{re.sub(_NUMBER, '#', sink.name)} {len(read)}" if _has_config(model) else sink.name
+        alike[kind].append((sink, torch.nonzero(~read).flatten().tolist(), len(read)))
+    cuts: list[Cut] = []
+    for members in alike.values():
+        count = min(len(dead) for _, dead, _ in members) // multiple * multiple
+        cuts += [Cut(sink, tuple(dead[:count]), width) for sink, dead, width in members if 0 < count < width]
     return cuts
 
 
-def _set_width(model: nn.Module, cuts: Sequence[_Cut]) -> None:
+def _has_config(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "config", None), "to_dict")
+
+
+def _set_width(model: nn.Module, cuts: Sequence[Cut]) -> None:
     """Write new widths into a configuration of transformers, so that it describes the weights that there are."""
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
+    if not _has_config(model):
         return
+    config: Any = model.config
     for width in {cut.width for cut in cuts}:
         remaining = {cut.width - len(cut.dead) for cut in cuts if cut.width == width}
         names = [name for name, value in vars(config).items() if value == width and name not in _NOT_WIDTHS]
@@ -165,6 +148,6 @@ def _set_width(model: nn.Module, cuts: Sequence[_Cut]) -> None:
 def _nothing_dead(model: nn.Module, multiple: int) -> str:
     return (
         f"model_slim found nothing to take out of {type(model).__name__}: expected layers of which whole inputs are "
-        f"zero (pattern='channelx1'), {max(1, multiple)} or more in each layer of a kind, or attentions with heads "
-        "that are zero (pattern='mha'). Prune what parse_auto_slim_config names, or lower round_multiplier."
+        f"zero (pattern='channelx1', 'channel'), {max(1, multiple)} or more in each layer of a kind, or attentions "
+        "with heads that are zero (pattern='mha'). Prune what parse_auto_slim_config names, or lower round_multiplier."
     )

@@ -134,7 +134,7 @@ def test_channels_that_something_else_looks_at_stay_and_the_model_is_as_it_was()
     model = Residual()
     model.down.weight.data[:, :4] = 0
     before, weights = model(torch.ones(2, 4)), dict(model.named_parameters())
-    with pytest.raises(Exception, match=r"size of tensor|computes something else"):
+    with pytest.warns(InexactWarning, match="found nothing to take out of Residual"):
         model_slim(model, [torch.ones(2, 4)], round_multiplier=1)
     assert torch.equal(model(torch.ones(2, 4)), before)
     assert all(weights[name] is parameter for name, parameter in model.named_parameters())
