@@ -15,6 +15,8 @@ from tests.unit.pruners.vectors import Conv1D
 TEXTS = {
     "NxM": ["1x1", "4x1", "1x4", "2x2", "4x3", "channelx1", "1xchannel", "channelx2", "2xchannel", "1x8"],
     "N:M": ["2:4", "1:4", "3:4", "4:8", "1:2"],
+    "channel": ["channel"],
+    "mha": ["mha"],
 }
 LAYERS = {
     "linear": nn.Linear(24, 8, bias=False),
@@ -61,6 +63,8 @@ def element_groups(text: str, layer: str) -> list[list[tuple[int, ...]]]:
         [((i, o) if turned else (o, i)) + position for position in kernel for i in range(inputs)]
         for o in range(outputs)
     ]
+    if text == "channel":
+        return [[row[column] for row in matrix for column in range(i, len(row), inputs)] for i in range(inputs)]
     if ":" in text:
         rows, columns = 1, int(text.split(":")[1])
     else:
@@ -83,7 +87,10 @@ def test_every_pattern_is_tried():
 
 
 def test_most_cases_fit():
-    assert len(FITTING) > 0.75 * len(CASES)
+    assert len(FITTING) > 0.7 * len(CASES)
+    assert not any(
+        text == "mha" for text, _ in FITTING
+    )  # no single weight has heads, see tests/unit/pruners/test_heads
 
 
 @pytest.mark.parametrize(("text", "layer"), FITTING)

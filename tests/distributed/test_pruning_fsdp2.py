@@ -156,6 +156,8 @@ CASES = {
     "channelx1": case(straddling, "channelx1"),
     "channelx1 odd": case(odd, "channelx1", "magnitude"),
     "1xchannel": case(odd, "1xchannel"),
+    "channel": case(convolutions, "channel", scope="local"),
+    "channel in inputs": case(transformer_like, "channel", "magnitude"),
     "2:4": case(even, "2:4", "gradient"),
     "4x1 convolutions": case(convolutions, "4x1"),
     "1x1 convolutions, local": case(convolutions, "1x1", scope="local"),
