@@ -10,7 +10,6 @@ from inc_torch.config._pruning_types import LOCK, PruningType
 from inc_torch.core.errors import ConfigError
 from inc_torch.pruners import ALLOCATIONS, CRITERIA, REGULARIZERS, SCHEDULES, Limits, PrunerSpec, parse_pattern
 from inc_torch.pruners._progressive import InParts
-from inc_torch.pruners.patterns.heads import Heads
 
 __all__ = ["PrunerOptions", "check_pattern", "default_pattern"]
 
@@ -109,7 +108,7 @@ class PrunerOptions:
         parsed, place = parse_pattern(self.pattern_text), Place(owner, "pattern")
         if self.pruning_type == "sparse_gpt" and parsed.density == 1 and _bare(self.pattern_text) != "1x1":
             raise place.error(self.pattern_text, f"'1x1' or N:M for {self.pruning_type!r}")
-        if parsed.density == 1 and not isinstance(parsed, Heads):
+        if parsed.density == 1 and not parsed.binds_layers:
             return
         if self.reg_type is not None:
             raise place.error(self.pattern_text, f"a block pattern such as '4x1' for reg_type={self.reg_type!r}")

@@ -152,9 +152,15 @@ class Grid(Protocol):
 class Pattern(Protocol):
     """What is pruned together.
 
+    A pattern may also have ``grid_in_parts``, which is called as `grid` is, and returns a grid with an entry for each
+    element, so that progressive types can take its units apart.
+
     Attributes:
         density: Largest share of elements that the pattern can prune: 1 for blocks, N/M for N:M.
+        binds_layers: Units lie in several layers at once: those of an attention.
     """
+
+    binds_layers: ClassVar[bool] = False
 
     @property
     def density(self) -> float: ...

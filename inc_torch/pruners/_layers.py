@@ -71,6 +71,10 @@ def select_layers(model: nn.Module, spec: PrunerSpec) -> Selection:
         ConfigError: Nothing is left, or a layer was named outright that cannot carry the pattern.
         ModelError: A lazy layer has no weight yet.
     """
+    if spec.pattern.binds_layers:
+        from inc_torch.pruners._head_layers import select_heads  # it knows of layers itself
+
+        return select_heads(model, spec)
     head = _classifier_head(model)
     head_weight = None if head is None else head._parameters.get("weight")
     left_dense: list[Finding] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -11,14 +11,13 @@ import torch
 from inc_torch.pruners._base import Grid, Pattern, Reduction
 from inc_torch.pruners._layout import Layout
 from inc_torch.pruners._matrix import MatrixView
-from inc_torch.pruners.patterns.block import Block
 
 __all__ = ["Goal", "InParts"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class InParts:
+class InParts(Pattern):
     """A pattern whose units can be pruned in parts: its masks and scores have one entry an element.
 
     Attributes:
@@ -39,9 +38,8 @@ class InParts:
 
     def grid(self, view: MatrixView, reduction: Reduction) -> Grid | str:
         """Lay the pattern over a weight, by elements."""
-        if isinstance(self.whole, Block):
-            return self.whole.grid_in_parts(view, reduction)
-        return self.whole.grid(view, reduction)
+        lay: Callable[[MatrixView, Reduction], Grid | str] = getattr(self.whole, "grid_in_parts", self.whole.grid)
+        return lay(view, reduction)
 
 
 @final

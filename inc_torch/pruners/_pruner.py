@@ -17,7 +17,6 @@ from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners._base import PrunerSpec, Reduction
 from inc_torch.pruners._bonds import Bonds
-from inc_torch.pruners._head_layers import select_heads
 from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._layout import CopiesLayout, Layout
 from inc_torch.pruners._progressive import Goal
@@ -25,7 +24,6 @@ from inc_torch.pruners._select import count_of
 from inc_torch.pruners._sharded_layout import ShardedLayout
 from inc_torch.pruners._weights import Weights, is_sharded
 from inc_torch.pruners._window import PruningWindow
-from inc_torch.pruners.patterns.heads import Heads
 
 __all__ = ["Pruner"]
 
@@ -61,7 +59,7 @@ class Pruner:
         self.spec = spec
         self.group = group
         self.window = PruningWindow(spec)
-        selection = select_heads(model, spec) if isinstance(spec.pattern, Heads) else select_layers(model, spec)
+        selection = select_layers(model, spec)
         self.layers: tuple[Layer, ...] = selection.layers
         self._bonds = Bonds(selection.bonds) if selection.bonds else None
         # Of layers that are bound together, the units of the first are counted.

@@ -11,7 +11,7 @@ from typing import Self, final
 import torch
 
 from inc_torch.core.errors import ConfigError
-from inc_torch.pruners._base import PATTERNS, Grid, Reduction
+from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
 from inc_torch.pruners._matrix import MatrixView
 
 _FORM = re.compile(r"(\d+|channel)x(\d+|channel)")
@@ -21,7 +21,7 @@ _CHANNEL = "channel"
 @final
 @PATTERNS.register("NxM", summary="blocks of N output rows by M input columns, either may be 'channel'")
 @dataclass(frozen=True, slots=True)
-class Block:
+class Block(Pattern):
     """Blocks of ``rows`` outputs by ``columns`` inputs are kept or pruned as one.
 
     The weight is seen as a matrix [out, kernel positions * in], inputs fastest. None stands for

@@ -7,7 +7,7 @@ from typing import Self, final
 
 import torch
 
-from inc_torch.pruners._base import PATTERNS, Grid, Reduction
+from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
 from inc_torch.pruners._matrix import MatrixView
 
 _FORM = "channel"
@@ -16,7 +16,7 @@ _FORM = "channel"
 @final
 @PATTERNS.register(_FORM, summary="whole inputs of a layer, for all outputs and kernel positions")
 @dataclass(frozen=True, slots=True)
-class Channel:
+class Channel(Pattern):
     """Inputs that are kept or pruned as one, so that nothing has to be computed any more for those that go.
 
     On a Linear this is ``channelx1``. On a convolution ``channelx1`` prunes single kernel positions (as in INC), this

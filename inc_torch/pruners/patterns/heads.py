@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 
-from inc_torch.pruners._base import PATTERNS, Grid, Reduction
+from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
 from inc_torch.pruners._matrix import MatrixView
 from inc_torch.pruners.patterns.block import BlockGrid
 
@@ -17,11 +17,13 @@ _FORM = "mha"
 @final
 @PATTERNS.register(_FORM, summary="whole attention heads")
 @dataclass(frozen=True, slots=True)
-class Heads:
+class Heads(Pattern):
     """A unit is a head: its queries, keys and values, and what the output layer takes of it.
 
     Which layers belong together, and where the heads are in them, is found by `find_attentions`.
     """
+
+    binds_layers: ClassVar[bool] = True
 
     @property
     def density(self) -> float:

@@ -9,7 +9,7 @@ from typing import Self, final
 import torch
 
 from inc_torch.core.errors import ConfigError
-from inc_torch.pruners._base import PATTERNS, Grid, Reduction
+from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
 from inc_torch.pruners._matrix import MatrixView
 
 _FORM = re.compile(r"(\d+):(\d+)")
@@ -18,7 +18,7 @@ _FORM = re.compile(r"(\d+):(\d+)")
 @final
 @PATTERNS.register("N:M", summary="N of every M neighbouring inputs are pruned")
 @dataclass(frozen=True, slots=True)
-class NInM:
+class NInM(Pattern):
     """``pruned`` of every ``group`` neighbouring inputs of one output go, the least important ones.
 
     A unit is a group. Below the full target the cheapest groups are N:M and the others dense. The first
