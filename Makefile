@@ -83,6 +83,10 @@ demo-trainer: $(STAMP) ## The same through transformers' Trainer and INCCallback
 demo-ptq: $(STAMP) ## Quantize a trained model by several recipes, without training it again (minutes)
 	@$(BIN)/python examples/post_training_quantization/run.py
 
+.PHONY: demo-slimming
+demo-slimming: $(STAMP) ## Prune channels of a real model, take them out, quantize the rest (minutes)
+	@$(BIN)/python examples/slimming/run.py
+
 .PHONY: demo-tuning
 demo-tuning: $(PHOTOS) ## Search for int8 models that answer as the float ones do (an hour)
 	@$(BIN)/python examples/tuning/run.py reviews

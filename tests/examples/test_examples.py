@@ -54,6 +54,15 @@ def test_a_loop_of_ones_own(tmp_path):
     assert cells(output, "zeros in pruned layers")[2] == "asked 0.8"
 
 
+def test_slimming(tmp_path):
+    output = run(EXAMPLES / "slimming/run.py", "--smoke", "--output", tmp_path)
+    assert "feed-forward parts have 64 channels instead of 128" in output
+    assert f"float32-slimmed: {SAME_LOGITS}" in output
+    assert f"int8-slimmed: {SAME_LOGITS}" in output
+    sizes = [float(cells(output, f"{name} ")[1]) for name in ("float32", "float32, slimmed", "int8, slimmed")]
+    assert sizes == sorted(sizes, reverse=True)
+
+
 # ------------------------------------------------------------------ the Trainer
 
 TRAINER = EXAMPLES / "huggingface_trainer"
