@@ -21,6 +21,11 @@ __all__ = ["PruningCallbacks"]
 class PruningCallbacks(Callback):
     """Scores before the optimizer step, masks after it, new masks at the start of a step.
 
+    A pruned weight that comes back starts without momentum. What its momentum becomes while the weight is pruned has
+    no effect, so it is cleared where it can have one: after the last optimizer step before masks may change, after
+    each while an update waits for gradients, and at the end. Optimizers of which it is not known that they move each
+    value alone get clean momentum after each step.
+
     Args:
         specs: One pruner each.
         model: The model as it is before anything rewrites it; layers are chosen here.
@@ -96,7 +101,8 @@ class PruningCallbacks(Callback):
             pruner.regularize_weights()
             pruner.mask_weights()
             for optimizer in self.progress.optimizers:
-                pruner.mask_momentum(optimizer)
+                if pruner.needs_clean_momentum(optimizer, self.progress.step + 1):
+                    pruner.mask_momentum(optimizer)
         self._note_sparsity()
 
     def _note_sparsity(self) -> None:
@@ -107,5 +113,7 @@ class PruningCallbacks(Callback):
     def on_train_end(self) -> None:
         for pruner in self.pruners:
             pruner.mask_weights()
+            for optimizer in self.progress.optimizers:
+                pruner.mask_momentum(optimizer)
             pruner.warn_if_missed(self.progress.step)
         self._note_sparsity()

@@ -14,9 +14,13 @@ from inc_torch.core.report import Finding
 from inc_torch.core.sharding import held
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
-from inc_torch.pruners._base import PrunerSpec, Reduction
+from inc_torch.pruners._base import PrunerSpec, Ranking, Reduction
+from inc_torch.pruners._compiled import score_blocks
 from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._layout import CopiesLayout, Layout
+from inc_torch.pruners._momentum import moves_values_alone
+from inc_torch.pruners._one_pass import OnePass, factors_of
+from inc_torch.pruners._parts import Part
 from inc_torch.pruners._select import count_of
 from inc_torch.pruners._sharded_layout import ShardedLayout
 from inc_torch.pruners._weights import Weights, is_sharded
@@ -92,6 +96,7 @@ class Pruner:
         has_shards = any(is_sharded(weight) for weight in weights)
         self.layout = ShardedLayout(self.layers, weights) if has_shards else CopiesLayout(self.layers, ranks)
         self._score_sizes = [_numel(part.grid.score_shape) for part in self.layout.parts]
+        self._one_pass = OnePass(self.spec.criterion, self.spec.reduction, self.layout.parts, self._score_sizes)
         self._take(masks, scores)
         if masks:
             self.layout.require_equal(list(self.stored_masks.values()))
@@ -114,6 +119,8 @@ class Pruner:
     @property
     def scores(self) -> dict[str, torch.Tensor]:
         """Current scores in the pattern's shape, by layer name; empty before the first were taken.
+
+        They are views of memory that is used again when scores are next taken.
 
         Under FSDP2 of the units that are here, those at the ends of the shard complete.
         """
@@ -175,12 +182,16 @@ class Pruner:
         is_idle = criterion.only_in_window and not self._is_in_window
         if not criterion.needs_gradient or self.spec.locks_zeros or is_idle:
             return
-        fresh = self._fresh_scores(self._gradients())
-        if fresh is None:
-            return
-        if self._scores is not None and criterion.momentum:
-            fresh.add_(self._scores, alpha=criterion.momentum)
-        self._scores = fresh.to(self._score_dtype)
+        gradients = self._gradients()
+        smoothed = self._smoothed_in_one_pass(gradients)
+        if smoothed is None:
+            fresh = self._fresh_scores(gradients)
+            if fresh is None:
+                return
+            if self._scores is not None and criterion.momentum:
+                fresh.add_(self._scores, alpha=criterion.momentum)
+            smoothed = fresh.to(self._score_dtype)
+        self._scores = smoothed
         self._forget_lost_units()
         if self._postponed is not None and self._has_scores():
             self._update_masks(self._postponed)
@@ -204,6 +215,11 @@ class Pruner:
         factors = self._shaped(self.spec.regularizer.factors(squares.sqrt_()))
         for layer, part, own in zip(self.layers, self.layout.parts, factors, strict=True):
             part.apply_(self._weights.here(layer), own)
+
+    def needs_clean_momentum(self, optimizer: torch.optim.Optimizer, step: int) -> bool:
+        """Whether `mask_momentum` has to be called before ``step``, the next one, as weights may come back in it."""
+        may_change = self._postponed is not None or self.window.ratio_at(step) is not None
+        return may_change or not moves_values_alone(optimizer)
 
     @torch.no_grad()
     def mask_momentum(self, optimizer: torch.optim.Optimizer) -> None:
@@ -304,7 +320,7 @@ class Pruner:
 
     def _has_scores(self) -> bool:
         """Whether scores were taken that say anything: where all gradients were zero, any unit is like any other."""
-        return self._scores is not None and self.layout.greatest(self._scores) > 0
+        return self._scores is not None and self.layout.has_positive(self._scores)
 
     def _gathered(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Copies of the masks and scores of whole layers, by parameter name."""
@@ -357,22 +373,33 @@ class Pruner:
         sizes = [grid.units for grid in grids]
         units = self._scores.float()
         if sizes != self._score_sizes:
-            units = torch.cat([grid.unit_scores(own).float() for grid, own in zip(grids, shaped, strict=True)])
+            units = units.new_empty(sum(sizes))
+            for grid, own, unit in zip(grids, shaped, torch.split(units, sizes), strict=True):
+                unit.copy_(grid.unit_scores(own))
         density = self.spec.pattern.density
         ranking = self.layout.ranking(units)
         self.spec.allocation.prune(ranking, ratio / density, self.spec.limits.scaled(1 / density))
         kept = torch.split(ranking.kept(), sizes)
-        self._set_masks(grid.mask(own, keep) for grid, own, keep in zip(grids, shaped, kept, strict=True))
+        self._set_masks((grid.mask(own, keep) for grid, own, keep in zip(grids, shaped, kept, strict=True)), ranking)
         if not self.spec.criterion.needs_gradient:
             self._scores = None
 
-    def _set_masks(self, masks: Iterable[torch.Tensor]) -> None:
+    def _set_masks(self, masks: Iterable[torch.Tensor], ranking: Ranking | None = None) -> None:
+        """Hold ``masks`` from now on; where a ``ranking`` chose them, it knows how many units they prune."""
         self.stored_masks = {
             layer.name: mask.to(self.weight(layer).device) for layer, mask in zip(self.layers, masks, strict=True)
         }
         here = list(self.stored_masks.values())
-        self._counts = self.layout.counts(here)
+        self._counts = self.layout.counts(here) if ranking is None else self._counts_of(ranking)
         self.layout.require_equal(here)
+
+    def _counts_of(self, ranking: Ranking) -> list[tuple[int, int]]:
+        """Units and entries that the masks of all layers prune, by the ranking that chose the units."""
+        density = self.spec.pattern.density
+        return [
+            (pruned, pruned * round(density * _numel(layer.grid.mask_shape) / layer.grid.units))
+            for layer, pruned in zip(self.layers, ranking.pruned, strict=True)
+        ]
 
     def _shaped(self, scores: torch.Tensor) -> list[torch.Tensor]:
         """Views of the flat ``scores`` for each layer, in the pattern's shape."""
@@ -400,19 +427,27 @@ class Pruner:
             )
         return gradients
 
+    def _smoothed_in_one_pass(self, gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+        """Scores with those of this step, by compiled kernels; None where they cannot, or a value is not finite."""
+        known = [gradient for gradient in gradients if gradient is not None]
+        if not isinstance(self.layout, CopiesLayout) or self.spec.has_short_scores or len(known) < len(gradients):
+            return None
+        used = self._weights.used
+        return self._one_pass.smooth(lambda: zip(map(used, self.layers), known, strict=True), self.size, self._scores)
+
     def _fresh_scores(self, gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         """Scores of this moment for all layers, flat float32, or None if they are of no use."""
-        fresh = self._reduced(
-            None if gradient is None else self.spec.criterion.score(self._weights.used(layer).float(), gradient.float())
-            for layer, gradient in zip(self.layers, gradients, strict=True)
-        )
+        fresh = self._empty_scores()
+        own = zip(self.layers, self.layout.parts, gradients, torch.split(fresh, self._score_sizes), strict=True)
+        for layer, part, gradient, out in own:
+            self._score(layer, part, gradient, out)
         is_finite = bool(torch.isfinite(fresh.sum())) or bool(torch.isfinite(fresh).all())
         has_gradient = any(gradient is not None for gradient in gradients)
         has_gradient, is_spoilt = self.layout.join_scores_(fresh, [has_gradient, not is_finite], self.spec.reduction)
         if is_spoilt:
-            own = zip(self.layers, torch.split(fresh, self._score_sizes), strict=True)
+            scored = zip(self.layers, torch.split(fresh, self._score_sizes), strict=True)
             bad = next(
-                (repr(layer.name) for layer, part in own if not part.isfinite().all()), "another process's shard"
+                (repr(layer.name) for layer, part in scored if not part.isfinite().all()), "another process's shard"
             )
             self._warn_once(
                 "finite",
@@ -423,15 +458,27 @@ class Pruner:
             fresh.abs_()
         return fresh if has_gradient and not is_spoilt else None
 
-    def _reduced(self, importances: Iterable[torch.Tensor | None], reduction: Reduction | None = None) -> torch.Tensor:
-        """Scores from element importances, layer by layer, flat float32; None counts as zero."""
-        fresh = torch.empty(sum(self._score_sizes), dtype=torch.float32, device=self.weight(self.layers[0]).device)
+    def _score(self, layer: Layer, part: Part, gradient: torch.Tensor | None, out: torch.Tensor) -> None:
+        """Write the scores of one layer at this moment, flat; a gradient that is missing counts as zero."""
+        if gradient is None:
+            out.zero_()
+            return
+        criterion, weight = self.spec.criterion, self._weights.used(layer)
+        factors = factors_of(criterion, part, weight, gradient)
+        if score_blocks(factors, self.spec.reduction, out) is None:
+            importance = criterion.score(weight.float(), gradient.float())
+            out.view(part.grid.score_shape).copy_(part.reduce(importance))
+
+    def _empty_scores(self) -> torch.Tensor:
+        """Memory for the scores of all layers, flat float32."""
+        return torch.empty(sum(self._score_sizes), dtype=torch.float32, device=self.weight(self.layers[0]).device)
+
+    def _reduced(self, importances: Iterable[torch.Tensor], reduction: Reduction | None = None) -> torch.Tensor:
+        """Scores from element importances, layer by layer, flat float32."""
+        fresh = self._empty_scores()
         parts = zip(self.layout.parts, importances, torch.split(fresh, self._score_sizes), strict=True)
         for part, importance, out in parts:
-            if importance is None:
-                out.zero_()
-            else:
-                out.view(part.grid.score_shape).copy_(part.reduce(importance, reduction))
+            out.view(part.grid.score_shape).copy_(part.reduce(importance, reduction))
         return fresh
 
     def _postpone(self, ratio: float, step: int) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from inc_torch.core.errors import ConfigError
 from inc_torch.pruners._base import PATTERNS, Grid, Reduction
+from inc_torch.pruners._dense import DenseBlocks
 from inc_torch.pruners._matrix import MatrixView
 
 _FORM = re.compile(r"(\d+|channel)x(\d+|channel)")
@@ -116,10 +117,19 @@ class BlockGrid:
         return scores != 0
 
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
+        blocks = self.dense_blocks(tensor) if mask.dtype == torch.bool else None
+        if blocks is not None and blocks.zero_(mask):
+            return
         if self._spans_kernel:
             tensor.mul_(self.expand(mask))
         else:
             self._blocks(tensor).mul_(mask.to(tensor.dtype).unsqueeze(1).unsqueeze(-1))
+
+    def dense_blocks(self, tensor: torch.Tensor) -> DenseBlocks | None:
+        values = self._view.ordered(tensor)
+        if self._columns != 1 or self._part_of or not values.is_contiguous():
+            return None
+        return DenseBlocks(values, self._view.width, self._rows)
 
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         wide = mask.repeat_interleave(self._rows, 0).repeat_interleave(self._columns, -1)
