@@ -7,6 +7,7 @@ the same end. Kernels run on as many threads as torch's own operations.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 import torch
 
@@ -14,51 +15,72 @@ from inc_torch import kernels
 from inc_torch.pruners._base import Reduction
 from inc_torch.pruners._dense import DenseBlocks, can_run, is_plain
 
-__all__ = ["group_mask", "group_scores", "score_blocks"]
+__all__ = ["ScoreSteps", "group_mask", "group_scores"]
 
 
-def score_blocks(
-    factors: Sequence[DenseBlocks | None],
-    reduction: Reduction,
-    output: torch.Tensor | None,
-    before: torch.Tensor | None = None,
-    decay: float = 0.0,
-) -> bool | None:
-    """Compute ``output = decay * before + scores``, where scores are reduced from the product of ``factors``.
+@final
+class ScoreSteps:
+    """Scores of several layers, computed by one call: ``output = decay * before + scores``.
+
+    Scores are reduced from the product of factors. What is added is computed at `run`, so its memory has to last.
 
     Args:
-        factors: One or two tensors that lie alike; None for one that does not lie in blocks.
         reduction: How the product becomes one score a unit.
-        output: Flat float32, one a unit, may be ``before``; None to find out what is returned alone.
-        before: Scores of the past.
-        decay: What they are multiplied with.
-
-    Returns:
-        Whether all scores, without those of the past, are finite; None if no kernel can do it.
+        decay: What scores of the past are multiplied with.
+        layers: How many are added between two runs at most.
     """
-    known = [blocks for blocks in factors if blocks is not None]
-    first, second = known[0] if known else None, known[1] if len(known) > 1 else None
-    if first is None or not 0 < len(factors) == len(known) <= 2:  # noqa: PLR2004
-        return None
-    if second is not None and (second.columns, second.rows) != (first.columns, first.rows):
-        return None
-    others = [tensor for tensor in (output, before) if tensor is not None]
-    if not can_run(*(blocks.values for blocks in known), *others):
-        return None
-    finite = torch.empty(1, dtype=torch.int64)
-    step = kernels.block_scores(
-        first.values,
-        None if second is None else second.values,
-        output,
-        finite,
-        reduction,
-        columns=first.columns,
-        block=first.rows,
-        before=before,
-        decay=decay,
-    )
-    kernels.Program([step]).run()
-    return bool(finite)
+
+    def __init__(self, reduction: Reduction, decay: float = 0.0, layers: int = 1) -> None:
+        self._reduction, self._decay = reduction, decay
+        self._finite = torch.empty(layers, dtype=torch.int64)
+        self._steps: list[kernels.Step] = []
+
+    def add(
+        self,
+        factors: Sequence[DenseBlocks | None],
+        output: torch.Tensor | None,
+        before: torch.Tensor | None = None,
+    ) -> bool:
+        """Add a layer.
+
+        Args:
+            factors: One or two tensors that lie alike; None for one that does not lie in blocks.
+            output: Flat float32, one a unit, may be ``before``; None if only `run`'s answer is wanted.
+            before: Scores of the past.
+
+        Returns:
+            Whether that was possible.
+        """
+        known = [blocks for blocks in factors if blocks is not None]
+        if not 0 < len(factors) == len(known) <= 2:  # noqa: PLR2004  kernels multiply two
+            return False
+        first, second = known[0], known[1] if len(known) > 1 else None
+        if second is not None and (second.columns, second.rows) != (first.columns, first.rows):
+            return False
+        tensors = [first.values, None if second is None else second.values, output, before]
+        if not can_run(*(tensor for tensor in tensors if tensor is not None)):
+            return False
+        step = kernels.block_scores(
+            first.values,
+            tensors[1],
+            output,
+            self._finite[len(self._steps) :][:1],
+            self._reduction,
+            columns=first.columns,
+            block=first.rows,
+            before=before,
+            decay=self._decay,
+        )
+        self._steps.append(step)
+        return True
+
+    def run(self) -> bool:
+        """Compute what was added; return whether all scores, without those of the past, are finite."""
+        if self._steps:
+            kernels.Program(self._steps).run()
+        is_finite = bool(self._finite[: len(self._steps)].all())
+        self._steps = []
+        return is_finite
 
 
 def group_scores(scores: torch.Tensor, pruned: int, reduction: Reduction) -> torch.Tensor | None:

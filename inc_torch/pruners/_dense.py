@@ -27,13 +27,6 @@ class DenseBlocks:
     columns: int
     rows: int
 
-    def zero_(self, keep: torch.Tensor) -> bool:
-        """Write zeros into the blocks that bool ``keep`` [units, columns] does not keep; True if that was done."""
-        if not (can_run(self.values) and keep.dtype == torch.bool and is_plain(keep)):
-            return False
-        kernels.Program([kernels.zero_blocks(self.values, keep, columns=self.columns, block=self.rows)]).run()
-        return True
-
 
 def can_run(*tensors: torch.Tensor) -> bool:
     """Whether kernels can work on these."""

@@ -41,10 +41,11 @@ class DigitRanking:
         ends = torch.tensor(self.sizes).cumsum(0)
         self._pieces = torch.stack([ends - torch.tensor(self.sizes), ends], 1)
         self._scores = scores
-        self._first: _Integers | None = None
+        self._first: tuple[_Integers, int] | None = None
         self._thresholds = np.zeros(len(self.sizes), np.int64)
         self._ties = np.zeros(len(self.sizes), np.int64)
         self._pruned = np.zeros(len(self.sizes), np.int64)
+        self._undecided: dict[int, int] = {}
 
     @staticmethod
     def can_rank(scores: torch.Tensor) -> bool:
@@ -59,57 +60,81 @@ class DigitRanking:
 
     def prune(self, groups: Sequence[Sequence[int]], counts: Sequence[int]) -> list[int]:
         """See `Ranking`."""
-        used = [(group, count) for group, count in zip(groups, counts, strict=True) if group]
-        if not used:
-            return []
-        lengths = [len(group) for group, _ in used]
+        together = [(group, count) for group, count in zip(groups, counts, strict=True) if len(group) > 1]
+        # How many units of a layer go that is ranked alone is known; which ones, nobody asks before `kept`.
+        alone = {group[0]: count for group, count in zip(groups, counts, strict=True) if len(group) == 1}
+        for layer, count in alone.items():
+            self._pruned[layer] = count
+        for group, _ in together:
+            for layer in group:
+                self._undecided.pop(layer, None)
+        self._undecided |= alone
+        if together:
+            self._decide([group for group, _ in together], [count for _, count in together])
+        pruned: list[int] = self._pruned[[layer for group in groups for layer in group]].tolist()
+        return pruned
+
+    def kept(self) -> torch.Tensor:
+        """See `Ranking`."""
+        if self._undecided:
+            self._decide([[layer] for layer in self._undecided], list(self._undecided.values()))
+            self._undecided = {}
+        keep = torch.empty_like(self._scores, dtype=torch.bool)
+        thresholds, ties = torch.from_numpy(self._thresholds), torch.from_numpy(self._ties)
+        kernels.Program([kernels.keep_largest(self._scores, self._pieces, thresholds, ties, keep)]).run()
+        return keep
+
+    def _decide(self, groups: Sequence[Sequence[int]], counts: Sequence[int]) -> None:
+        """Find for each group the score at which ``count`` is reached, and for its layers how many of that score go."""
+        lengths = [len(group) for group in groups]
         starts = np.cumsum([0, *lengths[:-1]])
-        of_group = np.repeat(np.arange(len(used)), lengths)
-        layers = np.array([layer for group, _ in used for layer in group])
-        remaining = np.array([count for _, count in used])
-        prefixes = np.zeros(len(used), np.int64)
+        of_group = np.repeat(np.arange(len(groups)), lengths)
+        layers = np.array([layer for group in groups for layer in group])
+        remaining = np.array(counts)
+        prefixes = np.zeros(len(groups), np.int64)
         below = np.zeros(len(layers), np.int64)
         scores, pieces = self._scores, self._pieces[layers]
         for shift, width in DIGITS:
-            upto = self._first_digits[layers] if scores is self._scores and shift == DIGITS[0][0] else None
-            if upto is None:
-                upto = _counted(scores, pieces, prefixes[of_group], shift, width)
+            if shift == DIGITS[0][0]:
+                upto, least = self._first_digits
+                upto = upto[layers]
+            else:
+                upto, least = _counted(scores, pieces, prefixes[of_group], shift, width)
             of_all = np.add.reduceat(upto, starts)
             digits = (of_all < remaining[:, None]).sum(1)
             smaller = _before(upto, digits[of_group])
             equal = np.take_along_axis(upto, digits[of_group, None], 1)[:, 0] - smaller
             remaining = remaining - _before(of_all, digits)
             below += smaller
-            prefixes = (prefixes << width) + digits
+            prefixes = (prefixes << width) + digits + least
             if shift and _WORTH_A_COPY * equal.sum() <= (pieces[:, 1] - pieces[:, 0]).sum():
                 scores, pieces = _collected(scores, pieces, prefixes[of_group], equal, shift)
         in_order = equal.cumsum() - equal
         ties = (remaining[of_group] - (in_order - in_order[starts][of_group])).clip(0, equal)
         self._thresholds[layers], self._ties[layers], self._pruned[layers] = prefixes[of_group], ties, below + ties
-        pruned: list[int] = self._pruned[layers].tolist()
-        return pruned
-
-    def kept(self) -> torch.Tensor:
-        """See `Ranking`."""
-        keep = torch.empty_like(self._scores, dtype=torch.bool)
-        thresholds, ties = torch.from_numpy(self._thresholds), torch.from_numpy(self._ties)
-        kernels.Program([kernels.keep_largest(self._scores, self._pieces, thresholds, ties, keep)]).run()
-        return keep
 
     @property
-    def _first_digits(self) -> _Integers:
-        """How many units of each layer have each first digit or a smaller one."""
+    def _first_digits(self) -> tuple[_Integers, int]:
+        """See `_counted`, of the first digits of all layers."""
         if self._first is None:
             self._first = _counted(self._scores, self._pieces, np.zeros(len(self.sizes), np.int64), *DIGITS[0])
         return self._first
 
 
-def _counted(scores: torch.Tensor, pieces: torch.Tensor, prefixes: _Integers, shift: int, width: int) -> _Integers:
-    """How many scores of each piece with its prefix have each digit or a smaller one."""
-    counts = torch.empty(len(pieces), 1 << width, dtype=torch.int64)
-    kernels.Program([kernels.count_digits(scores, pieces, torch.from_numpy(prefixes), counts, shift=shift)]).run()
-    upto: _Integers = counts.numpy().cumsum(1)
-    return upto
+def _counted(
+    scores: torch.Tensor, pieces: torch.Tensor, prefixes: _Integers, shift: int, width: int
+) -> tuple[_Integers, int]:
+    """How many scores of each piece with its prefix have each digit or a smaller one.
+
+    Returns:
+        The counts [pieces, digits], from the least digit that occurs to the greatest, and that least digit.
+    """
+    found = torch.empty(len(pieces), 1 << width, dtype=torch.int64)
+    kernels.Program([kernels.count_digits(scores, pieces, torch.from_numpy(prefixes), found, shift=shift)]).run()
+    counts: _Integers = found.numpy()
+    used = np.flatnonzero(counts.sum(0))
+    least, greatest = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
+    return counts[:, least : greatest + 1].cumsum(1), least
 
 
 def _collected(

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
 import torch
+from torch import nn
 
 from inc_torch.pruners._base import Criterion, Reduction
-from inc_torch.pruners._compiled import score_blocks
+from inc_torch.pruners._compiled import ScoreSteps
 from inc_torch.pruners._dense import DenseBlocks
 from inc_torch.pruners._parts import Part
 
@@ -67,16 +68,17 @@ class OnePass:
         return torch.empty(sum(self._sizes), dtype=torch.float32)
 
     def _write(self, layers: _Layers, output: torch.Tensor | None, before: torch.Tensor | None) -> bool:
-        """Whether it was done and all was finite; stops at the first layer that is not."""
-        momentum = self._criterion.momentum
-        begin = 0
+        """Whether it was done and all was finite; nothing is written if a layer is not for kernels."""
+        steps = ScoreSteps(self._reduction, self._criterion.momentum, len(self._parts))
+        is_finite, begin = True, 0
         for part, size, (weight, gradient) in zip(self._parts, self._sizes, layers, strict=True):
-            factors = factors_of(self._criterion, part, weight, gradient)
             own, old = (None if flat is None else flat[begin : begin + size] for flat in (output, before))
-            if not score_blocks(factors, self._reduction, own, old, momentum):
+            if not steps.add(factors_of(self._criterion, part, weight, gradient), own, old):
                 return False
+            if not isinstance(weight, nn.Parameter):  # made for the moment, such as one with adapters added
+                is_finite &= steps.run()
             begin += size
-        return True
+        return steps.run() and is_finite
 
 
 def factors_of(

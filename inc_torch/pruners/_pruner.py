@@ -15,7 +15,7 @@ from inc_torch.core.sharding import held
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners._base import PrunerSpec, Ranking, Reduction
-from inc_torch.pruners._compiled import score_blocks
+from inc_torch.pruners._compiled import ScoreSteps
 from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._layout import CopiesLayout, Layout
 from inc_torch.pruners._momentum import moves_values_alone
@@ -25,6 +25,7 @@ from inc_torch.pruners._select import count_of
 from inc_torch.pruners._sharded_layout import ShardedLayout
 from inc_torch.pruners._weights import Weights, is_sharded
 from inc_torch.pruners._window import PruningWindow
+from inc_torch.pruners._zeros import write_zeros
 
 __all__ = ["Pruner"]
 
@@ -200,10 +201,7 @@ class Pruner:
     @torch.no_grad()
     def mask_weights(self) -> None:
         """Write the zeros of the masks into the weights, in place."""
-        for layer, part in zip(self.layers, self.layout.parts, strict=True):
-            mask = self.stored_masks.get(layer.name)
-            if mask is not None:
-                part.apply_(self._weights.here(layer), mask)
+        write_zeros((part, self._weights.here(layer), mask) for layer, part, mask in self._masked())
 
     @torch.no_grad()
     def regularize_weights(self) -> None:
@@ -224,16 +222,14 @@ class Pruner:
     @torch.no_grad()
     def mask_momentum(self, optimizer: torch.optim.Optimizer) -> None:
         """Clear the momentum of pruned weights, so that it cannot push a weight that comes back."""
-        for layer, part in zip(self.layers, self.layout.parts, strict=True):
-            mask = self.stored_masks.get(layer.name)
-            if mask is None:
-                continue
+        pruned: list[tuple[Part, torch.Tensor, torch.Tensor]] = []
+        for layer, part, mask in self._masked():
             weight = self.weight(layer)
             state = optimizer.state.get(weight, {})
-            for key in ("momentum_buffer", "exp_avg"):
-                # Optimizers that keep their momentum in another space (low rank, packed) keep it as it is.
-                if isinstance(buffer := state.get(key), torch.Tensor) and buffer.shape == weight.shape:
-                    part.apply_(held(buffer), mask)
+            buffers = [state[key] for key in ("momentum_buffer", "exp_avg") if isinstance(state.get(key), torch.Tensor)]
+            # Optimizers that keep their momentum in another space (low rank, packed) keep it as it is.
+            pruned += [(part, held(buffer), mask) for buffer in buffers if buffer.shape == weight.shape]
+        write_zeros(pruned)
 
     def warn_if_missed(self, steps: int) -> None:
         """Say once that training ended before the goal was reached."""
@@ -310,6 +306,14 @@ class Pruner:
     @property
     def _score_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.spec.has_short_scores else torch.float32
+
+    def _masked(self) -> Iterable[tuple[Layer, Part, torch.Tensor]]:
+        """Each layer that has a mask, what is here of it, and its stored mask."""
+        return [
+            (layer, part, self.stored_masks[layer.name])
+            for layer, part in zip(self.layers, self.layout.parts, strict=True)
+            if layer.name in self.stored_masks
+        ]
 
     def _pruned_units(self) -> int:
         return sum(units for units, _ in self._counts)
@@ -464,8 +468,10 @@ class Pruner:
             out.zero_()
             return
         criterion, weight = self.spec.criterion, self._weights.used(layer)
-        factors = factors_of(criterion, part, weight, gradient)
-        if score_blocks(factors, self.spec.reduction, out) is None:
+        steps = ScoreSteps(self.spec.reduction)
+        if steps.add(factors_of(criterion, part, weight, gradient), out):
+            steps.run()
+        else:
             importance = criterion.score(weight.float(), gradient.float())
             out.view(part.grid.score_shape).copy_(part.reduce(importance))
 

@@ -117,9 +117,6 @@ class BlockGrid:
         return scores != 0
 
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
-        blocks = self.dense_blocks(tensor) if mask.dtype == torch.bool else None
-        if blocks is not None and blocks.zero_(mask):
-            return
         if self._spans_kernel:
             tensor.mul_(self.expand(mask))
         else:

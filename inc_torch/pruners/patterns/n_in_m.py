@@ -92,9 +92,6 @@ class GroupGrid:
         return kept | ~is_pattern
 
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
-        blocks = self.dense_blocks(tensor) if mask.dtype == torch.bool else None
-        if blocks is not None and blocks.zero_(mask):
-            return
         tensor.mul_(self.expand(mask))
 
     def dense_blocks(self, tensor: torch.Tensor) -> DenseBlocks | None:
