@@ -23,8 +23,8 @@ class PruningCallbacks(Callback):
 
     A pruned weight that comes back starts without momentum. What its momentum becomes while the weight is pruned has
     no effect, so it is cleared where it can have one: after the last optimizer step before masks may change, after
-    each while an update waits for gradients, and at the end. Optimizers of which it is not known that they move each
-    value alone get clean momentum after each step.
+    each while an update waits for gradients, where a state is saved, and at the end. Optimizers of which it is not
+    known that they move each value alone get clean momentum after each step.
 
     Args:
         specs: One pruner each.
@@ -69,8 +69,9 @@ class PruningCallbacks(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         if self.progress.has_unfinished_update:
-            # The run that goes on from here does not know its optimizers yet, whose momentum is to be masked.
             self.on_after_optimizer_step()
+        # The run that goes on from here does not know its optimizers before they have stepped.
+        self._clear_momentum()
         history = [list(point) for point in self._history]
         return {"pruners": [pruner.state_dict() for pruner in self.pruners], "history": history}
 
@@ -110,10 +111,14 @@ class PruningCallbacks(Callback):
         if sparsity != (self._history[-1][1] if self._history else 0.0):
             self._history.append((self.progress.step, sparsity))
 
+    def _clear_momentum(self) -> None:
+        for pruner in self.pruners:
+            for optimizer in self.progress.optimizers:
+                pruner.mask_momentum(optimizer)
+
     def on_train_end(self) -> None:
         for pruner in self.pruners:
             pruner.mask_weights()
-            for optimizer in self.progress.optimizers:
-                pruner.mask_momentum(optimizer)
             pruner.warn_if_missed(self.progress.step)
+        self._clear_momentum()
         self._note_sparsity()

@@ -14,9 +14,7 @@ from tests.unit.pruners.vectors import pruners_of
 STEPS = 14
 OPTIMIZERS = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
-    "Nesterov": lambda parameters: torch.optim.SGD(
-        parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.01
-    ),
+    "Nesterov": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.01),
     "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
     "fused AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, fused=True),
     "RMSprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.001, momentum=0.9),
