@@ -21,6 +21,11 @@ __all__ = ["PruningCallbacks"]
 class PruningCallbacks(Callback):
     """Scores before the optimizer step, masks after it, new masks at the start of a step.
 
+    A pruned weight that comes back starts without momentum. What its momentum becomes while the weight is pruned has
+    no effect, so it is cleared where it can have one: after the last optimizer step before masks may change, after
+    each while an update waits for gradients, where a state is saved, and at the end. Optimizers of which it is not
+    known that they move each value alone get clean momentum after each step.
+
     Args:
         specs: One pruner each.
         model: The model as it is before anything rewrites it; layers are chosen here.
@@ -64,8 +69,9 @@ class PruningCallbacks(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         if self.progress.has_unfinished_update:
-            # The run that goes on from here does not know its optimizers yet, whose momentum is to be masked.
             self.on_after_optimizer_step()
+        # The run that goes on from here does not know its optimizers before they have stepped.
+        self._clear_momentum()
         history = [list(point) for point in self._history]
         return {"pruners": [pruner.state_dict() for pruner in self.pruners], "history": history}
 
@@ -96,7 +102,8 @@ class PruningCallbacks(Callback):
             pruner.regularize_weights()
             pruner.mask_weights()
             for optimizer in self.progress.optimizers:
-                pruner.mask_momentum(optimizer)
+                if pruner.needs_clean_momentum(optimizer, self.progress.step + 1):
+                    pruner.mask_momentum(optimizer)
         self._note_sparsity()
 
     def _note_sparsity(self) -> None:
@@ -104,9 +111,15 @@ class PruningCallbacks(Callback):
         if sparsity != (self._history[-1][1] if self._history else 0.0):
             self._history.append((self.progress.step, sparsity))
 
+    def _clear_momentum(self) -> None:
+        for pruner in self.pruners:
+            for optimizer in self.progress.optimizers:
+                pruner.mask_momentum(optimizer)
+
     def on_train_end(self) -> None:
         for pruner in self.pruners:
             pruner.finish()
             pruner.mask_weights()
             pruner.warn_if_missed(self.progress.step)
+        self._clear_momentum()
         self._note_sparsity()

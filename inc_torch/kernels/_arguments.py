@@ -10,15 +10,21 @@ from typing import ClassVar
 __all__ = [
     "STRUCTURES",
     "AttentionArguments",
+    "BlockScoresArguments",
+    "CollectPrefixArguments",
+    "CountDigitsArguments",
     "DynamicRangeArguments",
     "ElementwiseArguments",
     "EpilogueArguments",
+    "KeepLargestArguments",
     "LayerNormArguments",
     "MatrixArguments",
     "Operation",
+    "PickInGroupsArguments",
     "PoolArguments",
     "QuantizeArguments",
     "RotateArguments",
+    "ZeroBlocksArguments",
 ]
 
 _Field = tuple[str, type]
@@ -44,6 +50,12 @@ class Operation(IntEnum):
     SCALE_CHANNELS = 14
     ROTATE = 15
     INTERLEAVE = 16
+    BLOCK_SCORES = 17
+    ZERO_BLOCKS = 18
+    PICK_IN_GROUPS = 19
+    COUNT_DIGITS = 20
+    COLLECT_PREFIX = 21
+    KEEP_LARGEST = 22
 
 
 def _pointers(names: str) -> list[_Field]:
@@ -186,6 +198,67 @@ class RotateArguments(ctypes.Structure):
     )
 
 
+class BlockScoresArguments(ctypes.Structure):
+    """Scores of blocks of rows by one column."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("first second before output finite"),
+        *_integers("rows columns block reduction"),
+        *_floats("divisor decay"),
+    )
+
+
+class ZeroBlocksArguments(ctypes.Structure):
+    """Zeros where a mask prunes."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("values keep"),
+        *_integers("rows columns block"),
+    )
+
+
+class PickInGroupsArguments(ctypes.Structure):
+    """The smallest scores of each group of neighbours."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("scores keep group_scores mask"),
+        *_integers("groups size pruned reduction divides"),
+    )
+
+
+class CountDigitsArguments(ctypes.Structure):
+    """How often each digit of scores occurs."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("scores pieces prefixes counts"),
+        *_integers("count shift width"),
+    )
+
+
+class CollectPrefixArguments(ctypes.Structure):
+    """Scores that begin with some digits."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("scores pieces prefixes places output"),
+        *_integers("count shift"),
+    )
+
+
+class KeepLargestArguments(ctypes.Structure):
+    """Which scores are above a threshold."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("scores pieces thresholds ties keep"),
+        *_integers("count"),
+    )
+
+
 _ELEMENTWISE = (
     Operation.ADD,
     Operation.REQUANTIZE,
@@ -204,6 +277,12 @@ STRUCTURES: dict[Operation, type[ctypes.Structure]] = {
     Operation.LAYER_NORM: LayerNormArguments,
     Operation.ATTENTION: AttentionArguments,
     Operation.ROTATE: RotateArguments,
+    Operation.BLOCK_SCORES: BlockScoresArguments,
+    Operation.ZERO_BLOCKS: ZeroBlocksArguments,
+    Operation.PICK_IN_GROUPS: PickInGroupsArguments,
+    Operation.COUNT_DIGITS: CountDigitsArguments,
+    Operation.COLLECT_PREFIX: CollectPrefixArguments,
+    Operation.KEEP_LARGEST: KeepLargestArguments,
     **dict.fromkeys(_ELEMENTWISE, ElementwiseArguments),
     **dict.fromkeys(_POOLS, PoolArguments),
 }

@@ -9,7 +9,7 @@ import torch
 from inc_torch.core.errors import IncTorchError
 from inc_torch.kernels._types import Grid
 
-__all__ = ["OperandError", "check", "dense_last", "grid_of", "operand", "pixels", "rows_of", "vector"]
+__all__ = ["OperandError", "check", "dense", "dense_last", "grid_of", "operand", "pixels", "rows_of", "vector"]
 
 TYPES = {torch.float32: 1, torch.bfloat16: 2, torch.uint8: 3}
 """Numbers of the types that operands have in the kernels."""
@@ -41,6 +41,16 @@ def operand(tensor: object, step: str, name: str, dtypes: Sequence[torch.dtype])
     check(tensor.dtype in dtypes, step, name, str(tensor.dtype).removeprefix("torch."), want)
     check(tensor.numel() > 0, step, name, f"empty, of shape {tuple(tensor.shape)}", "at least one element")
     return TYPES.get(tensor.dtype, 0)
+
+
+def dense(tensor: torch.Tensor, step: str, name: str, dtypes: Sequence[torch.dtype], size: int | None = None) -> None:
+    """Check an operand that lies without gaps, in any shape, perhaps of some size; quickly if nothing is wrong."""
+    is_plain = tensor.dtype in dtypes and tensor.device.type == "cpu" and tensor.is_contiguous()
+    if is_plain and tensor.numel() == (size or tensor.numel() or -1):
+        return
+    operand(tensor, step, name, dtypes)
+    check(tensor.is_contiguous(), step, name, f"of strides {tensor.stride()}", "a contiguous tensor")
+    check(size is None or tensor.numel() == size, step, name, f"of {tensor.numel()} numbers", str(size))
 
 
 def shaped(tensor: torch.Tensor, step: str, name: str, shape: Sequence[int]) -> None:

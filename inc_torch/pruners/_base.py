@@ -15,6 +15,7 @@ import torch
 
 from inc_torch.core.errors import ConfigError, did_you_mean
 from inc_torch.core.registry import Registry
+from inc_torch.pruners._dense import DenseBlocks
 from inc_torch.pruners._matrix import MatrixView
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "SCHEDULES",
     "Allocation",
     "Criterion",
+    "Factors",
     "Grid",
     "Limits",
     "Pattern",
@@ -39,6 +41,9 @@ __all__ = [
 Reduction = Literal["mean", "sum", "max", "net"]
 """How the magnitudes of a unit's elements become one score; ``net`` is the magnitude of their signed sum."""
 
+Factors = tuple[Literal["weight", "gradient"], ...]
+"""Inputs of a criterion whose product is its score."""
+
 
 class Criterion(Protocol):
     """What makes a weight worth keeping.
@@ -48,12 +53,15 @@ class Criterion(Protocol):
         momentum: Share of the previous score that is kept: ``s <- momentum * s + score``.
         reduction: The only way in which scores of elements make sense as that of a unit; None leaves it to the user.
         only_in_window: Scores are taken from the first step at which masks may change to the last.
+        factors: The inputs of `score` whose product it returns, so that compiled kernels can form it; none if it
+            returns anything else.
     """
 
     needs_gradient: ClassVar[bool]
     momentum: ClassVar[float]
     reduction: ClassVar[Reduction | None] = None
     only_in_window: ClassVar[bool] = False
+    factors: ClassVar[Factors] = ()
 
     def score(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Return the importance of every element, shaped like ``weight``; but for ``net`` only its magnitude counts.
@@ -120,6 +128,10 @@ class Grid(Protocol):
 
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
         """Multiply ``tensor`` (weight's shape) by a stored mask, in place; or by any factors in a mask's shape."""
+        ...
+
+    def dense_blocks(self, tensor: torch.Tensor) -> DenseBlocks | None:
+        """How ``tensor`` (weight's shape) lies under stored scores and masks, if compiled kernels can walk it."""
         ...
 
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
@@ -206,6 +218,11 @@ class Ranking(Protocol):
     @property
     def sizes(self) -> Sequence[int]:
         """Units of each layer, in the whole model."""
+        ...
+
+    @property
+    def pruned(self) -> Sequence[int]:
+        """Units that each layer gives up so far, in the whole model."""
         ...
 
     def prune(self, groups: Sequence[Sequence[int]], counts: Sequence[int]) -> list[int]:

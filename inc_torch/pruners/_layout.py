@@ -10,11 +10,15 @@ import torch
 
 from inc_torch.core.ranks import Ranks
 from inc_torch.pruners._base import Ranking, Reduction
+from inc_torch.pruners._digit_ranking import DigitRanking
 from inc_torch.pruners._layers import Layer
 from inc_torch.pruners._parts import Part
 from inc_torch.pruners._ranking import LocalRanking
 
 __all__ = ["CopiesLayout", "Layout"]
+
+_FIRST_LOOK = 4096
+"""How many scores are looked at before all are, to find one above 0."""
 
 
 class Layout(Protocol):
@@ -38,8 +42,8 @@ class Layout(Protocol):
         """
         ...
 
-    def greatest(self, scores: torch.Tensor) -> float:
-        """The greatest of all scores, at least 0."""
+    def has_positive(self, scores: torch.Tensor) -> bool:
+        """Whether any score is above 0."""
         ...
 
     def ranking(self, scores: torch.Tensor, *, of_entries: bool = False) -> Ranking:
@@ -90,14 +94,15 @@ class CopiesLayout:
         """See `Layout`."""
         return flags
 
-    def greatest(self, scores: torch.Tensor) -> float:
+    def has_positive(self, scores: torch.Tensor) -> bool:
         """See `Layout`."""
-        return float(scores.amax())
+        return bool(scores[:_FIRST_LOOK].amax() > 0) or bool(scores.amax() > 0)
 
     def ranking(self, scores: torch.Tensor, *, of_entries: bool = False) -> Ranking:
         """See `Layout`."""
         sizes = [math.prod(part.whole.score_shape) if of_entries else part.whole.units for part in self.parts]
-        return LocalRanking(scores, sizes)
+        kind = DigitRanking if DigitRanking.can_rank(scores) else LocalRanking
+        return kind(scores, sizes)
 
     def counts(self, masks: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
         """See `Layout`."""

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from inc_torch.pruners._base import Grid, Reduction
+from inc_torch.pruners._dense import DenseBlocks
 
 __all__ = ["Part"]
 
@@ -124,6 +125,10 @@ class Part:
             tensor.mul_(self.expand(mask))
         else:
             self.grid.apply_(tensor, mask)
+
+    def dense_blocks(self, tensor: torch.Tensor) -> DenseBlocks | None:
+        """How ``tensor``, shaped like the local weight, lies under what is stored; see `Grid.dense_blocks`."""
+        return None if any(self.filling) else self.grid.dense_blocks(tensor)
 
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         """The mask in the shape of the local weight, bool, True keeps."""

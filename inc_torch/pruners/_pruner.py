@@ -15,15 +15,20 @@ from inc_torch.core.report import Finding
 from inc_torch.core.sharding import held
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
-from inc_torch.pruners._base import PrunerSpec, Reduction
+from inc_torch.pruners._base import PrunerSpec, Ranking, Reduction
 from inc_torch.pruners._bonds import Bonds
+from inc_torch.pruners._compiled import ScoreSteps
 from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._layout import CopiesLayout, Layout
+from inc_torch.pruners._momentum import moves_values_alone
+from inc_torch.pruners._one_pass import OnePass, factors_of
+from inc_torch.pruners._parts import Part
 from inc_torch.pruners._progressive import Goal
 from inc_torch.pruners._select import count_of
 from inc_torch.pruners._sharded_layout import ShardedLayout
 from inc_torch.pruners._weights import Weights, is_sharded
 from inc_torch.pruners._window import PruningWindow
+from inc_torch.pruners._zeros import write_zeros
 
 __all__ = ["Pruner"]
 
@@ -99,6 +104,7 @@ class Pruner:
         has_shards = any(is_sharded(weight) for weight in weights)
         self.layout = ShardedLayout(self.layers, weights) if has_shards else CopiesLayout(self.layers, ranks)
         self._score_sizes = [_numel(part.grid.score_shape) for part in self.layout.parts]
+        self._one_pass = OnePass(self.spec.criterion, self.spec.reduction, self.layout.parts, self._score_sizes)
         self._take(masks, scores, goal)
         if masks:
             self.layout.require_equal(list(self.stored_masks.values()))
@@ -121,6 +127,8 @@ class Pruner:
     @property
     def scores(self) -> dict[str, torch.Tensor]:
         """Current scores in the pattern's shape, by layer name; empty before the first were taken.
+
+        They are views of memory that is used again when scores are next taken.
 
         Under FSDP2 of the units that are here, those at the ends of the shard complete.
         """
@@ -190,12 +198,16 @@ class Pruner:
         is_idle = criterion.only_in_window and not self._is_in_window
         if not criterion.needs_gradient or self.spec.locks_zeros or is_idle:
             return
-        fresh = self._fresh_scores(self._gradients())
-        if fresh is None:
-            return
-        if self._scores is not None and criterion.momentum:
-            fresh.add_(self._scores, alpha=criterion.momentum)
-        self._scores = fresh.to(self._score_dtype)
+        gradients = self._gradients()
+        smoothed = self._smoothed_in_one_pass(gradients)
+        if smoothed is None:
+            fresh = self._fresh_scores(gradients)
+            if fresh is None:
+                return
+            if self._scores is not None and criterion.momentum:
+                fresh.add_(self._scores, alpha=criterion.momentum)
+            smoothed = fresh.to(self._score_dtype)
+        self._scores = smoothed
         self._forget_lost_units()
         if self._postponed is not None and self._has_scores():
             self._update_masks(self._postponed)
@@ -204,10 +216,7 @@ class Pruner:
     @torch.no_grad()
     def mask_weights(self) -> None:
         """Write the zeros of the masks into the weights, in place."""
-        for layer, part in zip(self.layers, self.layout.parts, strict=True):
-            mask = self.stored_masks.get(layer.name)
-            if mask is not None:
-                part.apply_(self._weights.here(layer), mask)
+        write_zeros((part, self._weights.here(layer), mask) for layer, part, mask in self._masked())
 
     @torch.no_grad()
     def regularize_weights(self) -> None:
@@ -220,19 +229,23 @@ class Pruner:
         for layer, part, own in zip(self.layers, self.layout.parts, factors, strict=True):
             part.apply_(self._weights.here(layer), own)
 
+    def needs_clean_momentum(self, optimizer: torch.optim.Optimizer, step: int) -> bool:
+        """Whether `mask_momentum` has to be called before ``step``, the next one, as weights may come back in it."""
+        is_pending = self._postponed is not None or self._goal is not None
+        may_change = is_pending or self.window.ratio_at(step) is not None
+        return may_change or not moves_values_alone(optimizer)
+
     @torch.no_grad()
     def mask_momentum(self, optimizer: torch.optim.Optimizer) -> None:
         """Clear the momentum of pruned weights, so that it cannot push a weight that comes back."""
-        for layer, part in zip(self.layers, self.layout.parts, strict=True):
-            mask = self.stored_masks.get(layer.name)
-            if mask is None:
-                continue
+        pruned: list[tuple[Part, torch.Tensor, torch.Tensor]] = []
+        for layer, part, mask in self._masked():
             weight = self.weight(layer)
             state = optimizer.state.get(weight, {})
-            for key in ("momentum_buffer", "exp_avg"):
-                # Optimizers that keep their momentum in another space (low rank, packed) keep it as it is.
-                if isinstance(buffer := state.get(key), torch.Tensor) and buffer.shape == weight.shape:
-                    part.apply_(held(buffer), mask)
+            buffers = [state[key] for key in ("momentum_buffer", "exp_avg") if isinstance(state.get(key), torch.Tensor)]
+            # Optimizers that keep their momentum in another space (low rank, packed) keep it as it is.
+            pruned += [(part, held(buffer), mask) for buffer in buffers if buffer.shape == weight.shape]
+        write_zeros(pruned)
 
     def warn_if_missed(self, steps: int) -> None:
         """Say once that training ended before the goal was reached."""
@@ -310,6 +323,14 @@ class Pruner:
     def _score_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.spec.has_short_scores else torch.float32
 
+    def _masked(self) -> Iterable[tuple[Layer, Part, torch.Tensor]]:
+        """Each layer that has a mask, what is here of it, and its stored mask."""
+        return [
+            (layer, part, self.stored_masks[layer.name])
+            for layer, part in zip(self.layers, self.layout.parts, strict=True)
+            if layer.name in self.stored_masks
+        ]
+
     def _units(self) -> list[int]:
         return [self.layers[index].grid.units for index in self._counted]
 
@@ -322,7 +343,7 @@ class Pruner:
 
     def _has_scores(self) -> bool:
         """Whether scores were taken that say anything: where all gradients were zero, any unit is like any other."""
-        return self._scores is not None and self.layout.greatest(self._scores) > 0
+        return self._scores is not None and self.layout.has_positive(self._scores)
 
     def _gathered(self) -> dict[str, torch.Tensor]:
         """Copies of the masks of whole layers, by parameter name."""
@@ -387,11 +408,11 @@ class Pruner:
         scores = self._current_scores()
         if scores is None:
             return
-        chosen = self._chosen(scores, ratio)
+        masks, ranking = self._chosen(scores, ratio)
         if not self.spec.is_progressive:
-            self._set_masks(chosen)
+            self._set_masks(masks, ranking)
             return
-        self._goal = Goal.of(self.layout, self._placed(chosen), self._present_masks(), self._last_step)
+        self._goal = Goal.of(self.layout, self._placed(masks), self._present_masks(), self._last_step)
         self._come_nearer(self._goal, self.window.part_at(self._last_step, self._last_step), scores)
 
     def _current_scores(self) -> torch.Tensor | None:
@@ -423,23 +444,26 @@ class Pruner:
         """Masks of all layers, where the weights are."""
         return [mask.to(self.weight(layer).device) for layer, mask in zip(self.layers, masks, strict=True)]
 
-    def _chosen(self, scores: torch.Tensor, ratio: float) -> Iterable[torch.Tensor]:
-        """Masks of all layers in which a share of the units is pruned, those of the least scores."""
+    def _chosen(self, scores: torch.Tensor, ratio: float) -> tuple[list[torch.Tensor], Ranking | None]:
+        """Masks of all layers in which a share of the units is pruned, those of the least scores; who ranked these."""
         shaped = self._shaped(scores)
         density = self.spec.pattern.density
         limits = self.spec.limits.scaled(1 / density)
         if self._bonds is not None:
             choose = partial(self.spec.allocation.prune, ratio=ratio, limits=limits)
-            return self._of_whole(self._bonds.kept(self._whole(shaped), choose))
+            return self._of_whole(self._bonds.kept(self._whole(shaped), choose)), None
         grids = [part.grid for part in self.layout.parts]
         sizes = [grid.units for grid in grids]
         units = scores.float()
         if sizes != self._score_sizes:
-            units = torch.cat([grid.unit_scores(own).float() for grid, own in zip(grids, shaped, strict=True)])
+            units = units.new_empty(sum(sizes))
+            for grid, own, unit in zip(grids, shaped, torch.split(units, sizes), strict=True):
+                unit.copy_(grid.unit_scores(own))
         ranking = self.layout.ranking(units)
         self.spec.allocation.prune(ranking, ratio / density, limits)
         kept = torch.split(ranking.kept(), sizes)
-        return (grid.mask(own, keep) for grid, own, keep in zip(grids, shaped, kept, strict=True))
+        masks = [grid.mask(own, keep) for grid, own, keep in zip(grids, shaped, kept, strict=True)]
+        return masks, ranking
 
     def _whole(self, stored: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """One entry a unit of whole layers, from what is here of each."""
@@ -451,11 +475,20 @@ class Pruner:
         here = zip(self.layers, self.layout.parts, kept, strict=True)
         return [part.cut(keep.view(layer.grid.mask_shape), part.grid.mask_shape) for layer, part, keep in here]
 
-    def _set_masks(self, masks: Iterable[torch.Tensor]) -> None:
+    def _set_masks(self, masks: Iterable[torch.Tensor], ranking: Ranking | None = None) -> None:
+        """Hold ``masks`` from now on; where a ``ranking`` chose them, it knows how many units they prune."""
         here = self._placed(masks)
         self.stored_masks = dict(zip((layer.name for layer in self.layers), here, strict=True))
-        self._counts = self.layout.counts(here)
+        self._counts = self.layout.counts(here) if ranking is None else self._counts_of(ranking)
         self.layout.require_equal(here)
+
+    def _counts_of(self, ranking: Ranking) -> list[tuple[int, int]]:
+        """Units and entries that the masks of all layers prune, by the ranking that chose the units."""
+        density = self.spec.pattern.density
+        return [
+            (pruned, pruned * round(density * _numel(layer.grid.mask_shape) / layer.grid.units))
+            for layer, pruned in zip(self.layers, ranking.pruned, strict=True)
+        ]
 
     def _shaped(self, scores: torch.Tensor) -> list[torch.Tensor]:
         """Views of the flat ``scores`` for each layer, in the pattern's shape."""
@@ -483,19 +516,27 @@ class Pruner:
             )
         return gradients
 
+    def _smoothed_in_one_pass(self, gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+        """Scores with those of this step, by compiled kernels; None where they cannot, or a value is not finite."""
+        known = [gradient for gradient in gradients if gradient is not None]
+        if not isinstance(self.layout, CopiesLayout) or self.spec.has_short_scores or len(known) < len(gradients):
+            return None
+        used = self._weights.used
+        return self._one_pass.smooth(lambda: zip(map(used, self.layers), known, strict=True), self.size, self._scores)
+
     def _fresh_scores(self, gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         """Scores of this moment for all layers, flat float32, or None if they are of no use."""
-        fresh = self._reduced(
-            None if gradient is None else self.spec.criterion.score(self._weights.used(layer).float(), gradient.float())
-            for layer, gradient in zip(self.layers, gradients, strict=True)
-        )
+        fresh = self._empty_scores()
+        own = zip(self.layers, self.layout.parts, gradients, torch.split(fresh, self._score_sizes), strict=True)
+        for layer, part, gradient, out in own:
+            self._score(layer, part, gradient, out)
         is_finite = bool(torch.isfinite(fresh.sum())) or bool(torch.isfinite(fresh).all())
         has_gradient = any(gradient is not None for gradient in gradients)
         has_gradient, is_spoilt = self.layout.join_scores_(fresh, [has_gradient, not is_finite], self.spec.reduction)
         if is_spoilt:
-            own = zip(self.layers, torch.split(fresh, self._score_sizes), strict=True)
+            scored = zip(self.layers, torch.split(fresh, self._score_sizes), strict=True)
             bad = next(
-                (repr(layer.name) for layer, part in own if not part.isfinite().all()), "another process's shard"
+                (repr(layer.name) for layer, part in scored if not part.isfinite().all()), "another process's shard"
             )
             self._warn_once(
                 "finite",
@@ -506,15 +547,29 @@ class Pruner:
             fresh.abs_()
         return fresh if has_gradient and not is_spoilt else None
 
-    def _reduced(self, importances: Iterable[torch.Tensor | None], reduction: Reduction | None = None) -> torch.Tensor:
-        """Scores from element importances, layer by layer, flat float32; None counts as zero."""
-        fresh = torch.empty(sum(self._score_sizes), dtype=torch.float32, device=self.weight(self.layers[0]).device)
+    def _score(self, layer: Layer, part: Part, gradient: torch.Tensor | None, out: torch.Tensor) -> None:
+        """Write the scores of one layer at this moment, flat; a gradient that is missing counts as zero."""
+        if gradient is None:
+            out.zero_()
+            return
+        criterion, weight = self.spec.criterion, self._weights.used(layer)
+        steps = ScoreSteps(self.spec.reduction)
+        if steps.add(factors_of(criterion, part, weight, gradient), out):
+            steps.run()
+        else:
+            importance = criterion.score(weight.float(), gradient.float())
+            out.view(part.grid.score_shape).copy_(part.reduce(importance))
+
+    def _empty_scores(self) -> torch.Tensor:
+        """Memory for the scores of all layers, flat float32."""
+        return torch.empty(sum(self._score_sizes), dtype=torch.float32, device=self.weight(self.layers[0]).device)
+
+    def _reduced(self, importances: Iterable[torch.Tensor], reduction: Reduction | None = None) -> torch.Tensor:
+        """Scores from element importances, layer by layer, flat float32."""
+        fresh = self._empty_scores()
         parts = zip(self.layout.parts, importances, torch.split(fresh, self._score_sizes), strict=True)
         for part, importance, out in parts:
-            if importance is None:
-                out.zero_()
-            else:
-                out.view(part.grid.score_shape).copy_(part.reduce(importance, reduction))
+            out.view(part.grid.score_shape).copy_(part.reduce(importance, reduction))
         return fresh
 
     def _postpone(self, ratio: float, step: int) -> None:

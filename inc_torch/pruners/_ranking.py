@@ -34,10 +34,19 @@ class LocalRanking:
         self._scores = torch.split(scores, list(sizes))
         self._kept = torch.ones_like(scores, dtype=torch.bool)
         self._keeps = torch.split(self._kept, list(sizes))
+        self._pruned = [0] * len(sizes)
+
+    @property
+    def pruned(self) -> Sequence[int]:
+        """See `Ranking`."""
+        return self._pruned
 
     def prune(self, groups: Sequence[Sequence[int]], counts: Sequence[int]) -> list[int]:
         """See `Ranking`."""
-        return [pruned for layers, count in zip(groups, counts, strict=True) for pruned in self._prune(layers, count)]
+        pruned = [own for layers, count in zip(groups, counts, strict=True) for own in self._prune(layers, count)]
+        for layer, own in zip((layer for layers in groups for layer in layers), pruned, strict=True):
+            self._pruned[layer] = own
+        return pruned
 
     def kept(self) -> torch.Tensor:
         """See `Ranking`."""

@@ -52,10 +52,10 @@ class ShardedLayout:
         """See `Layout`."""
         return self._scores.add_(scores, flags, greatest=reduction == "max")
 
-    def greatest(self, scores: torch.Tensor) -> float:
+    def has_positive(self, scores: torch.Tensor) -> bool:
         """See `Layout`."""
         own = scores.amax() if scores.numel() else scores.new_zeros(())
-        return float(self._exchange.maximum(own))
+        return float(self._exchange.maximum(own)) > 0
 
     def ranking(self, scores: torch.Tensor, *, of_entries: bool = False) -> Ranking:
         """See `Layout`."""

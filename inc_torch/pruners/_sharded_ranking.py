@@ -7,14 +7,12 @@ from typing import final
 
 import torch
 
+from inc_torch.pruners._digit_ranking import DIGITS
 from inc_torch.pruners._exchange import Exchange
 from inc_torch.pruners._parts import Part
 from inc_torch.pruners._seam import Seam
 
 __all__ = ["ShardedRanking"]
-
-_DIGITS = ((20, 11), (10, 10), (0, 10))
-"""Shift and width of the digits of a score, the first one first: 31 bits, since the sign is always plus."""
 
 
 @final
@@ -42,6 +40,12 @@ class ShardedRanking:
         # Units that are not decided here are those that begin on an earlier rank, which has the last word.
         self._bits = self._decided(scores.view(torch.int32))
         self._keeps = self._decided(self._kept)
+        self._pruned = [0] * len(self.sizes)
+
+    @property
+    def pruned(self) -> Sequence[int]:
+        """See `Ranking`."""
+        return self._pruned
 
     def prune(self, groups: Sequence[Sequence[int]], counts: Sequence[int]) -> list[int]:
         """See `Ranking`."""
@@ -56,7 +60,9 @@ class ShardedRanking:
             self._keeps[layer].copy_(bits >= threshold_of[layer] if ties_stay else bits > threshold_of[layer])
         some = [layer for layer, ties in zip(layers, equal, strict=True) if 0 < goes[layer] < ties]
         self._restore_ties(some, threshold_of, goes)
-        return [count + goes[layer] for layer, count in zip(layers, below, strict=True)]
+        for layer, count in zip(layers, below, strict=True):
+            self._pruned[layer] = count + goes[layer]
+        return [self._pruned[layer] for layer in layers]
 
     def kept(self) -> torch.Tensor:
         """See `Ranking`; a collective."""
@@ -83,7 +89,7 @@ class ShardedRanking:
         remaining = torch.tensor(counts, device=device)
         prefix = torch.zeros_like(remaining)
         rest = [[self._counted(layer).flatten() for layer in group] for group in groups]
-        for shift, width in _DIGITS:
+        for shift, width in DIGITS:
             histogram = torch.zeros(len(groups), 1 << width, dtype=torch.long, device=device)
             for row, group in zip(histogram, rest, strict=True):
                 for bits in group:

@@ -51,6 +51,16 @@ def test_takes_each_element_by_itself(criterion):
     assert torch.equal(criterion.score(weight, gradient)[order], criterion.score(weight[order], gradient[order]))
 
 
+def test_is_the_product_that_it_says(criterion):
+    weight, gradient = torch.randn(5, 7), torch.randn(5, 7)
+    inputs = {"weight": weight, "gradient": gradient if criterion.needs_gradient else weight}
+    product = torch.ones(5, 7)
+    for name in criterion.factors:
+        product = product * inputs[name]
+    assert len(criterion.factors) <= 2
+    assert not criterion.factors or torch.equal(criterion.score(*inputs.values()), product)
+
+
 def test_declares_what_it_needs(criterion):
     assert isinstance(criterion.needs_gradient, bool)
     assert 0.0 <= criterion.momentum < 1.0

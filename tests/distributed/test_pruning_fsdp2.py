@@ -292,7 +292,8 @@ def require_as_alone(found: Run, alone: Run, name: str) -> None:
 
 
 def require_masked(run: Run) -> None:
-    """Weights and momentum of this rank are zero where its masks prune."""
+    """Weights of this rank are zero where its masks prune, and momentum is as soon as it is cleared."""
+    run.pruner.mask_momentum(run.optimizer)
     for layer in run.pruner.layers:
         weight, mask = run.pruner.weight(layer), run.pruner.masks[layer.name]
         momentum = run.optimizer.state[weight]["momentum_buffer"].to_local()

@@ -126,9 +126,68 @@ struct Rotate {
     int64_t input_strides[3], cosine_strides[3], sine_strides[3], output_strides[3];  // batch, head, position
 };
 
+// Scores of pruning units, each of `block` rows by one column of dense matrices [rows * block, columns].
+struct BlockScores {
+    int64_t operation;
+    const float* first;
+    const float* second;   // multiplied with the first, or null
+    const float* before;   // scores that are faded in, [rows, columns], or null
+    float* output;         // may be `before`, or null: then nothing but `finite` is found out
+    int64_t* finite;
+    int64_t rows, columns, block, reduction;
+    float divisor, decay;
+};
+
+struct ZeroBlocks {
+    int64_t operation;
+    float* values;        // [rows * block, columns]
+    const uint8_t* keep;  // [rows, columns]
+    int64_t rows, columns, block;
+};
+
+struct PickInGroups {
+    int64_t operation;
+    const float* scores;   // [groups, size]
+    const uint8_t* keep;   // of each group; read with `mask`
+    float* group_scores;   // or null
+    uint8_t* mask;         // or null
+    int64_t groups, size, pruned, reduction, divides;
+};
+
+// Scores by their bits, in pieces: of each the first number and the one behind the last.
+struct CountDigits {
+    int64_t operation;
+    const uint32_t* scores;
+    const int64_t* pieces;
+    const int64_t* prefixes;  // of each piece: what lies above the digit in those that are counted
+    int64_t* counts;          // [pieces, 2**width]
+    int64_t count, shift, width;
+};
+
+struct CollectPrefix {
+    int64_t operation;
+    const uint32_t* scores;
+    const int64_t* pieces;
+    const int64_t* prefixes;
+    const int64_t* places;  // of each piece: where in `output` what is found begins
+    uint32_t* output;
+    int64_t count, shift;
+};
+
+struct KeepLargest {
+    int64_t operation;
+    const uint32_t* scores;
+    const int64_t* pieces;
+    const int64_t* thresholds;
+    const int64_t* ties;  // of each piece: how many of those that equal the threshold are not kept, the first ones
+    uint8_t* keep;
+    int64_t count;
+};
+
 enum Operation : int64_t {
     MATRIX, DEPTHWISE, QUANTIZE, DYNAMIC_RANGE, LAYER_NORM, ATTENTION, ADD, REQUANTIZE, GATED, ACTIVATE, AFFINE,
-    MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, SCALE_CHANNELS, ROTATE, INTERLEAVE, OPERATIONS,
+    MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, SCALE_CHANNELS, ROTATE, INTERLEAVE, BLOCK_SCORES,
+    ZERO_BLOCKS, PICK_IN_GROUPS, COUNT_DIGITS, COLLECT_PREFIX, KEEP_LARGEST, OPERATIONS,
 };
 
 }  // namespace inc

@@ -21,6 +21,12 @@ void run_global_average_pool(const Pool&);
 void run_scale_channels(const Elementwise&);
 void run_rotate(const Rotate&);
 void run_interleave(const Elementwise&);
+void run_block_scores(const BlockScores&);
+void run_zero_blocks(const ZeroBlocks&);
+void run_pick_in_groups(const PickInGroups&);
+void run_count_digits(const CountDigits&);
+void run_collect_prefix(const CollectPrefix&);
+void run_keep_largest(const KeepLargest&);
 
 }  // namespace inc
 
@@ -47,6 +53,12 @@ extern "C" void inc_run(const void* const* steps, int64_t count) {
             case SCALE_CHANNELS: run_scale_channels(*(const Elementwise*)step); break;
             case ROTATE: run_rotate(*(const Rotate*)step); break;
             case INTERLEAVE: run_interleave(*(const Elementwise*)step); break;
+            case BLOCK_SCORES: run_block_scores(*(const BlockScores*)step); break;
+            case ZERO_BLOCKS: run_zero_blocks(*(const ZeroBlocks*)step); break;
+            case PICK_IN_GROUPS: run_pick_in_groups(*(const PickInGroups*)step); break;
+            case COUNT_DIGITS: run_count_digits(*(const CountDigits*)step); break;
+            case COLLECT_PREFIX: run_collect_prefix(*(const CollectPrefix*)step); break;
+            case KEEP_LARGEST: run_keep_largest(*(const KeepLargest*)step); break;
         }
     }
 }
@@ -70,6 +82,12 @@ extern "C" int64_t inc_size_of_arguments(int64_t operation) {
         case AVERAGE_POOL:
         case GLOBAL_AVERAGE_POOL: return sizeof(Pool);
         case ROTATE: return sizeof(Rotate);
+        case BLOCK_SCORES: return sizeof(BlockScores);
+        case ZERO_BLOCKS: return sizeof(ZeroBlocks);
+        case PICK_IN_GROUPS: return sizeof(PickInGroups);
+        case COUNT_DIGITS: return sizeof(CountDigits);
+        case COLLECT_PREFIX: return sizeof(CollectPrefix);
+        case KEEP_LARGEST: return sizeof(KeepLargest);
         default: return -1;
     }
 }

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 import torch
 
-from inc_torch.pruners._base import CRITERIA, Criterion, Reduction
+from inc_torch.pruners._base import CRITERIA, Criterion, Factors, Reduction
 
 
 @final
@@ -30,6 +30,7 @@ class BlockMask(Criterion):
     momentum: ClassVar[float] = 0.9
     reduction: ClassVar[Reduction | None] = "net"
     only_in_window: ClassVar[bool] = True
+    factors: ClassVar[Factors] = ("weight", "gradient")
 
     def score(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         return weight * gradient

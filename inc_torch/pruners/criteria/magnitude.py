@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 import torch
 
-from inc_torch.pruners._base import CRITERIA, Criterion
+from inc_torch.pruners._base import CRITERIA, Criterion, Factors
 
 
 @final
@@ -21,6 +21,7 @@ class Magnitude(Criterion):
 
     needs_gradient: ClassVar[bool] = False
     momentum: ClassVar[float] = 0.0
+    factors: ClassVar[Factors] = ("weight",)
 
     def score(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         return weight

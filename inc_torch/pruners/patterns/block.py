@@ -12,6 +12,7 @@ import torch
 
 from inc_torch.core.errors import ConfigError
 from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
+from inc_torch.pruners._dense import DenseBlocks
 from inc_torch.pruners._matrix import MatrixView
 
 _FORM = re.compile(r"(\d+|channel)x(\d+|channel)")
@@ -131,6 +132,12 @@ class BlockGrid:
         else:
             self.blocks(tensor).mul_(mask.to(tensor.dtype).unsqueeze(1).unsqueeze(-1))
 
+    def dense_blocks(self, tensor: torch.Tensor) -> DenseBlocks | None:
+        values = self._view.ordered(tensor)
+        if self._columns != 1 or self._part_of or not values.is_contiguous():
+            return None
+        return DenseBlocks(values, self._view.width, self._rows)
+
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         wide = mask.repeat_interleave(self._rows, 0).repeat_interleave(self._columns, -1)
         return self._view.restored(wide)
@@ -186,6 +193,9 @@ class BlockElementGrid:
 
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
         tensor.mul_(self.expand(mask))
+
+    def dense_blocks(self, tensor: torch.Tensor) -> DenseBlocks | None:
+        return None
 
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         blocks = mask.view(*self._blocks.mask_shape, self._rows, self._columns).movedim(-2, 1)

@@ -8,6 +8,7 @@ from typing import Self, final
 import torch
 
 from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
+from inc_torch.pruners._dense import DenseBlocks
 from inc_torch.pruners._matrix import MatrixView
 
 _FORM = "channel"
@@ -75,6 +76,9 @@ class ChannelGrid:
 
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
         self._view.ordered(tensor).mul_(mask.to(tensor.dtype))
+
+    def dense_blocks(self, tensor: torch.Tensor) -> DenseBlocks | None:
+        return None
 
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         return self._view.restored(mask.expand(self._view.sizes).contiguous())

@@ -8,6 +8,7 @@ from typing import ClassVar, Self, final
 import torch
 
 from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
+from inc_torch.pruners._dense import DenseBlocks
 from inc_torch.pruners._matrix import MatrixView
 from inc_torch.pruners.patterns.block import BlockGrid
 
@@ -113,6 +114,9 @@ class HeadGrid:
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
         for run in self._runs:
             run.grid.apply_(self._of(run, tensor), mask.view(run.grid.mask_shape))
+
+    def dense_blocks(self, tensor: torch.Tensor) -> DenseBlocks | None:
+        return None
 
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         wide = [run.grid.expand(mask.view(run.grid.mask_shape)) for run in self._runs]

@@ -10,6 +10,8 @@ import torch
 
 from inc_torch.core.errors import ConfigError
 from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
+from inc_torch.pruners._compiled import group_mask, group_scores
+from inc_torch.pruners._dense import DenseBlocks
 from inc_torch.pruners._matrix import MatrixView
 
 _FORM = re.compile(r"(\d+):(\d+)")
@@ -70,12 +72,18 @@ class GroupGrid:
         return self._view.ordered(signed).reshape(self.mask_shape).abs()
 
     def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        compiled = group_scores(scores, self._pruned, self._reduction)
+        if compiled is not None:
+            return compiled
         cheapest = torch.where(self._candidates(scores), scores, 0)
         if self._reduction == "max":
             return cheapest.amax(-1)
         return cheapest.mean(-1) if self._reduction == "mean" else cheapest.sum(-1)
 
     def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        compiled = group_mask(scores, self._pruned, keep)
+        if compiled is not None:
+            return compiled
         return self._candidates(scores).logical_not_().logical_or_(keep.unsqueeze(-1))
 
     def zeros_of(self, scores: torch.Tensor) -> torch.Tensor:
@@ -85,6 +93,10 @@ class GroupGrid:
 
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
         tensor.mul_(self.expand(mask))
+
+    def dense_blocks(self, tensor: torch.Tensor) -> DenseBlocks | None:
+        values = self._view.ordered(tensor)
+        return DenseBlocks(values, self._view.width, 1) if values.is_contiguous() else None
 
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         return self._view.restored(mask)

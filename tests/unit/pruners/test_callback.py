@@ -73,9 +73,9 @@ def test_momentum_is_cleared_through_the_hooks():
     manager.on_train_begin()
     for index in range(2):
         step(manager, optimizer, index)
+    manager.on_train_end()
     for name, mask in pruners_of(manager)[0].masks.items():
         assert (optimizer.state[model.get_submodule(name).weight]["exp_avg"][~mask] == 0).all()
-    manager.on_train_end()
 
 
 def test_a_layer_of_two_pruners_obeys_both():
