@@ -10,7 +10,6 @@ import torch
 
 from inc_torch.core.ranks import Ranks
 from inc_torch.pruners._base import Ranking, Reduction
-from inc_torch.pruners._digit_ranking import DigitRanking
 from inc_torch.pruners._layers import Layer
 from inc_torch.pruners._parts import Part
 from inc_torch.pruners._ranking import LocalRanking
@@ -95,6 +94,8 @@ class CopiesLayout:
 
     def ranking(self, scores: torch.Tensor) -> Ranking:
         """See `Layout`."""
+        from inc_torch.pruners._digit_ranking import DigitRanking
+
         kind = DigitRanking if DigitRanking.can_rank(scores) else LocalRanking
         return kind(scores, [part.whole.units for part in self.parts])
 

@@ -11,8 +11,7 @@ import torch
 
 from inc_torch.core.errors import ConfigError
 from inc_torch.pruners._base import PATTERNS, Grid, Reduction
-from inc_torch.pruners._dense import DenseBlocks
-from inc_torch.pruners._matrix import MatrixView
+from inc_torch.pruners._matrix import DenseBlocks, MatrixView
 
 _FORM = re.compile(r"(\d+|channel)x(\d+|channel)")
 _CHANNEL = "channel"
