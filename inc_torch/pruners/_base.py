@@ -15,8 +15,7 @@ import torch
 
 from inc_torch.core.errors import ConfigError, did_you_mean
 from inc_torch.core.registry import Registry
-from inc_torch.pruners._dense import DenseBlocks
-from inc_torch.pruners._matrix import MatrixView
+from inc_torch.pruners._matrix import DenseBlocks, MatrixView
 
 __all__ = [
     "ALLOCATIONS",

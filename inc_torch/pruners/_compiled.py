@@ -1,7 +1,8 @@
 """What compiled kernels do of pruning, for float32 on the CPU that lies in memory as the units of a pattern do.
 
 Each function does all of its work or none of it, and says so: where no kernel can, the caller goes on with torch, to
-the same end. Kernels run on as many threads as torch's own operations.
+the same end. Kernels run on as many threads as torch's own operations. This module, and those that are built on it, are
+imported where a pruner begins to work: ``import inc_torch`` does without kernels.
 """
 
 from __future__ import annotations
@@ -13,9 +14,19 @@ import torch
 
 from inc_torch import kernels
 from inc_torch.pruners._base import Reduction
-from inc_torch.pruners._dense import DenseBlocks, can_run, is_plain
+from inc_torch.pruners._matrix import DenseBlocks
 
-__all__ = ["ScoreSteps", "group_mask", "group_scores"]
+__all__ = ["ScoreSteps", "can_run", "group_mask", "group_scores", "is_plain"]
+
+
+def can_run(*tensors: torch.Tensor) -> bool:
+    """Whether kernels can work on these."""
+    return all(tensor.dtype == torch.float32 and is_plain(tensor) for tensor in tensors) and kernels.available()
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has values, on the CPU and without gaps."""
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.numel() > 0
 
 
 @final

@@ -9,12 +9,10 @@ import numpy as np
 import torch
 
 from inc_torch import kernels
-from inc_torch.pruners._dense import can_run
+from inc_torch.pruners._compiled import can_run
+from inc_torch.pruners._select import DIGITS
 
-__all__ = ["DIGITS", "DigitRanking"]
-
-DIGITS = ((20, 11), (10, 10), (0, 10))
-"""Shift and width of the digits of a score, the first one first: 31 bits, since the sign is always plus."""
+__all__ = ["DigitRanking"]
 
 _WORTH_A_COPY = 4
 """Scores with the digit found are copied if they are at most one in so many; else all are read again."""

@@ -10,7 +10,6 @@ import torch
 
 from inc_torch.core.ranks import Ranks
 from inc_torch.pruners._base import Ranking, Reduction
-from inc_torch.pruners._digit_ranking import DigitRanking
 from inc_torch.pruners._layers import Layer
 from inc_torch.pruners._parts import Part
 from inc_torch.pruners._ranking import LocalRanking
@@ -100,6 +99,8 @@ class CopiesLayout:
 
     def ranking(self, scores: torch.Tensor, *, of_entries: bool = False) -> Ranking:
         """See `Layout`."""
+        from inc_torch.pruners._digit_ranking import DigitRanking
+
         sizes = [math.prod(part.whole.score_shape) if of_entries else part.whole.units for part in self.parts]
         kind = DigitRanking if DigitRanking.can_rank(scores) else LocalRanking
         return kind(scores, sizes)

@@ -11,7 +11,7 @@ from torch import nn
 
 from inc_torch.core.sharding import plain_class
 
-__all__ = ["MatrixView", "is_linear", "matrix_of"]
+__all__ = ["DenseBlocks", "MatrixView", "is_linear", "matrix_of"]
 
 _MATRIX_RANK = 2
 
@@ -83,6 +83,22 @@ class MatrixView:
         """A contiguous tensor of matrix elements, seen in the weight's own shape."""
         inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
         return matrix.view(self.sizes).permute(inverse)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DenseBlocks:
+    """A tensor without gaps, seen as a matrix whose units are blocks of rows by one column.
+
+    Attributes:
+        values: [units * rows, columns], in any shape.
+        columns: Columns of the matrix.
+        rows: Rows of a block.
+    """
+
+    values: torch.Tensor
+    columns: int
+    rows: int
 
 
 def is_linear(module: nn.Module) -> bool:

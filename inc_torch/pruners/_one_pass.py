@@ -10,7 +10,7 @@ from torch import nn
 
 from inc_torch.pruners._base import Criterion, Reduction
 from inc_torch.pruners._compiled import ScoreSteps
-from inc_torch.pruners._dense import DenseBlocks
+from inc_torch.pruners._matrix import DenseBlocks
 from inc_torch.pruners._parts import Part
 
 __all__ = ["OnePass"]
@@ -64,6 +64,13 @@ class OnePass:
         self._spare = scores if is_done else output
         return output if is_done else None
 
+    def score(self, part: Part, weight: torch.Tensor, gradient: torch.Tensor, output: torch.Tensor) -> bool:
+        """Write the scores of one layer at this moment, flat; whether kernels can do that."""
+        steps = ScoreSteps(self._reduction)
+        can = steps.add(self._factors(part, weight, gradient), output)
+        steps.run()
+        return can
+
     def _new(self) -> torch.Tensor:
         return torch.empty(sum(self._sizes), dtype=torch.float32)
 
@@ -73,17 +80,14 @@ class OnePass:
         is_finite, begin = True, 0
         for part, size, (weight, gradient) in zip(self._parts, self._sizes, layers, strict=True):
             own, old = (None if flat is None else flat[begin : begin + size] for flat in (output, before))
-            if not steps.add(factors_of(self._criterion, part, weight, gradient), own, old):
+            if not steps.add(self._factors(part, weight, gradient), own, old):
                 return False
             if not isinstance(weight, nn.Parameter):  # made for the moment, such as one with adapters added
                 is_finite &= steps.run()
             begin += size
         return steps.run() and is_finite
 
-
-def factors_of(
-    criterion: Criterion, part: Part, weight: torch.Tensor, gradient: torch.Tensor
-) -> list[DenseBlocks | None]:
-    """What the criterion multiplies; nothing if it does something else."""
-    inputs = {"weight": weight, "gradient": gradient}
-    return [part.dense_blocks(inputs[name]) for name in criterion.factors]
+    def _factors(self, part: Part, weight: torch.Tensor, gradient: torch.Tensor) -> list[DenseBlocks | None]:
+        """What the criterion multiplies; nothing if it does something else."""
+        inputs = {"weight": weight, "gradient": gradient}
+        return [part.dense_blocks(inputs[name]) for name in self._criterion.factors]

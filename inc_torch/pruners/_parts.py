@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from inc_torch.pruners._base import Grid, Reduction
-from inc_torch.pruners._dense import DenseBlocks
+from inc_torch.pruners._matrix import DenseBlocks
 
 __all__ = ["Part"]
 

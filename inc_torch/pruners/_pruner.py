@@ -17,18 +17,15 @@ from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners._base import PrunerSpec, Ranking, Reduction
 from inc_torch.pruners._bonds import Bonds
-from inc_torch.pruners._compiled import ScoreSteps
 from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._layout import CopiesLayout, Layout
 from inc_torch.pruners._momentum import moves_values_alone
-from inc_torch.pruners._one_pass import OnePass, factors_of
 from inc_torch.pruners._parts import Part
 from inc_torch.pruners._progressive import Goal
 from inc_torch.pruners._select import count_of
 from inc_torch.pruners._sharded_layout import ShardedLayout
 from inc_torch.pruners._weights import Weights, is_sharded
 from inc_torch.pruners._window import PruningWindow
-from inc_torch.pruners._zeros import write_zeros
 
 __all__ = ["Pruner"]
 
@@ -98,6 +95,8 @@ class Pruner:
             ModelError: A layer is gone, or its weight is sharded in a way that cannot be pruned.
             StateError: The processes have different masks.
         """
+        from inc_torch.pruners._one_pass import OnePass
+
         masks, scores, goal = self._gathered(), self._gathered_scores(), self._gathered_goal()
         self._weights = Weights(model, self.layers)
         weights = [self._weights.of(layer) for layer in self.layers]
@@ -216,7 +215,7 @@ class Pruner:
     @torch.no_grad()
     def mask_weights(self) -> None:
         """Write the zeros of the masks into the weights, in place."""
-        write_zeros((part, self._weights.here(layer), mask) for layer, part, mask in self._masked())
+        self._write_zeros((part, self._weights.here(layer), mask) for layer, part, mask in self._masked())
 
     @torch.no_grad()
     def regularize_weights(self) -> None:
@@ -245,7 +244,7 @@ class Pruner:
             buffers = [state[key] for key in ("momentum_buffer", "exp_avg") if isinstance(state.get(key), torch.Tensor)]
             # Optimizers that keep their momentum in another space (low rank, packed) keep it as it is.
             pruned += [(part, held(buffer), mask) for buffer in buffers if buffer.shape == weight.shape]
-        write_zeros(pruned)
+        self._write_zeros(pruned)
 
     def warn_if_missed(self, steps: int) -> None:
         """Say once that training ended before the goal was reached."""
@@ -330,6 +329,11 @@ class Pruner:
             for layer, part in zip(self.layers, self.layout.parts, strict=True)
             if layer.name in self.stored_masks
         ]
+
+    def _write_zeros(self, pruned: Iterable[tuple[Part, torch.Tensor, torch.Tensor]]) -> None:
+        from inc_torch.pruners._zeros import write_zeros
+
+        write_zeros(pruned)
 
     def _units(self) -> list[int]:
         return [self.layers[index].grid.units for index in self._counted]
@@ -553,10 +557,7 @@ class Pruner:
             out.zero_()
             return
         criterion, weight = self.spec.criterion, self._weights.used(layer)
-        steps = ScoreSteps(self.spec.reduction)
-        if steps.add(factors_of(criterion, part, weight, gradient), out):
-            steps.run()
-        else:
+        if not self._one_pass.score(part, weight, gradient, out):
             importance = criterion.score(weight.float(), gradient.float())
             out.view(part.grid.score_shape).copy_(part.reduce(importance))
 

@@ -7,7 +7,10 @@ import math
 import numpy as np
 import torch
 
-__all__ = ["count_of", "keep_largest", "smallest"]
+__all__ = ["DIGITS", "count_of", "keep_largest", "smallest"]
+
+DIGITS = ((20, 11), (10, 10), (0, 10))
+"""Shift and width of the digits of a score, the first one first: 31 bits, since the sign is always plus."""
 
 _ROUNDING = 1e-6
 """Forgives products such as 100 * 0.57 = 56.99999999999999."""

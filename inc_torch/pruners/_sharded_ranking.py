@@ -7,10 +7,10 @@ from typing import final
 
 import torch
 
-from inc_torch.pruners._digit_ranking import DIGITS
 from inc_torch.pruners._exchange import Exchange
 from inc_torch.pruners._parts import Part
 from inc_torch.pruners._seam import Seam
+from inc_torch.pruners._select import DIGITS
 
 __all__ = ["ShardedRanking"]
 

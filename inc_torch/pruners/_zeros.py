@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from inc_torch import kernels
-from inc_torch.pruners._dense import can_run, is_plain
+from inc_torch.pruners._compiled import can_run, is_plain
 from inc_torch.pruners._parts import Part
 
 __all__ = ["write_zeros"]

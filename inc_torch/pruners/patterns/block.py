@@ -12,8 +12,7 @@ import torch
 
 from inc_torch.core.errors import ConfigError
 from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
-from inc_torch.pruners._dense import DenseBlocks
-from inc_torch.pruners._matrix import MatrixView
+from inc_torch.pruners._matrix import DenseBlocks, MatrixView
 
 _FORM = re.compile(r"(\d+|channel)x(\d+|channel)")
 _CHANNEL = "channel"

@@ -8,8 +8,7 @@ from typing import Self, final
 import torch
 
 from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
-from inc_torch.pruners._dense import DenseBlocks
-from inc_torch.pruners._matrix import MatrixView
+from inc_torch.pruners._matrix import DenseBlocks, MatrixView
 
 _FORM = "channel"
 

@@ -8,8 +8,7 @@ from typing import ClassVar, Self, final
 import torch
 
 from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
-from inc_torch.pruners._dense import DenseBlocks
-from inc_torch.pruners._matrix import MatrixView
+from inc_torch.pruners._matrix import DenseBlocks, MatrixView
 from inc_torch.pruners.patterns.block import BlockGrid
 
 _FORM = "mha"

@@ -10,9 +10,7 @@ import torch
 
 from inc_torch.core.errors import ConfigError
 from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
-from inc_torch.pruners._compiled import group_mask, group_scores
-from inc_torch.pruners._dense import DenseBlocks
-from inc_torch.pruners._matrix import MatrixView
+from inc_torch.pruners._matrix import DenseBlocks, MatrixView
 
 _FORM = re.compile(r"(\d+):(\d+)")
 
@@ -72,6 +70,8 @@ class GroupGrid:
         return self._view.ordered(signed).reshape(self.mask_shape).abs()
 
     def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        from inc_torch.pruners._compiled import group_scores
+
         compiled = group_scores(scores, self._pruned, self._reduction)
         if compiled is not None:
             return compiled
@@ -81,6 +81,8 @@ class GroupGrid:
         return cheapest.mean(-1) if self._reduction == "mean" else cheapest.sum(-1)
 
     def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        from inc_torch.pruners._compiled import group_mask
+
         compiled = group_mask(scores, self._pruned, keep)
         if compiled is not None:
             return compiled

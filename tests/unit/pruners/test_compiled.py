@@ -21,6 +21,12 @@ pytestmark = needs_processor
 PATTERNS = ["1x1", "2x1", "4x1", "16x1", "channelx1", "1xchannel", "2x2", "2:4", "1:2", "3:8"]
 
 
+@pytest.fixture(autouse=True)
+def _switched_on(monkeypatch):
+    """These tests compare with and without kernels, whatever the environment says."""
+    monkeypatch.setenv("INC_TORCH_KERNELS", "1")
+
+
 @pytest.fixture
 def used(monkeypatch):
     """Names of the kernels that ran, in order."""

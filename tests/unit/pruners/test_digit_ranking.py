@@ -26,6 +26,14 @@ KINDS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _switched_on():
+    """Ranking is by kernels here, whatever the environment says."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("INC_TORCH_KERNELS", "1")
+        yield
+
+
 @st.composite
 def calls(draw):
     """Scores of a few layers, and groups of layers that are ranked together, call after call."""
