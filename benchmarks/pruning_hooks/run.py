@@ -159,8 +159,8 @@ def print_bandwidth(console: Console) -> None:
     writes = seconds_of(lambda: first.mul_(1.0)) / FLOATS_FOR_BANDWIDTH
     console.print(
         f"One thread of this machine reads {8e-9 / reads:.1f} GB/s and reads and writes in place {8e-9 / writes:.1f} "
-        f"GB/s.\nSo scores, which read weight and gradient, cannot take less than {reads * 1e9:.2f} ns a parameter, "
-        f"\nand masking a weight or its momentum not less than {writes * 1e9:.2f}. Masking is done once in every step, "
+        f"GB/s.\nSo scores, which read weight and gradient, cannot take less than {reads * 1e9:.2f} ns a parameter,"
+        f"\nand masking a weight or its momentum not less than {writes * 1e9:.2f}. Masking is done once in every step,"
         "\nthree times if masks change in it: the momentum, and the weights before the forward too."
     )
 
@@ -172,10 +172,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=100)
-    table = Table(title="Pruning hooks: ns of CPU and bytes per prunable parameter", box=SIMPLE, padding=(0, 1))
-    columns = ("case", "model", "M params", "begin", "before", "after", "update", "before", "after", "other")
-    for column in (*columns, "kept", "at peak"):
-        table.add_column(column, justify="left" if column in ("case", "model") else "right")
+    title = "Pruning hooks: ns of CPU and bytes per prunable parameter, in steps with an update and in others"
+    table = Table(title=title, box=SIMPLE, padding=0)
+    columns = ("case", "model", "million", "begin", "before", "after", "update", "before", "after", "other")
+    for column in (*columns, "kept", "peak"):
+        is_name = column in ("case", "model")
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=True, min_width=None if is_name else 7)
     powers = []
     for case in arguments.cases:
         rows = [measure(name, CASES[case]) for name in arguments.models]

@@ -23,7 +23,6 @@ from inc_torch.pruners._momentum import moves_values_alone
 from inc_torch.pruners._parts import Part
 from inc_torch.pruners._progressive import Goal
 from inc_torch.pruners._select import count_of
-from inc_torch.pruners._sharded_layout import ShardedLayout
 from inc_torch.pruners._weights import Weights, is_sharded
 from inc_torch.pruners._window import PruningWindow
 
@@ -101,7 +100,7 @@ class Pruner:
         self._weights = Weights(model, self.layers)
         weights = [self._weights.of(layer) for layer in self.layers]
         has_shards = any(is_sharded(weight) for weight in weights)
-        self.layout = ShardedLayout(self.layers, weights) if has_shards else CopiesLayout(self.layers, ranks)
+        self.layout = self._sharded(weights) if has_shards else CopiesLayout(self.layers, ranks)
         self._score_sizes = [_numel(part.grid.score_shape) for part in self.layout.parts]
         self._one_pass = OnePass(self.spec.criterion, self.spec.reduction, self.layout.parts, self._score_sizes)
         self._take(masks, scores, goal)
@@ -329,6 +328,11 @@ class Pruner:
             for layer, part in zip(self.layers, self.layout.parts, strict=True)
             if layer.name in self.stored_masks
         ]
+
+    def _sharded(self, weights: Sequence[torch.Tensor]) -> Layout:
+        from inc_torch.pruners._sharded_layout import ShardedLayout
+
+        return ShardedLayout(self.layers, weights)
 
     def _write_zeros(self, pruned: Iterable[tuple[Part, torch.Tensor, torch.Tensor]]) -> None:
         from inc_torch.pruners._zeros import write_zeros
