@@ -8,7 +8,7 @@ import torch
 from inc_torch.config import WeightPruningConfig
 from inc_torch.pruners import Pruner
 from inc_torch.training import prepare_compression
-from tests.unit.pruners.make import backward, mlp
+from tests.unit.pruners.make import backward, mlp, spec_of
 from tests.unit.pruners.vectors import pruners_of
 
 STEPS = 14
@@ -140,3 +140,16 @@ def test_optimizers_that_mix_values_get_clean_momentum_in_every_step(monkeypatch
 
     monkeypatch.setitem(OPTIMIZERS, "normed", lambda parameters: Normed(parameters, lr=0.01, momentum=0.9))
     assert Run("normed", always=False, monkeypatch=monkeypatch, pruning_type="gradient").was_clean == [True] * STEPS
+
+
+@pytest.mark.filterwarnings("ignore:Pruning criterion:inc_torch.core.errors.LoopWarning")
+def test_it_has_to_be_clean_before_updates_and_while_one_waits():
+    model = mlp()
+    pruner = Pruner(spec_of("1x1", "gradient", start=2, end=8, frequency=3), model)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    assert [step for step in range(12) if pruner.needs_clean_momentum(optimizer, step)] == [2, 5, 8]
+    pruner.begin_step(5)
+    assert all(pruner.needs_clean_momentum(optimizer, step) for step in range(12))
+    backward(model)
+    pruner.collect_scores()
+    assert not pruner.needs_clean_momentum(optimizer, 6)
