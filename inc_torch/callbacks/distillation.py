@@ -30,7 +30,7 @@ class DistillationCallbacks(Callback):
 
     Attributes:
         last_distillation_loss: The distance of the last batch, before weighting (for knowledge distillation
-            ``T**2 * D``), 0-d and detached, for logging; None before the first batch and where no teacher is needed.
+            ``T**2 * D``), 0-d and detached, for logging; None before the first batch and where there is none.
 
     Raises:
         ConfigTypeError: ``teacher_model`` is no `torch.nn.Module`.
@@ -86,12 +86,12 @@ class DistillationCallbacks(Callback):
             ModelError: Outputs or loss have the wrong form.
         """
         self.last_distillation_loss = None
-        if not self.loss.needs_teacher:
+        if not self.loss.has_distance:
             return self.loss.mix(student_loss, None)
-        if teacher_output is None:
+        if teacher_output is None and self.loss.needs_teacher:
             teacher_output = self._ask_teacher(input)
         distance = self.loss.distance(student_output, teacher_output, _padding_mask(input))
-        self.last_distillation_loss = distance.detach()
+        self.last_distillation_loss = None if distance is None else distance.detach()
         return self.loss.mix(student_loss, distance)
 
     def metrics(self) -> Mapping[str, float]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from inc_torch.config._base import Config
 from inc_torch.config._criteria import AccuracyCriterion, TuningCriterion
-from inc_torch.config._distillation import DistillationConfig, KnowledgeDistillationLossConfig
+from inc_torch.config._distillation import DistillationConfig
+from inc_torch.config._distillation_losses import KnowledgeDistillationLossConfig, SelfKnowledgeDistillationLossConfig
 from inc_torch.config._options import (
     Options,
     options,
@@ -33,6 +34,8 @@ __all__ = [
     "Options",
     "PostTrainingQuantConfig",
     "QuantizationAwareTrainingConfig",
+    "SelfKnowledgeDistillationLoss",
+    "SelfKnowledgeDistillationLossConfig",
     "TuningCriterion",
     "WeightPruningConfig",
     "options",
@@ -44,4 +47,6 @@ __all__ = [
 ]
 
 KnowledgeDistillationLoss = KnowledgeDistillationLossConfig
+"""The same class by the name that INC's documents use."""
+SelfKnowledgeDistillationLoss = SelfKnowledgeDistillationLossConfig
 """The same class by the name that INC's documents use."""

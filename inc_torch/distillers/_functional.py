@@ -7,12 +7,15 @@ autocast says. Gradients flow to both sides: who wants none for the teacher deta
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ["KLReduction", "kl_divergence", "soft_cross_entropy", "soft_squared_error", "widened"]
+from inc_torch.core.errors import ModelError
+
+__all__ = ["KLReduction", "kl_divergence", "single", "soft_cross_entropy", "soft_squared_error", "widened"]
 
 KLReduction = Literal["mean", "batchmean"]
 
@@ -20,6 +23,24 @@ KLReduction = Literal["mean", "batchmean"]
 def widened(logits: torch.Tensor) -> torch.Tensor:
     """Return ``logits`` in float32, or in float64 if they are float64."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def single(student_loss: object) -> torch.Tensor:
+    """The user's loss as a 0-d tensor, still in its graph."""
+    if not isinstance(student_loss, torch.Tensor | Real):
+        message = (
+            f"student_loss is of type {type(student_loss).__name__}: expected a tensor with a single number, or a "
+            "number. Compute the task's loss before on_after_compute_loss, or give it the weight 0 in loss_weights."
+        )
+        raise ModelError(message)
+    loss = torch.as_tensor(student_loss)
+    if loss.numel() != 1:
+        message = (
+            f"student_loss has shape {tuple(loss.shape)}: expected a single number. Reduce it with .mean() or .sum() "
+            "before on_after_compute_loss."
+        )
+        raise ModelError(message)
+    return loss.reshape(())
 
 
 def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

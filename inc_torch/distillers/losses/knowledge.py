@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import final
 
 import torch
@@ -15,6 +14,7 @@ from inc_torch.distillers._base import LOSSES
 from inc_torch.distillers._functional import (
     KLReduction,
     kl_divergence,
+    single,
     soft_cross_entropy,
     soft_squared_error,
     widened,
@@ -85,8 +85,14 @@ class KnowledgeDistillation:
                 raise ConfigError.field(type(self).__name__, name, getattr(self, name), rule)
 
     @property
-    def needs_teacher(self) -> bool:
+    def has_distance(self) -> bool:
+        """Whether the teacher's part counts."""
         return self.loss_weights[1] > 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """The same: nobody else knows the distance."""
+        return self.has_distance
 
     def combine(
         self, student_output: object, teacher_output: object, student_loss: torch.Tensor | float
@@ -128,10 +134,10 @@ class KnowledgeDistillation:
     def mix(self, student_loss: torch.Tensor | float, distance: torch.Tensor | None) -> torch.Tensor:
         student_weight, teacher_weight = self.loss_weights
         if distance is None:
-            return student_weight * _single(student_loss)
+            return student_weight * single(student_loss)
         if student_weight == 0:
             return teacher_weight * distance
-        return student_weight * _single(student_loss).to(distance.device) + teacher_weight * distance
+        return student_weight * single(student_loss).to(distance.device) + teacher_weight * distance
 
     def hard_loss(self, student_output: object, targets: torch.Tensor) -> torch.Tensor:
         """Return the plain loss against ground truth that the first of ``loss_types`` names, mean, 0-d.
@@ -163,24 +169,6 @@ class KnowledgeDistillation:
             case "KL":
                 return kl_divergence(student, teacher, self.temperature, self.kl_reduction)
         return soft_squared_error(student, teacher, self.temperature)
-
-
-def _single(student_loss: object) -> torch.Tensor:
-    """The user's loss as a 0-d tensor, still in its graph."""
-    if not isinstance(student_loss, torch.Tensor | Real):
-        message = (
-            f"student_loss is of type {type(student_loss).__name__}: expected a tensor with a single number, or a "
-            "number. Compute the task's loss before on_after_compute_loss, or give it the weight 0 in loss_weights."
-        )
-        raise ModelError(message)
-    loss = torch.as_tensor(student_loss)
-    if loss.numel() != 1:
-        message = (
-            f"student_loss has shape {tuple(loss.shape)}: expected a single number. Reduce it with .mean() or .sum() "
-            "before on_after_compute_loss."
-        )
-        raise ModelError(message)
-    return loss.reshape(())
 
 
 def _real_positions(

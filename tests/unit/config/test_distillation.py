@@ -170,7 +170,7 @@ class TestDistillation:
             ({"criterion": 3}, ConfigTypeError, "criterion=3: expected a KnowledgeDistillationLossConfig, its class"),
             ({"criterion": {}}, ConfigError, "criterion={}: expected one entry, {'KnowledgeDistillationLoss': {...}}."),
             (
-                {"criterion": {"SelfKnowledgeDistillationLoss": {}}},
+                {"criterion": {"IntermediateLayersKnowledgeDistillationLoss": {}}},
                 ConfigError,
                 "comes with a later version of inc_torch",
             ),
