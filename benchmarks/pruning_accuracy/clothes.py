@@ -54,7 +54,10 @@ def load() -> Task:
         model.eval()
         return torch.cat([model(part).argmax(-1) for part in test_images.split(1000)]) == test_labels
 
-    return Task("CNN, Fashion-MNIST", build, batches, lambda model, inputs: model(inputs), right, FIRST, SECOND)
+    def logits(model: nn.Module, inputs: Inputs) -> torch.Tensor:
+        return model(inputs)
+
+    return Task("CNN, Fashion-MNIST", build, batches, logits, right, test_labels, FIRST, SECOND)
 
 
 def build(seed: int) -> nn.Sequential:

@@ -38,5 +38,12 @@ def load() -> Task:
             return predict(model, test).argmax(-1) == labels
 
     return Task(
-        "MiniLM-L6, Rotten Tomatoes", lambda seed: load_pretrained(seed)[0], batches, logits, right, FIRST, SECOND
+        "MiniLM-L6, Rotten Tomatoes",
+        lambda seed: load_pretrained(seed)[0],
+        batches,
+        logits,
+        right,
+        labels,
+        FIRST,
+        SECOND,
     )

@@ -72,7 +72,7 @@ def main() -> None:
         missing = [(task, run) for task, run in runs if run not in records]
         for task, run in track(missing, "trainings", console=console, disable=not console.is_terminal):
             perform(task, run, options.output, records)
-    show([records[run] for _, run in runs if run in records], console)
+    show([records[run] for _, run in runs if run in records], {task.name: task.guess for task in tasks}, console)
 
 
 if __name__ == "__main__":

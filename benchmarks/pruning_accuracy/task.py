@@ -39,6 +39,7 @@ class Task:
         batches: Yields inputs and labels for a number of steps, in an order that follows from a seed.
         logits: What the model answers to inputs, in training.
         right: For each item of the test set, whether the model's answer is the label; leaves it in evaluation mode.
+        test_labels: Labels of the test set.
         first: Makes the dense baseline.
         second: Goes on from it, dense or pruned.
     """
@@ -48,6 +49,7 @@ class Task:
     batches: Callable[[int, int], Iterable[tuple[Inputs, torch.Tensor]]]
     logits: Callable[[nn.Module, Inputs], torch.Tensor]
     right: Callable[[nn.Module], torch.Tensor]
+    test_labels: torch.Tensor
     first: Phase
     second: Phase
 
@@ -55,6 +57,11 @@ class Task:
     def phases(self) -> str:
         """Steps and learning rates, for names of files."""
         return f"{self.first}-{self.second}"
+
+    @property
+    def guess(self) -> float:
+        """The accuracy, in points, of always giving the answer that is most often right."""
+        return 100 * (self.test_labels.bincount().max() / len(self.test_labels)).item()
 
     def shortened(self) -> Task:
         """The same with few steps in each phase."""

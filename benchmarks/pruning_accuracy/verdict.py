@@ -75,8 +75,14 @@ def spread_of(differences: Sequence[Difference]) -> float:
     return math.sqrt(squares / free) if free else 0.0
 
 
-def show(records: Iterable[Record], console: Console) -> None:
-    """Print the accuracies, the differences and what follows; what is not there yet is left out."""
+def show(records: Iterable[Record], guesses: Mapping[str, float], console: Console) -> None:
+    """Print the accuracies, the differences and what follows; what is not there yet is left out.
+
+    Args:
+        records: Of any trainings, the dense ones of each task among them.
+        guesses: For each task, the accuracy of always giving the same answer.
+        console: Where to.
+    """
     plain: dict[tuple[str, str], list[Record]] = defaultdict(list)
     rows: dict[Row, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -87,7 +93,7 @@ def show(records: Iterable[Record], console: Console) -> None:
             plain[run.task, run.criterion].append(record)
     console.print(accuracies(rows, plain))
     for task in dict.fromkeys(task for task, _, _ in rows):
-        console.print(about(plain[task, BASELINE], plain[task, DENSE]))
+        console.print(about(plain[task, BASELINE], plain[task, DENSE], guesses[task]))
     found = differences(rows)
     if found:
         console.print(*comparison(found), sep="\n")
@@ -138,15 +144,15 @@ def cell(records: Sequence[Record], sparsity: float = 0.0) -> str:
     return "\n".join(lines)
 
 
-def about(before: Sequence[Record], dense: Sequence[Record]) -> str:
+def about(before: Sequence[Record], dense: Sequence[Record], guess: float) -> str:
     """How the dense models were made, and how exact an accuracy is."""
     run, items = dense[0].run, len(dense[0].right)
     first, second = (float(np.mean([record.accuracy for record in records])) for records in (before, dense))
     error = math.sqrt(second * (100 - second) / items)
     return (
         f"{run.task}: the first phase reaches {first:.2f}, the second one without pruning {second:.2f} ({run.phases} "
-        f"steps and learning rates, seeds: {len(dense)}). {items:,} test items leave a standard error of {error:.2f} "
-        "points in each accuracy."
+        f"steps and learning rates, seeds: {len(dense)}), always the same answer {guess:.2f}. {items:,} test items "
+        f"leave a standard error of {error:.2f} points in the accuracy of a dense model."
     )
 
 
