@@ -11,6 +11,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VISION := $(VENV)/vision/.installed
 PHOTOS := $(VENV)/photos/.installed
+FASHION := $(VENV)/fashion/.installed
 OLDEST := .venv-oldest
 
 # The interpreter that makes the environment. Another one: make PYTHON=/path/to/python demo
@@ -69,6 +70,19 @@ $(PHOTOS): $(STAMP) constraints/photos.txt
 	@$(INSTALL) --no-deps --upgrade --target $(VENV)/photos -r constraints/photos.txt
 	@touch $@
 
+.PHONY: fashion
+fashion: $(FASHION) ## Unpack the Fashion-MNIST images of Debian beside the environment
+
+# Only unpacked, so nobody has to be root.
+$(FASHION): | $(STAMP)
+	@rm -rf $(VENV)/fashion && mkdir -p $(VENV)/fashion/package
+	@cd $(VENV)/fashion/package && apt-get -qq download dataset-fashion-mnist && dpkg-deb -x *.deb . || { \
+		echo "Debian's package dataset-fashion-mnist was not found: apt-get update may help." >&2; \
+		echo "With the four files in a folder of yours: make FASHION_MNIST_DIR=FOLDER bench-accuracy" >&2; exit 1; }
+	@mv $(VENV)/fashion/package/usr/share/datasets/fashion-mnist/*.gz $(VENV)/fashion
+	@rm -rf $(VENV)/fashion/package
+	@touch $@
+
 # ------------------------------------------------------------------------------ run
 
 .PHONY: demo
@@ -97,11 +111,16 @@ demo-distributed: $(STAMP) ## The same in two processes that train one model (mi
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc_per_node 2 examples/distributed/run.py
 
 .PHONY: bench
-bench: $(STAMP) ## Run every benchmark and print its table
+bench: $(STAMP) ## Run the benchmarks that take minutes and print their tables
 	@set -e; found=; for script in benchmarks/*/run.py benchmarks/*.py; do \
-		[ -e "$$script" ] && [ "$$script" != benchmarks/int8_peers/run.py ] || continue; found=1; \
+		case "$$script" in benchmarks/int8_peers/*|benchmarks/pruning_accuracy/*) continue;; esac; \
+		[ -e "$$script" ] || continue; found=1; \
 		echo "== $$script"; $(BIN)/python "$$script"; \
 	done; [ -n "$$found" ] || { echo "No benchmark was found." >&2; exit 1; }
+
+.PHONY: bench-accuracy
+bench-accuracy: $(if $(FASHION_MNIST_DIR)$(wildcard /usr/share/datasets/fashion-mnist),$(STAMP),$(FASHION)) ## Compare what pruning criteria cost in accuracy (an hour)
+	@$(BIN)/python benchmarks/pruning_accuracy/run.py $(ARGS)
 
 # Other ways to run int8, which need packages that nothing else here needs: gigabytes, so outside the tree, and named
 # by the state of their constraints. Environments made before: make PEERS=FOLDER IPEX=FOLDER bench-int8
