@@ -20,7 +20,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while t
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch.optim import AdamW
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
@@ -31,6 +30,7 @@ from common.data import Encoded, encode, load_reviews
 from common.fine_tuning import fine_tune
 from common.latency import medians
 from common.model import accuracy, load_pretrained, predict
+from common.progress import progress
 from common.synthetic import load_tiny, make_reviews
 from inc_torch import (
     CompressionReport,
@@ -66,7 +66,7 @@ def prune(student: PreTrainedModel, teacher_logits: torch.Tensor, data: Encoded,
     scheduler = get_linear_schedule_with_warmup(optimizer, steps // 20, steps)
     student.train()
     manager.on_train_begin()
-    for index, batch in enumerate(progress(data.stream(BATCH_SIZE, steps, seed), "student", steps)):
+    for index, batch in enumerate(progress(data.stream(BATCH_SIZE, steps, seed), "student", steps, console)):
         manager.on_step_begin(index)
         with torch.autocast("cpu", torch.bfloat16):
             output = student(**batch.inputs, labels=batch.labels)
@@ -105,11 +105,6 @@ def compare(models: dict[str, PreTrainedModel], test: Encoded) -> Table:
     return table
 
 
-def progress(batches, name: str, steps: int):
-    """A progress bar where somebody looks."""
-    return track(batches, name, steps, console=console, disable=not console.is_terminal)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
@@ -123,7 +118,7 @@ def main() -> None:
     training, test = (encode(part, tokenizer, MAX_LENGTH) for part in (reviews.train, reviews.test))
 
     console.print(f"Fine-tuning: {steps} steps, {len(training)} reviews to draw from.")
-    fine_tune(dense, progress(training.stream(BATCH_SIZE, steps, options.seed), "dense", steps), steps)
+    fine_tune(dense, progress(training.stream(BATCH_SIZE, steps, options.seed), "dense", steps, console), steps)
     console.print(f"Pruning {SPARSITY:.0%} of the feed-forward channels in {student_steps} steps, with distillation.")
     slim = copy.deepcopy(dense)
     prune(slim, predict(dense, training), training, student_steps, options.seed + 1)

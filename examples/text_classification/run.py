@@ -19,7 +19,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while t
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch.optim import AdamW
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from transformers.utils import logging
@@ -28,6 +27,7 @@ from common.compare import check_in_fresh_process, compare
 from common.data import Encoded, encode, load_reviews
 from common.fine_tuning import fine_tune
 from common.model import load_pretrained, predict
+from common.progress import progress
 from common.synthetic import load_tiny, make_reviews
 from inc_torch import (
     CompressionManager,
@@ -67,7 +67,7 @@ def compress(
 
     student.train()
     manager.on_train_begin()
-    for index, batch in enumerate(progress(data.stream(BATCH_SIZE, steps, seed), "student", steps)):
+    for index, batch in enumerate(progress(data.stream(BATCH_SIZE, steps, seed), "student", steps, console)):
         manager.on_step_begin(index)
         with torch.autocast("cpu", torch.bfloat16):
             output = student(**batch.inputs, labels=batch.labels)
@@ -84,11 +84,6 @@ def compress(
     return manager
 
 
-def progress(batches, name: str, steps: int):
-    """A progress bar where somebody looks."""
-    return track(batches, name, steps, console=console, disable=not console.is_terminal)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
@@ -103,7 +98,7 @@ def main() -> None:
     folders = {name: options.output / name for name in ("dense", "compressed")}
 
     console.print(f"Fine-tuning the teacher: {steps} steps, {len(training)} reviews to draw from.")
-    fine_tune(teacher, progress(training.stream(BATCH_SIZE, steps, options.seed), "teacher", steps), steps)
+    fine_tune(teacher, progress(training.stream(BATCH_SIZE, steps, options.seed), "teacher", steps, console), steps)
     teacher.save_pretrained(folders["dense"])
     console.print("Keeping the teacher's logits of all training reviews.")
     teacher_logits = predict(teacher, training)

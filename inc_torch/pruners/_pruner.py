@@ -15,7 +15,7 @@ from inc_torch.core.report import Finding
 from inc_torch.core.sharding import held
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
-from inc_torch.pruners._base import PrunerSpec, Ranking, Reduction
+from inc_torch.pruners._base import PrunerSpec, Ranking
 from inc_torch.pruners._bonds import Bonds
 from inc_torch.pruners._layers import Layer, select_layers
 from inc_torch.pruners._layout import CopiesLayout, Layout
@@ -37,7 +37,7 @@ class Pruner:
 
     Scores of all layers lie in one flat buffer, so that smoothing, ranking and the check for finite values are
     one operation each. Masks are bool, one entry a pattern unit (an element for N:M), and are multiplied into the
-    weights in place.
+    weights in place. `Scoring` makes scores, a `Layout` knows who holds what, a `Goal` is come nearer to in parts.
 
     Under FSDP2 every process has scores and masks of its shards only; what is said of all layers (`sparsity`,
     `findings`, `state_dict`) is the same on every process. Of the methods, `bind`, `begin_step`, `collect_scores`,
@@ -94,15 +94,14 @@ class Pruner:
             ModelError: A layer is gone, or its weight is sharded in a way that cannot be pruned.
             StateError: The processes have different masks.
         """
-        from inc_torch.pruners._one_pass import OnePass
+        from inc_torch.pruners._scoring import Scoring
 
         masks, scores, goal = self._gathered(), self._gathered_scores(), self._gathered_goal()
         self._weights = Weights(model, self.layers)
         weights = [self._weights.of(layer) for layer in self.layers]
         has_shards = any(is_sharded(weight) for weight in weights)
         self.layout = self._sharded(weights) if has_shards else CopiesLayout(self.layers, ranks)
-        self._score_sizes = [_numel(part.grid.score_shape) for part in self.layout.parts]
-        self._one_pass = OnePass(self.spec.criterion, self.spec.reduction, self.layout.parts, self._score_sizes)
+        self._scoring = Scoring(self.spec, self.layers, self._weights, self.layout, self._warn_once)
         self._take(masks, scores, goal)
         if masks:
             self.layout.require_equal(list(self.stored_masks.values()))
@@ -196,15 +195,9 @@ class Pruner:
         is_idle = criterion.only_in_window and not self._is_in_window
         if not criterion.needs_gradient or self.spec.locks_zeros or is_idle:
             return
-        gradients = self._gradients()
-        smoothed = self._smoothed_in_one_pass(gradients)
+        smoothed = self._scoring.smoothed(self._scores)
         if smoothed is None:
-            fresh = self._fresh_scores(gradients)
-            if fresh is None:
-                return
-            if self._scores is not None and criterion.momentum:
-                fresh.add_(self._scores, alpha=criterion.momentum)
-            smoothed = fresh.to(self._score_dtype)
+            return
         self._scores = smoothed
         self._forget_lost_units()
         if self._postponed is not None and self._has_scores():
@@ -221,7 +214,7 @@ class Pruner:
         """Draw units towards zero by the regularizer, if there is one, while masks may change. A collective."""
         if self.spec.regularizer is None or not self._is_in_window:
             return
-        squares = self._reduced((self._weights.here(layer).float().square() for layer in self.layers), "sum")
+        squares = self._scoring.reduced((self._weights.here(layer).float().square() for layer in self.layers), "sum")
         self.layout.join_scores_(squares, [], "sum")
         factors = self._shaped(self.spec.regularizer.factors(squares.sqrt_()))
         for layer, part, own in zip(self.layers, self.layout.parts, factors, strict=True):
@@ -405,7 +398,7 @@ class Pruner:
         }
 
     def _lock_zeros(self) -> None:
-        present = self._reduced((self._weights.here(layer) != 0).float() for layer in self.layers)
+        present = self._scoring.reduced((self._weights.here(layer) != 0).float() for layer in self.layers)
         self.layout.join_scores_(present, [], self.spec.reduction)
         parts = zip(self.layout.parts, self._shaped(present), strict=True)
         masks = [part.grid.zeros_of(scores) for part, scores in parts]
@@ -425,9 +418,7 @@ class Pruner:
 
     def _current_scores(self) -> torch.Tensor | None:
         """Scores of this moment, flat: of the weights, or those that were collected."""
-        if self.spec.criterion.needs_gradient:
-            return self._scores
-        return self._fresh_scores([self._weights.used(layer) for layer in self.layers])
+        return self._scores if self.spec.criterion.needs_gradient else self._scoring.of_weights()
 
     def _present_masks(self) -> list[torch.Tensor]:
         if self.stored_masks:
@@ -463,7 +454,7 @@ class Pruner:
         grids = [part.grid for part in self.layout.parts]
         sizes = [grid.units for grid in grids]
         units = scores.float()
-        if sizes != self._score_sizes:
+        if sizes != self._scoring.sizes:
             units = units.new_empty(sum(sizes))
             for grid, own, unit in zip(grids, shaped, torch.split(units, sizes), strict=True):
                 unit.copy_(grid.unit_scores(own))
@@ -500,7 +491,7 @@ class Pruner:
 
     def _shaped(self, scores: torch.Tensor) -> list[torch.Tensor]:
         """Views of the flat ``scores`` for each layer, in the pattern's shape."""
-        parts = zip(self.layout.parts, torch.split(scores, self._score_sizes), strict=True)
+        parts = zip(self.layout.parts, torch.split(scores, self._scoring.sizes), strict=True)
         return [own.view(part.grid.score_shape) for part, own in parts]
 
     def _forget_lost_units(self) -> None:
@@ -511,71 +502,6 @@ class Pruner:
             mask = self.stored_masks.get(layer.name)
             if mask is not None and not self.weight(layer).requires_grad:
                 scores.mul_(mask.to(scores.device))
-
-    def _gradients(self) -> list[torch.Tensor | None]:
-        gradients = [self._weights.gradient(layer) for layer in self.layers]
-        missing = [layer.name for layer, gradient in zip(self.layers, gradients, strict=True) if gradient is None]
-        if missing:
-            self._warn_once(
-                "gradient",
-                f"No gradient for {missing[0]!r} ({len(missing)} of {len(gradients)} pruned layers) when scores were "
-                "taken: it counts as zero in that step. Call on_before_optimizer_step between backward and "
-                "zero_grad, and do not freeze layers that are pruned.",
-            )
-        return gradients
-
-    def _smoothed_in_one_pass(self, gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-        """Scores with those of this step, by compiled kernels; None where they cannot, or a value is not finite."""
-        known = [gradient for gradient in gradients if gradient is not None]
-        if not isinstance(self.layout, CopiesLayout) or self.spec.has_short_scores or len(known) < len(gradients):
-            return None
-        used = self._weights.used
-        return self._one_pass.smooth(lambda: zip(map(used, self.layers), known, strict=True), self.size, self._scores)
-
-    def _fresh_scores(self, gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-        """Scores of this moment for all layers, flat float32, or None if they are of no use."""
-        fresh = self._empty_scores()
-        own = zip(self.layers, self.layout.parts, gradients, torch.split(fresh, self._score_sizes), strict=True)
-        for layer, part, gradient, out in own:
-            self._score(layer, part, gradient, out)
-        is_finite = bool(torch.isfinite(fresh.sum())) or bool(torch.isfinite(fresh).all())
-        has_gradient = any(gradient is not None for gradient in gradients)
-        has_gradient, is_spoilt = self.layout.join_scores_(fresh, [has_gradient, not is_finite], self.spec.reduction)
-        if is_spoilt:
-            scored = zip(self.layers, torch.split(fresh, self._score_sizes), strict=True)
-            bad = next(
-                (repr(layer.name) for layer, part in scored if not part.isfinite().all()), "another process's shard"
-            )
-            self._warn_once(
-                "finite",
-                f"Non-finite values in the gradient or weight of {bad}: this step does not enter "
-                "the pruning scores. With a gradient scaler that is expected now and then.",
-            )
-        if self.spec.reduction == "net":
-            fresh.abs_()
-        return fresh if has_gradient and not is_spoilt else None
-
-    def _score(self, layer: Layer, part: Part, gradient: torch.Tensor | None, out: torch.Tensor) -> None:
-        """Write the scores of one layer at this moment, flat; a gradient that is missing counts as zero."""
-        if gradient is None:
-            out.zero_()
-            return
-        criterion, weight = self.spec.criterion, self._weights.used(layer)
-        if not self._one_pass.score(part, weight, gradient, out):
-            importance = criterion.score(weight.float(), gradient.float())
-            out.view(part.grid.score_shape).copy_(part.reduce(importance))
-
-    def _empty_scores(self) -> torch.Tensor:
-        """Memory for the scores of all layers, flat float32."""
-        return torch.empty(sum(self._score_sizes), dtype=torch.float32, device=self.weight(self.layers[0]).device)
-
-    def _reduced(self, importances: Iterable[torch.Tensor], reduction: Reduction | None = None) -> torch.Tensor:
-        """Scores from element importances, layer by layer, flat float32."""
-        fresh = self._empty_scores()
-        parts = zip(self.layout.parts, importances, torch.split(fresh, self._score_sizes), strict=True)
-        for part, importance, out in parts:
-            out.view(part.grid.score_shape).copy_(part.reduce(importance, reduction))
-        return fresh
 
     def _postpone(self, ratio: float, step: int) -> None:
         if ratio == 0:

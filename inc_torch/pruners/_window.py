@@ -50,11 +50,6 @@ class PruningWindow:
         """The step at which masks change for the last time."""
         return self.spec.end - (self.spec.end - self.spec.start) % self.spec.frequency
 
-    @property
-    def has_parts(self) -> bool:
-        """Whether there is time to prune in parts what an update has chosen."""
-        return self.spec.end - self.spec.start > _PARTS and self.spec.frequency > 1
-
     def part_at(self, step: int, since: int) -> float:
         """Return the share in (0, 1] of what an update has chosen that is to be pruned at ``step``.
 

@@ -13,6 +13,7 @@ import torch
 from inc_torch.core.errors import ConfigError
 from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
 from inc_torch.pruners._matrix import DenseBlocks, MatrixView
+from inc_torch.pruners._unit_grid import UnitGrid
 
 _FORM = re.compile(r"(\d+|channel)x(\d+|channel)")
 _CHANNEL = "channel"
@@ -76,7 +77,7 @@ class Block(Pattern):
 
 
 @final
-class BlockGrid:
+class BlockGrid(UnitGrid):
     """Blocks over one weight. Scores and masks have one entry a block.
 
     Args:
@@ -116,15 +117,6 @@ class BlockGrid:
         blocks = blocks.squeeze(1) if self._rows == 1 else _reduced(blocks, 1, reduction)
         return blocks / self._part_of if is_part_of_mean else blocks
 
-    def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores.reshape(-1)
-
-    def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        return keep.view(self.mask_shape)
-
-    def zeros_of(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores != 0
-
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
         if self._spans_kernel:
             tensor.mul_(self.expand(mask))
@@ -140,9 +132,6 @@ class BlockGrid:
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         wide = mask.repeat_interleave(self._rows, 0).repeat_interleave(self._columns, -1)
         return self._view.restored(wide)
-
-    def pruned_units(self, mask: torch.Tensor) -> int:
-        return mask.numel() - int(torch.count_nonzero(mask))
 
     def first_axis(self) -> tuple[int, int] | None:
         if self._view.has_outputs_first:

@@ -8,7 +8,8 @@ from typing import Self, final
 import torch
 
 from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
-from inc_torch.pruners._matrix import DenseBlocks, MatrixView
+from inc_torch.pruners._matrix import MatrixView
+from inc_torch.pruners._unit_grid import UnitGrid
 
 _FORM = "channel"
 
@@ -39,7 +40,7 @@ class Channel(Pattern):
 
 
 @final
-class ChannelGrid:
+class ChannelGrid(UnitGrid):
     """Inputs of one weight. Scores and masks have one entry an input.
 
     Args:
@@ -64,26 +65,11 @@ class ChannelGrid:
         total = inputs.abs().sum(0)
         return total / (self._part_of or len(inputs)) if reduction == "mean" else total
 
-    def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores
-
-    def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        return keep
-
-    def zeros_of(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores != 0
-
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
         self._view.ordered(tensor).mul_(mask.to(tensor.dtype))
 
-    def dense_blocks(self, tensor: torch.Tensor) -> DenseBlocks | None:
-        return None
-
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         return self._view.restored(mask.expand(self._view.sizes).contiguous())
-
-    def pruned_units(self, mask: torch.Tensor) -> int:
-        return mask.numel() - int(torch.count_nonzero(mask))
 
     def first_axis(self) -> tuple[int, int] | None:
         return (1, 1) if self._view.has_outputs_first else (1, self.units)

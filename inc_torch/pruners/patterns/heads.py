@@ -8,7 +8,8 @@ from typing import ClassVar, Self, final
 import torch
 
 from inc_torch.pruners._base import PATTERNS, Grid, Pattern, Reduction
-from inc_torch.pruners._matrix import DenseBlocks, MatrixView
+from inc_torch.pruners._matrix import MatrixView
+from inc_torch.pruners._unit_grid import UnitGrid
 from inc_torch.pruners.patterns.block import BlockGrid
 
 _FORM = "mha"
@@ -51,7 +52,7 @@ class _Run:
 
 
 @final
-class HeadGrid:
+class HeadGrid(UnitGrid):
     """The heads in one layer of an attention. Scores and masks have one entry a head.
 
     The score is the sum over the layer's runs, so that the layers of an attention may be added up.
@@ -101,28 +102,13 @@ class HeadGrid:
         scores = [run.grid.reduce(self._of(run, signed), reduction).flatten() for run in self._runs]
         return torch.stack(scores).sum(0)
 
-    def unit_scores(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores
-
-    def mask(self, scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        return keep
-
-    def zeros_of(self, scores: torch.Tensor) -> torch.Tensor:
-        return scores != 0
-
     def apply_(self, tensor: torch.Tensor, mask: torch.Tensor) -> None:
         for run in self._runs:
             run.grid.apply_(self._of(run, tensor), mask.view(run.grid.mask_shape))
 
-    def dense_blocks(self, tensor: torch.Tensor) -> DenseBlocks | None:
-        return None
-
     def expand(self, mask: torch.Tensor) -> torch.Tensor:
         wide = [run.grid.expand(mask.view(run.grid.mask_shape)) for run in self._runs]
         return torch.cat(wide, self._axis)
-
-    def pruned_units(self, mask: torch.Tensor) -> int:
-        return mask.numel() - int(torch.count_nonzero(mask))
 
     def first_axis(self) -> tuple[int, int] | None:
         """Runs that are cut by processes hold other heads each: they do not lie along that axis."""

@@ -91,8 +91,9 @@ def test_masks_and_weights_are_those_of_torch(pattern, criterion, scope, used, m
 
 @pytest.mark.parametrize("reduction", ["sum", "max"])
 @pytest.mark.parametrize("pattern", ["4x1", "2:4"])
-def test_other_reductions(pattern, reduction, monkeypatch):
+def test_other_reductions(pattern, reduction, used, monkeypatch):
     found = trained(pattern, reduction=reduction)
+    assert {"block_scores", "keep_largest"} <= set(used)
     monkeypatch.setenv("INC_TORCH_KERNELS", "0")
     require_equal(found, trained(pattern, reduction=reduction))
 
