@@ -16,6 +16,7 @@ from inc_torch.callbacks import Callback
 from inc_torch.config import (
     AccuracyCriterion,
     DistillationConfig,
+    IntermediateLayersKnowledgeDistillationLossConfig,
     KnowledgeDistillationLossConfig,
     PostTrainingQuantConfig,
     QuantizationAwareTrainingConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "CompressionManager",
     "CompressionReport",
     "DistillationConfig",
+    "IntermediateLayersKnowledgeDistillationLossConfig",
     "KnowledgeDistillationLossConfig",
     "Metric",
     "OptimizedModel",

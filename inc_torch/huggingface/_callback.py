@@ -253,8 +253,8 @@ class INCCallback(TrainerCallback):
 
     def _place_teachers(self, args: TrainingArguments) -> None:
         for callback in self._running.callbacks.callbacks_list:
-            if isinstance(callback, DistillationCallbacks) and callback.teacher is not None:
-                callback.teacher.module.to(args.device)
+            if isinstance(callback, DistillationCallbacks):
+                callback.place_teachers(args.device)
 
     def _install_seam(self, manager: CompressionManager) -> None:
         if not manager.callbacks.listens_to("on_after_compute_loss"):

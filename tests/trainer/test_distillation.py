@@ -233,7 +233,7 @@ def test_the_teacher_joins_a_config_that_has_none(tmp_path):
     teacher = bert(seed=1)
     callback = INCCallback({"DistillationConfig": {}}, teacher_model=teacher)
     trainer_of(bert(), tmp_path, [callback], max_steps=1).train()
-    assert callback.manager.callbacks.callbacks_list[0].teacher.module is teacher
+    assert callback.manager.callbacks.callbacks_list[0].teachers[0].module is teacher
 
 
 def test_a_teacher_for_nobody_is_refused():
