@@ -147,9 +147,7 @@ def test_a_copy_of_the_model_in_training_is_silent():
     output = student(x)
     average = copy.deepcopy(student)  # with features recorded
     average(torch.randn(5, 3))
-    torch.testing.assert_close(
-        manager.on_after_compute_loss(x, output, 0.0), F.mse_loss(student[0](x), teacher[0](x))
-    )
+    torch.testing.assert_close(manager.on_after_compute_loss(x, output, 0.0), F.mse_loss(student[0](x), teacher[0](x)))
     restored = pickle.loads(pickle.dumps(student))
     torch.testing.assert_close(restored(x), output)
 
@@ -468,7 +466,12 @@ def test_layers_of_a_model_that_is_quantized_layer_by_layer():
 
 def _conv_net():
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
     )
 
 

@@ -69,7 +69,11 @@ class TestLoss:
                 ConfigError,
                 "loss_types[1]='kl': expected one of 'CE', 'KL', 'MSE', 'L1', 'cosine'. Did you",
             ),
-            ({"loss_types": ["CE", nn.MSELoss()]}, ConfigTypeError, "'CE', 'KL', 'MSE', 'L1', 'cosine', not a MSELoss."),
+            (
+                {"loss_types": ["CE", nn.MSELoss()]},
+                ConfigTypeError,
+                "'CE', 'KL', 'MSE', 'L1', 'cosine', not a MSELoss.",
+            ),
             ({"loss_types": "CE"}, ConfigTypeError, "loss_types='CE': expected a list of two loss names, not a str."),
             ({"loss_types": ["CE"]}, ConfigError, "loss_types=['CE']: expected a list of two loss names. The first is"),
             ({"loss_weights": [0.5]}, ConfigError, "loss_weights=[0.5]: expected a list of two numbers. The first is"),

@@ -102,7 +102,10 @@ def test_padding_does_not_count_if_it_is_not_to(kind):
 
 def test_weights_and_the_loss_of_the_task():
     pairs = [_pair("MSE", 0.5, "a", "a"), _pair("L1", 0.25, "b", "b")]
-    student, teacher = {"a": torch.full((2,), 2.0), "b": torch.full((2,), 4.0)}, {"a": torch.zeros(2), "b": torch.zeros(2)}
+    student, teacher = (
+        {"a": torch.full((2,), 2.0), "b": torch.full((2,), 4.0)},
+        {"a": torch.zeros(2), "b": torch.zeros(2)},
+    )
     loss = FeatureDistillation(pairs)
     distance = loss.distance(student, teacher)
     assert distance.item() == 0.5 * 4 + 0.25 * 4
@@ -293,7 +296,11 @@ def test_the_only_tensor_is_meant_without_a_selection():
 @pytest.mark.parametrize(
     ("output", "selection", "words"),
     [
-        ((torch.ones(2), torch.ones(2)), None, r"type tuple with tensor of shape \(2,\), tensor .*expected a tensor in it"),
+        (
+            (torch.ones(2), torch.ones(2)),
+            None,
+            r"type tuple with tensor of shape \(2,\), tensor .*expected a tensor in it",
+        ),
         ({"a": torch.ones(2)}, "b", r"with 'a': tensor of shape \(2,\): expected a tensor at 'b' in it"),
         ((torch.ones(2),), 3, r"expected a tensor at 3 in it"),
         (torch.ones(2), "shape", r"expected a tensor at 'shape'"),
