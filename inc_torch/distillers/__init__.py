@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from inc_torch.distillers._base import LOSSES, DistillationLoss
-from inc_torch.distillers._cached_logits import TEACHER_LOGITS, CachedLogits, WithTeacherLogits, cache_teacher_logits
 from inc_torch.distillers._functional import (
     attention_map,
     cosine_distance,
@@ -12,7 +11,7 @@ from inc_torch.distillers._functional import (
     soft_squared_error,
 )
 from inc_torch.distillers._lesson import Lesson
-from inc_torch.distillers._outputs import extract_logits
+from inc_torch.distillers._outputs import TEACHER_LOGITS, extract_logits
 from inc_torch.distillers._projection import Projection
 from inc_torch.distillers._select import Selection, selected
 from inc_torch.distillers._taps import Taps
@@ -29,7 +28,6 @@ __all__ = [
     "SELF_TYPES",
     "SOFT_TYPES",
     "TEACHER_LOGITS",
-    "CachedLogits",
     "DistillationLoss",
     "FeatureDistillation",
     "FeaturePair",
@@ -41,9 +39,7 @@ __all__ = [
     "Tap",
     "Taps",
     "Teacher",
-    "WithTeacherLogits",
     "attention_map",
-    "cache_teacher_logits",
     "cosine_distance",
     "extract_logits",
     "kl_divergence",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 
 from inc_torch.core.errors import ModelError
 
-__all__ = ["described", "extract_logits"]
+__all__ = ["TEACHER_LOGITS", "described", "extract_logits"]
+
+TEACHER_LOGITS: Final = "teacher_logits"
+"""The key under which a batch brings what a teacher said of it."""
 
 QA_NAMES = ("start_logits", "end_logits")
 

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from inc_torch import DistillationConfig, KnowledgeDistillationLossConfig, prepare_compression
 from inc_torch.core.errors import ArtifactError, ConfigError, ModelError
-from inc_torch.distillers import CachedLogits, WithTeacherLogits, _cached_logits, cache_teacher_logits
+from inc_torch.distillers import cached_logits
+from inc_torch.distillers.cached_logits import CachedLogits, WithTeacherLogits, cache_teacher_logits
 
 VOCABULARY = 11
 
@@ -78,7 +79,7 @@ def test_the_largest_keep_their_probability_and_the_rest_share(teacher, inputs, 
 
 
 def test_shards_are_cut_and_found(teacher, inputs, exact, tmp_path, monkeypatch):
-    monkeypatch.setattr(_cached_logits, "_SHARD_VALUES", 80)
+    monkeypatch.setattr(cached_logits, "_SHARD_VALUES", 80)
     cache = _cache(teacher, inputs, tmp_path, dtype=torch.float32)
     assert len(list((tmp_path / "logits").glob("*.safetensors"))) == 3
     assert torch.equal(torch.stack(list(cache)), exact)

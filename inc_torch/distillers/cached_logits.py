@@ -26,13 +26,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from inc_torch.core.errors import ArtifactError, ConfigError, ModelError
-from inc_torch.distillers._outputs import extract_logits
+from inc_torch.distillers._outputs import TEACHER_LOGITS, extract_logits
 from inc_torch.distillers._teacher import Teacher
 
-__all__ = ["TEACHER_LOGITS", "CachedLogits", "WithTeacherLogits", "cache_teacher_logits"]
-
-TEACHER_LOGITS: Final = "teacher_logits"
-"""The key under which a batch brings the teacher's logits."""
+__all__ = ["CachedLogits", "WithTeacherLogits", "cache_teacher_logits"]
 
 _INDEX: Final = "index.json"
 _FORMAT: Final = "inc_torch/teacher_logits/1"
