@@ -239,4 +239,3 @@ def _mean(distances: Sequence[torch.Tensor]) -> torch.Tensor | None:
 def _padding_mask(inputs: object) -> torch.Tensor | None:
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     return mask if isinstance(mask, torch.Tensor) else None
-
