@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints/main.txt constraints/assets.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "Installing inc_torch and what it needs into $(VENV) (minutes the first time, seconds later) ..."
-	@$(INSTALL) -c constraints/main.txt -e '.[hf,trainers,dev]'
+	@$(INSTALL) -c constraints/main.txt -e '.[hf,trainers,onnx,dev]'
 	@$(INSTALL) --no-deps --require-hashes -r constraints/assets.txt
 	@touch $@
 

@@ -14,6 +14,7 @@ from inc_torch.config._distillation_losses import (
     KnowledgeDistillationLossConfig,
     SelfKnowledgeDistillationLossConfig,
 )
+from inc_torch.config._onnx import WRITTEN_OPSET, Torch2ONNXConfig
 from inc_torch.config._options import (
     Options,
     options,
@@ -29,6 +30,7 @@ from inc_torch.config._read import read_configs
 from inc_torch.config._readonly import FrozenConfigError
 
 __all__ = [
+    "WRITTEN_OPSET",
     "AccuracyCriterion",
     "Config",
     "DistillationConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "QuantizationAwareTrainingConfig",
     "SelfKnowledgeDistillationLoss",
     "SelfKnowledgeDistillationLossConfig",
+    "Torch2ONNXConfig",
     "TuningCriterion",
     "WeightPruningConfig",
     "options",

@@ -1,4 +1,4 @@
-"""What a compressed model can do by itself: ``save``, ``report``, ``tuning`` and, for old scripts, ``model``."""
+"""What a compressed model can do by itself: ``save``, ``report``, ``export``, ``tuning``; ``model`` for old scripts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from inc_torch.export._artifact import save
 from inc_torch.export._proof import attached_report, measured_report
 
 if TYPE_CHECKING:
+    from inc_torch.config import Torch2ONNXConfig
+    from inc_torch.export.onnx import OnnxExport
     from inc_torch.tuning import TuningResult
 
 __all__ = ["adorn", "attach_tuning"]
@@ -23,7 +25,7 @@ _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
 def adorn(model: nn.Module) -> None:
-    """Give ``model`` the methods ``save`` and ``report``, ``tuning``, and ``model`` returning itself, in place.
+    """Give ``model`` the methods ``save``, ``report``, ``export``, ``tuning``, and ``model`` for itself, in place.
 
     The object stays the same; its class becomes a subclass of the same name. A member that the class or the
     object has already is left alone. Doing it twice changes nothing.
@@ -65,10 +67,18 @@ def attach_tuning(model: nn.Module, result: TuningResult) -> None:
     model.__dict__[_TUNING] = result
 
 
+def _export(self: nn.Module, path: str | PathLike[str], config: Torch2ONNXConfig) -> OnnxExport:
+    """Write the model as ONNX, see `inc_torch.export.onnx.export_onnx`."""
+    from inc_torch.export.onnx import export_onnx  # which needs packages that other models do not
+
+    return export_onnx(self, path, config)
+
+
 _TUNING = "_inc_torch_tuning"
 _MEMBERS: dict[str, Any] = {
     "save": _save,
     "report": _report,
+    "export": _export,
     "tuning": property(_tuning),
     "model": property(_itself),
 }

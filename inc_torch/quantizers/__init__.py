@@ -9,6 +9,7 @@ A model that is one graph: ``GraphStage().prepare`` in the place of ``prepare_fa
 
 from __future__ import annotations
 
+from inc_torch.quantizers._arithmetic import computing_with
 from inc_torch.quantizers._batch_norm import batch_norms, freeze_batch_norm, take_away_norm, thaw_batch_norm
 from inc_torch.quantizers._calibration import Calibration, InputRecord, calibrate
 from inc_torch.quantizers._codes import InputGrid, decode, dynamic_grid, encode
@@ -88,6 +89,7 @@ __all__ = [
     "adopt_codes",
     "batch_norms",
     "calibrate",
+    "computing_with",
     "convert",
     "convert_calibrated",
     "decide",

@@ -100,5 +100,7 @@ class Int8DynamicLinear(_Int8Linear):
         return InputGrid(1.0, 0, top)
 
     def _rounded(self, input: torch.Tensor, plan: Plan) -> torch.Tensor:  # noqa: A002  as in forward
+        if self._arithmetic is not None:
+            return self._arithmetic.rounded_by_itself(input, plan.scheme)
         grid = dynamic_grid(input, plan.scheme)
         return input.to(torch.float32) if grid is None else decode(encode(input, grid, grid.shift), grid)

@@ -20,7 +20,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, final
 
 import torch
 from torch import nn
@@ -28,6 +28,9 @@ from torch import nn
 from inc_torch.quantizers._codes import InputGrid, decode, encode
 from inc_torch.quantizers._scheme_names import named_scheme
 from inc_torch.quantizers._spec import QuantScheme
+
+if TYPE_CHECKING:
+    from inc_torch.quantizers._arithmetic import Arithmetic
 
 __all__ = [
     "NO_POST_OPERATION",
@@ -102,6 +105,12 @@ class Int8Module(nn.Module):
     qweight: torch.Tensor
     weight_scale: torch.Tensor
     _plan: Plan | None
+    _arithmetic: Arithmetic | None = None
+
+    def compute_with(self, arithmetic: Arithmetic | None) -> None:
+        """Compute in float with ``arithmetic`` where codes are made or read; None computes as ever."""
+        self.__dict__["_arithmetic"] = arithmetic
+        self._plan = None
 
     @classmethod
     def adopt(cls, module: nn.Module, scheme: str, buffers: Mapping[str, torch.Tensor | None]) -> None:
@@ -135,6 +144,8 @@ class Int8Module(nn.Module):
         return "float: rows are looked up and scaled"
 
     def _float_weight(self) -> torch.Tensor:
+        if self._arithmetic is not None:
+            return self._arithmetic.weight(self.qweight, self.weight_scale)
         scale = self.weight_scale.view(-1, *[1] * (self.qweight.dim() - 1))
         return self.qweight.to(torch.float32).mul_(scale)
 
@@ -155,7 +166,7 @@ class Int8Module(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None}
+        return {**self.__dict__, "_plan": None, "_arithmetic": None}
 
     def extra_repr(self) -> str:
         """Shape and scheme."""
@@ -178,9 +189,16 @@ class Int8Operator(Int8Module):
             return "onednn"
         return f"float: this build of torch has no onednn.{self.operator_name}"
 
+    def compute_with(self, arithmetic: Arithmetic | None) -> None:
+        """As in the base; what is read from tensors is read now, as who traces the module cannot."""
+        super().compute_with(arithmetic)
+        if arithmetic is not None:
+            self._current_plan()
+
     def _current_plan(self) -> Plan:
         plan = self._plan
-        if plan is None or plan.source is not self._buffers["qweight"]:
+        is_stale = plan is not None and plan.source is not self._buffers["qweight"] and self._arithmetic is None
+        if plan is None or is_stale:
             plan = self._plan = self._new_plan()
         return plan
 
@@ -191,7 +209,7 @@ class Int8Operator(Int8Module):
         return Plan(
             source=self.qweight,
             weight=self.qweight,
-            operator=onednn_operator(self.operator_name),
+            operator=None if self._arithmetic is not None else onednn_operator(self.operator_name),
             scheme=scheme,
             grid=grid,
             shift=grid.shift,
@@ -223,6 +241,8 @@ class Int8Operator(Int8Module):
             return self._float_operation(values, self._float_weight(), padding).to(dtype)
 
     def _rounded(self, input: torch.Tensor, plan: Plan) -> torch.Tensor:  # noqa: A002  as in forward
+        if self._arithmetic is not None:
+            return self._arithmetic.rounded(input, plan.grid)
         return decode(encode(input, plan.grid, plan.shift), plan.grid)
 
     @abstractmethod

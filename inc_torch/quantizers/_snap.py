@@ -8,7 +8,7 @@ int8 module.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self, final
+from typing import TYPE_CHECKING, Any, Self, final
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from inc_torch.quantizers._codes import InputGrid, snap
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._int8_module import output_dtype
 from inc_torch.quantizers._spec import QuantScheme
+
+if TYPE_CHECKING:
+    from inc_torch.quantizers._arithmetic import Arithmetic
 
 __all__ = ["FakeQuantSnap", "Int8Snap"]
 
@@ -86,6 +89,13 @@ class Int8Snap(nn.Module):
     zero_point: torch.Tensor
     top: int
     _grid: tuple[torch.Tensor, InputGrid] | None
+    _arithmetic: Arithmetic | None = None
+
+    def compute_with(self, arithmetic: Arithmetic | None) -> None:
+        """Round with ``arithmetic``; None rounds as ever."""
+        self.__dict__["_arithmetic"] = arithmetic
+        if arithmetic is not None:
+            _ = self.grid  # read now, as who traces the module cannot
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +111,8 @@ class Int8Snap(nn.Module):
     @property
     def grid(self) -> InputGrid:
         """What values are moved to."""
-        if self._grid is None or self._grid[0] is not self.scale:
+        is_stale = self._grid is not None and self._grid[0] is not self.scale and self._arithmetic is None
+        if self._grid is None or is_stale:
             if self.scale.is_meta:
                 return InputGrid(1.0, 0, self.top)
             self._grid = self.scale, InputGrid(self.scale.item(), int(self.zero_point.item()), self.top)
@@ -109,6 +120,8 @@ class Int8Snap(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's argument name
         """Return the nearest values of the grid, in the dtype of the input, or that of autocast."""
+        if self._arithmetic is not None:
+            return self._arithmetic.rounded(input, self.grid).to(output_dtype(input))
         return snap(input, self.grid).to(output_dtype(input))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
@@ -127,7 +140,7 @@ class Int8Snap(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_grid": None}
+        return {**self.__dict__, "_grid": None, "_arithmetic": None}
 
     def extra_repr(self) -> str:
         """The grid."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,12 @@ from inc_torch.quantizers._scheme_names import named_weight_only
 from inc_torch.quantizers._spec import WeightOnlyScheme
 from inc_torch.quantizers._weight_only import RoundedWeight, codes_in_word, decoded, pack, unpack
 
+if TYPE_CHECKING:
+    from inc_torch.quantizers._arithmetic import Arithmetic
+
 __all__ = ["WeightOnlyLinear", "empty_buffers", "packed_buffers"]
 
+_BYTE: Final = 8
 _PIECE: Final = 2**18
 """Weights that a forward on the CPU has in float at once: 1 MiB of float32, which the cache of a core holds."""
 _ACCELERATOR_PIECE: Final = 2**24
@@ -46,6 +50,7 @@ class WeightOnlyLinear(Int8Module):
     kind = "weight_only_linear"
     replaces = "linear"
 
+    _unpacked: tuple[torch.Tensor, torch.Tensor] | None = None
     scales: torch.Tensor
     qzeros: torch.Tensor | None
     bias: torch.Tensor | None
@@ -78,6 +83,17 @@ class WeightOnlyLinear(Int8Module):
     def kernel(self) -> str:
         return "float: inputs are not quantized"
 
+    def compute_with(self, arithmetic: Arithmetic | None) -> None:
+        """As in the base; codes are unpacked now, as who traces the module may not know the operations for that."""
+        super().compute_with(arithmetic)
+        self.__dict__["_unpacked"] = None
+        if arithmetic is not None:
+            size = self._scheme.group_size
+            inputs = torch.arange(self.weight_shape[1], device=self.qweight.device)
+            group_of = torch.zeros_like(inputs) if size == -1 else inputs // size
+            narrow = torch.int8 if self.code_bits < _BYTE else torch.int16
+            self.__dict__["_unpacked"] = self.signed_codes().to(narrow), group_of
+
     def signed_codes(self) -> torch.Tensor:
         """The codes less their zero points, int32 [out, in]: 0 where the weight is 0."""
         codes, zero_points = self._codes(slice(None))
@@ -93,6 +109,9 @@ class WeightOnlyLinear(Int8Module):
         return self._float_rows(slice(None))
 
     def _float_rows(self, rows: slice) -> torch.Tensor:
+        if self._arithmetic is not None and self._unpacked is not None:
+            codes, group_of = self._unpacked
+            return self._arithmetic.grouped_weight(codes[rows], self.scales[rows], group_of)
         codes, zero_points = self._codes(rows)
         return decoded(codes, self.scales[rows], zero_points, self._scheme.group_size)
 

@@ -32,6 +32,8 @@ from inc_torch.core.user_warning import warn_user
 from inc_torch.export import adorn, attach_report, save
 
 if TYPE_CHECKING:
+    from inc_torch.config import Torch2ONNXConfig
+    from inc_torch.export.onnx import OnnxExport
     from inc_torch.training._fit import fit
     from inc_torch.training._pruning import prepare_pruning
 
@@ -232,6 +234,12 @@ class CompressionManager:
             )
             warn_user(message, InexactWarning)
         save(self._inner, directory, self.report())
+
+    def export(self, path: str | PathLike[str], config: Torch2ONNXConfig) -> OnnxExport:
+        """Write the model as ONNX, see `inc_torch.export.onnx.export_onnx`."""
+        from inc_torch.export.onnx import export_onnx  # which needs packages that a training does not
+
+        return export_onnx(self._inner, path, config)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to go on as if nothing had happened, beside model and optimizer.
