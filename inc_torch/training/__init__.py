@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from inc_torch.callbacks import Callback, TrainingConfig, build_callbacks
+from inc_torch.callbacks import Callback, Plan, TrainingConfig, build_callbacks, plan_of
 from inc_torch.config import (
     DistillationConfig,
     KnowledgeDistillationLossConfig,
@@ -208,6 +208,33 @@ class CompressionManager:
                 for finding in callback.findings()
             ]
         return CompressionReport.measure(self._inner, findings, next((curve for curve in curves if curve), ()))
+
+    def plan(self, steps: int | None = None) -> Plan:
+        """Say what happens from which optimizer step to which, and what of it goes wrong together.
+
+        Args:
+            steps: Optimizer steps of the whole training, if you know: what it does not reach is noted then.
+
+        Raises:
+            ConfigError: ``steps`` is no number of steps.
+
+        Example:
+            >>> import torch
+            >>> from inc_torch import QuantizationAwareTrainingConfig, WeightPruningConfig, prepare_compression
+            >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> pruning = WeightPruningConfig(target_sparsity=0.5, end_step=400)
+            >>> manager = prepare_compression(model, [pruning, QuantizationAwareTrainingConfig(start_step=600)])
+            >>> print(manager.plan(1000))
+            technique     phase          steps      0                                   1000
+            ------------  -------------  ---------  ----------------------------------------
+            pruning       4x1 to 50 %    0 - 400    #################
+            pruning       masks locked   401 - end                  ########################
+            quantization  int8 rounding  600 - end                          ################
+        """
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            message = f"CompressionManager.plan got steps={steps!r}: expected a number of optimizer steps, 1 or more."
+            raise ConfigError(message)
+        return plan_of(self.callbacks.callbacks_list, steps)
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log beside the loss: sparsity reached, distillation loss, share of fake-quantized modules."""
