@@ -60,8 +60,8 @@ PREPARED_MODEL: Final = Combination(
 LATE_LOCK: Final = Combination(
     "a pattern lock that begins while another config still changes masks of the same layer",
     "refused",
-    "What the pruner takes back, the lock would hold. Lock from the pruner's start_step on, or leave the lock out: masks "
-    "are locked after end_step anyway.",
+    "What the pruner takes back, the lock would hold. Lock from the pruner's start_step on, or leave the lock out: "
+    "masks are locked after end_step anyway.",
 )
 TWO_PRUNERS: Final = Combination(
     "two pruning configs, or a pattern lock and a pruning config, on the same layer",

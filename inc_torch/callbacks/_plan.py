@@ -32,9 +32,9 @@ def _hindrances(callbacks: Sequence[Callback]) -> Iterator[str]:
             continue
         if quantizer.start_step < last:
             yield (
-                f"Rounding begins at step {quantizer.start_step}, and masks change until step {last}: ranges are learnt "
-                f"of weights that are still being pruned. QuantizationAwareTrainingConfig(start_step={last}) waits for "
-                "the last masks."
+                f"Rounding begins at step {quantizer.start_step}, and masks change until step {last}: ranges are "
+                "learnt of weights that are still being pruned. "
+                f"QuantizationAwareTrainingConfig(start_step={last}) waits for the last masks."
             )
         frozen = {
             "freeze_observers_step": ("Ranges of inputs", quantizer.freeze_observers_step),

@@ -238,7 +238,6 @@ class QuantizationAwareTrainingCallbacks(Callback):
             raise StateError(message)
         self._follow_graph(bool(state["is_graph"]))
         load_observer_state(self.model, state["observers"])
-        self._is_rounding = None  # decided again at the next hook, when the number of the step is loaded too
 
     def _follow_graph(self, was_graph: bool) -> None:
         """Train as the run did that is resumed: its graph may have been given up at its first batch."""

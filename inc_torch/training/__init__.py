@@ -109,8 +109,8 @@ def prepare_compression(
     """
     model, listed = _arguments(model, confs)
     inner = unwrapped(model)
-    _give_up_earlier_run(inner)
     manager = CompressionManager(model, listed, Ranks(process_group))
+    _give_up_earlier_run(inner)
     _LATEST[inner] = weakref.ref(manager)
     return manager
 
@@ -231,7 +231,7 @@ class CompressionManager:
             pruning       masks locked   401 - end                  ########################
             quantization  int8 rounding  600 - end                          ################
         """
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        if steps is not None and (type(steps) is not int or steps < 1):
             message = f"CompressionManager.plan got steps={steps!r}: expected a number of optimizer steps, 1 or more."
             raise ConfigError(message)
         return plan_of(self.callbacks.callbacks_list, steps)

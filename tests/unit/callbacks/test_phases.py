@@ -13,8 +13,8 @@ from inc_torch import Callback, QuantizationAwareTrainingConfig, WeightPruningCo
 from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning
 from inc_torch.core.plan import Phase
 from inc_torch.quantizers import observer_state
-from tests.loops.driver import ConvNet, confs_of, images, pruning, train
 from tests.composition.test_resume import Case, check_every_cut
+from tests.loops.driver import ConvNet, confs_of, images, pruning, train
 
 
 def graph_net() -> nn.Sequential:
@@ -129,6 +129,47 @@ def test_a_step_that_the_scaler_skips_does_not_bring_the_rounding_nearer():
     assert int(observer_state(model)["conv"]["steps"]) == 0
 
 
+def test_what_a_skipped_step_saw_too_early_does_not_count():
+    """A loop that does not say when a step begins rounds one forward too early; its ranges are not kept."""
+    model = ConvNet()
+    manager = prepare_compression(model, quantization(start_step=1, graph="off"))
+    x, labels = next(images(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    manager.on_train_begin()
+    manager.on_before_optimizer_step()  # and the optimizer does not step
+    manager.on_after_optimizer_step()
+    for scale in (100, 1):
+        F.cross_entropy(model(x * scale), labels).backward()
+        manager.on_before_optimizer_step()
+        optimizer.step()
+        manager.on_after_optimizer_step()
+    assert observer_state(model)["conv"]["range"].tolist() == [x.min().item(), x.max().item()]
+
+
+def test_a_run_cut_between_the_hooks_around_a_step_is_in_the_next_phase_after_it():
+    def halfway(model):
+        manager = prepare_compression(model, quantization(start_step=1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x, labels = next(images(1))
+        manager.on_train_begin()
+        manager.on_step_begin(0)
+        F.cross_entropy(model(x), labels).backward()
+        manager.on_before_optimizer_step()
+        return manager, optimizer
+
+    first, _ = halfway(ConvNet())
+    model = ConvNet()
+    manager = prepare_compression(model, quantization(start_step=1))
+    manager.load_state_dict(first.state_dict())
+    manager.on_train_begin()
+    assert not model.conv._fake_quant
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    manager.on_after_optimizer_step()
+    assert model.conv._fake_quant
+
+
 @pytest.mark.parametrize("start", [1, 2])
 @pytest.mark.parametrize("make", [ConvNet, graph_net], ids=["by layer", "graph"])
 def test_a_run_cut_in_any_phase_goes_on_bit_for_bit(make, start):
@@ -177,8 +218,8 @@ def test_a_training_that_ends_before_is_an_error_and_may_go_on(steps):
     with pytest.raises(CalibrationError) as caught:
         manager.on_train_end()
     assert str(caught.value) == (
-        f"QuantizationAwareTrainingConfig.start_step=3: the training ended after {steps} optimizer steps, before one of "
-        "them was rounded, so no range of inputs is known and the model cannot become int8. Train on for more steps "
+        f"QuantizationAwareTrainingConfig.start_step=3: the training ended after {steps} optimizer steps, before one "
+        "of them was rounded, so no range of inputs is known and the model cannot become int8. Train on for more steps "
         "than that before on_train_end, or give a smaller start_step."
     )
     assert type(model.conv).__name__ == "FakeQuantConv2d"
@@ -208,13 +249,13 @@ def test_ranges_that_nothing_needs_make_it_a_warning():
         ),
         (
             {"start_step": 5, "freeze_observers_step": 5},
-            "QuantizationAwareTrainingConfig.freeze_observers_step=5: expected 6 or more, as start_step=5 is the first "
-            "that rounds, or None.",
+            "QuantizationAwareTrainingConfig.freeze_observers_step=5: expected 6 or more, as start_step=5 is the "
+            "first that rounds, or None.",
         ),
         (
             {"start_step": 5, "freeze_batch_norm_step": 4},
-            "QuantizationAwareTrainingConfig.freeze_batch_norm_step=4: expected 5 or more, as start_step=5 is the first "
-            "that rounds, or None.",
+            "QuantizationAwareTrainingConfig.freeze_batch_norm_step=4: expected 5 or more, as start_step=5 is the "
+            "first that rounds, or None.",
         ),
     ],
 )
@@ -225,7 +266,7 @@ def test_wrong_steps_are_refused(options, message):
 
 
 def test_a_typing_error_is_recognized():
-    with pytest.raises(ConfigError, match="has no option 'start_stp'. Did you mean 'start_step'?"):
+    with pytest.raises(ConfigError, match=r"has no option 'start_stp'\. Did you mean 'start_step'\?"):
         quantization(start_stp=3)
 
 
@@ -254,7 +295,7 @@ class TestPlan:
                 return [Phase("own", "something with a very long name, longer than the column", 3, 4)]
 
         plan = self.plan(WeightPruningConfig(pruning_type="pattern_lock"), Own(), Callback())
-        assert [phase.what for phase in plan.phases][0] == "zeros locked"
+        assert plan.phases[0].what == "zeros locked"
         assert "something with a very long ..." in str(plan)
 
     def test_the_order_of_the_configs_does_not_matter(self):
