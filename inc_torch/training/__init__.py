@@ -200,7 +200,8 @@ class CompressionManager:
         """
         findings: list[Finding] = []
         curves = [callback.sparsity_over_steps() for callback in self.callbacks.callbacks_list]
-        for callback in self.callbacks.callbacks_list:
+        # By stage, so that notes stand in one order whatever that of the configs.
+        for callback in sorted(self.callbacks.callbacks_list, key=lambda callback: callback.stage):
             # Every callback counts its groups from 0.
             offset = 1 + max((finding.group for finding in findings if finding.group is not None), default=-1)
             findings += [
