@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from inc_torch.callbacks._bfloat16 import left_to_bfloat16
 from inc_torch.callbacks._build import TrainingConfig, build_callbacks
-from inc_torch.callbacks._plan import plan_of
 from inc_torch.callbacks.distillation import DistillationCallbacks, require_teachers
 from inc_torch.callbacks.pruning import PruningCallbacks
 from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
 from inc_torch.core.callback import Callback
-from inc_torch.core.hooks import Progress, Stage
-from inc_torch.core.plan import Phase, Plan
+from inc_torch.core.hooks import Phase, Progress, Stage
 
 __all__ = [
     "Callback",
     "DistillationCallbacks",
     "Phase",
-    "Plan",
     "Progress",
     "PruningCallbacks",
     "QuantizationAwareTrainingCallbacks",
@@ -24,6 +21,5 @@ __all__ = [
     "TrainingConfig",
     "build_callbacks",
     "left_to_bfloat16",
-    "plan_of",
     "require_teachers",
 ]

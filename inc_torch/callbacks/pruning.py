@@ -9,8 +9,7 @@ from torch import nn
 
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import StateError
-from inc_torch.core.hooks import Stage
-from inc_torch.core.plan import Phase
+from inc_torch.core.hooks import Phase, Stage
 from inc_torch.core.report import Finding
 from inc_torch.core.state import check_keys
 from inc_torch.pruners import Pruner, PrunerSpec

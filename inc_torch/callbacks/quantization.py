@@ -10,8 +10,7 @@ from torch import nn
 from inc_torch.callbacks._bfloat16 import left_to_bfloat16
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import CalibrationError, HookOrderError, InexactWarning, StateError
-from inc_torch.core.hooks import Progress, Stage
-from inc_torch.core.plan import Phase
+from inc_torch.core.hooks import Phase, Progress, Stage
 from inc_torch.core.report import Finding
 from inc_torch.core.sharding import require_unshardable
 from inc_torch.core.state import check_keys

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from inc_torch.core.hooks import Progress, Stage
-from inc_torch.core.plan import Phase
+from inc_torch.core.hooks import Phase, Progress, Stage
 from inc_torch.core.report import Finding
 
 __all__ = ["Callback"]

@@ -1,4 +1,4 @@
-"""What happens at which optimizer step: the phases of a run, and the plan that they make together."""
+"""What happens at which optimizer step: the plan that the phases of a run make together."""
 
 from __future__ import annotations
 
@@ -7,38 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from inc_torch.core import plan_view
+from inc_torch.core.hooks import Phase
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["Phase", "Plan"]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """What a technique does from one optimizer step to another.
-
-    Attributes:
-        technique: Who does it, in a word.
-        what: What is done, in a few.
-        begin: The first step of it, from 0.
-        end: The last step of it; None if it lasts as long as the training.
-
-    Example:
-        >>> Phase("pruning", "4x1 to 50 %", 100, 400).steps
-        '100 - 400'
-    """
-
-    technique: str
-    what: str
-    begin: int
-    end: int | None = None
-
-    @property
-    def steps(self) -> str:
-        """First and last step, for a table."""
-        return f"{self.begin} - {'end' if self.end is None else self.end}"
+__all__ = ["Plan"]
 
 
 @final

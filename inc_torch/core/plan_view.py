@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from inc_torch.core.plan import Phase, Plan
+    from inc_torch.core.hooks import Phase
+    from inc_torch.core.plan import Plan
 
 __all__ = ["as_rich", "as_text"]
 

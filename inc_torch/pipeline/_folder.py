@@ -154,10 +154,9 @@ class RunFolder:
         """Keep from what an unfinished stage goes on."""
         _write_state(self._saved(number), state)
 
-    def saved_state(self, number: int) -> dict[str, Any] | None:
-        """From what an unfinished stage goes on; None if nothing was saved."""
-        path = self._saved(number)
-        return _read_state(path) if path.exists() else None
+    def saved_state(self, number: int) -> dict[str, Any]:
+        """From what an unfinished stage goes on; it has to be there."""
+        return _read_state(self._saved(number))
 
     def has_state(self, number: int) -> bool:
         """Whether an unfinished stage was saved."""

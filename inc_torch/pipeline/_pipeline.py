@@ -207,7 +207,12 @@ class _Fit:
             )
             warn_user(message, LoopWarning)
             callbacks.on_train_end()
-        run.warn_if_begun_anew()
+        if run.is_resumed and not run.has_asked:
+            message = (
+                f"Stage {stage.name!r} was saved before it was interrupted, and its training function did not call "
+                "run.restore: it was trained from its begin. Call run.restore(optimizer=...) before on_train_begin."
+            )
+            warn_user(message, LoopWarning)
 
     def _quantized(self, stage: Quantize) -> StageResult:
         start = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from torch import nn
@@ -71,10 +71,6 @@ class StageResult:
         except (KeyError, TypeError, ValueError) as error:
             message = f"The record of a stage is damaged: got {error!r}. Remove its directory to run the stage again."
             raise ArtifactError(message) from error
-
-    def measured_again(self, report: CompressionReport) -> StageResult:
-        """The same with another report."""
-        return replace(self, report=report)
 
 
 @final

@@ -39,6 +39,8 @@ class TrainingRun:
         model: What to train, in whatever wraps it; prepared by ``manager``.
         manager: Its hooks are called by your loop.
         name: Of the stage.
+        is_resumed: There was something to go on from when the stage began.
+        has_asked: `restore` was called.
     """
 
     def __init__(
@@ -49,15 +51,11 @@ class TrainingRun:
         self.name = name
         self._folder = folder
         self._number = number
-        self._has_asked = False
+        self.is_resumed = folder is not None and folder.has_state(number)
+        self.has_asked = False
 
     def __repr__(self) -> str:
         return f"TrainingRun({self.name!r}, {self.manager!r})"
-
-    @property
-    def is_resumed(self) -> bool:
-        """Whether `restore` has something to go on from."""
-        return self._folder is not None and self._folder.has_state(self._number)
 
     def save(self, **things: object) -> None:
         """Keep the run as it is now, so that it goes on from here if it is interrupted.
@@ -107,13 +105,13 @@ class TrainingRun:
             StateError: Other objects were saved.
             HookOrderError: The training has begun already.
         """
-        self._has_asked = True
+        self.has_asked = True
         if self.manager.callbacks.is_training or self.manager.callbacks.has_ended:
             message = f"run.restore was called after on_train_begin of stage {self.name!r}: expected before it."
             raise HookOrderError(message)
-        state = None if self._folder is None else self._folder.saved_state(self._number)
-        if state is None:
+        if self._folder is None or not self.is_resumed:
             return {}
+        state = self._folder.saved_state(self._number)
         check_keys(f"stage {self.name!r}", state, _KEYS)
         if objects.keys() != state["objects"].keys():
             message = (
@@ -131,15 +129,6 @@ class TrainingRun:
         self.manager.load_state_dict(state["manager"])  # last: it sets the random generators
         values: dict[str, Any] = state["values"]
         return values
-
-    def warn_if_begun_anew(self) -> None:
-        """Say that there was something to go on from, and nobody asked."""
-        if self.is_resumed and not self._has_asked:
-            message = (
-                f"Stage {self.name!r} was saved before it was interrupted, and its training function did not call "
-                "run.restore: it was trained from its begin. Call run.restore(optimizer=...) before on_train_begin."
-            )
-            warn_user(message, LoopWarning)
 
 
 def _require_plain(value: object, where: str, *, is_state: bool) -> None:

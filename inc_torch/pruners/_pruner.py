@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import InexactWarning, LoopWarning, StateError
-from inc_torch.core.plan import Phase
+from inc_torch.core.hooks import Phase
 from inc_torch.core.ranks import Ranks
 from inc_torch.core.report import Finding
 from inc_torch.core.sharding import held

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from inc_torch.callbacks import Callback, Plan, TrainingConfig, build_callbacks, plan_of
+from inc_torch.callbacks import Callback, TrainingConfig, build_callbacks
 from inc_torch.config import (
     DistillationConfig,
     KnowledgeDistillationLossConfig,
@@ -30,6 +30,7 @@ from inc_torch.core.user_warning import warn_user
 from inc_torch.export import adorn, attach_report, save
 
 if TYPE_CHECKING:
+    from inc_torch.core.plan import Plan
     from inc_torch.training._fit import fit
     from inc_torch.training._pruning import prepare_pruning
 
@@ -38,6 +39,7 @@ __all__ = [
     "CompressionManager",
     "DistillationConfig",
     "KnowledgeDistillationLossConfig",
+    "Plan",
     "QuantizationAwareTrainingConfig",
     "WeightPruningConfig",
     "fit",
@@ -49,13 +51,17 @@ CallBacks = Dispatcher
 """INC's name for the object that runs the hooks."""
 
 
-_LATER = {"fit": "_fit", "prepare_pruning": "_pruning"}
-"""Where functions stand that are imported when they are asked for: a loop with hooks does without."""
+_LATER = {
+    "Plan": "inc_torch.core.plan",
+    "fit": "inc_torch.training._fit",
+    "prepare_pruning": "inc_torch.training._pruning",
+}
+"""Where names stand that are imported when they are asked for: a loop with hooks does without."""
 
 
 def __getattr__(name: str) -> object:
     if name in _LATER:
-        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+        return getattr(importlib.import_module(_LATER[name]), name)
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)
 
@@ -235,6 +241,9 @@ class CompressionManager:
         if steps is not None and (type(steps) is not int or steps < 1):
             message = f"CompressionManager.plan got steps={steps!r}: expected a number of optimizer steps, 1 or more."
             raise ConfigError(message)
+        # On first use: a loop does without.
+        from inc_torch.callbacks._plan import plan_of
+
         return plan_of(self.callbacks.callbacks_list, steps)
 
     def metrics(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from inc_torch import Callback, QuantizationAwareTrainingConfig, WeightPruningConfig, prepare_compression
 from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning
-from inc_torch.core.plan import Phase
+from inc_torch.core.hooks import Phase
 from inc_torch.quantizers import observer_state
 from tests.composition.test_resume import Case, check_every_cut
 from tests.loops.driver import ConvNet, confs_of, images, pruning, train

@@ -276,8 +276,19 @@ class TestSaving:
 
     def test_nobody_asked_what_was_saved(self, tmp_path):
         self.interrupted(tmp_path, step=1)
-        with pytest.warns(LoopWarning, match="stage 'one'|Stage 'one' was saved before it was interrupted"):
+        with pytest.warns(LoopWarning, match="Stage 'one' was saved before it was interrupted"):
             self.resumed(tmp_path, loop_without_restore)
+
+    def test_a_loop_that_saves_and_never_asks_is_told_only_where_something_was_lost(self, tmp_path):
+        def train(run):
+            run.manager.on_train_begin()
+            run.save(step=1)
+            assert not run.is_resumed
+            run.manager.on_train_end()
+
+        with pytest.warns(inc_torch.core.errors.InexactWarning, match="Pruning reached") as caught:
+            self.resumed(tmp_path, train)
+        assert len(caught) == 1
 
     def test_a_save_after_the_end(self, tmp_path):
         def train(run):
