@@ -126,7 +126,7 @@ class _Fit:
             except Exception as error:
                 error.add_note(f"In stage {stage.name!r}, {number + 1} of {len(self._stages)} of the pipeline.")
                 raise
-            self._take(result, stage)
+            self._take(result)
             if self._folder is not None:
                 self._folder.finish(number, self._model, result)
         adorn(self._model)
@@ -138,17 +138,16 @@ class _Fit:
             return
         done = self._folder.finished()
         for number in range(done):
-            self._take(self._folder.result(number), self._stages[number])
+            self._take(self._folder.result(number))
         if done:
             if isinstance(self._stages[done - 1], Quantize):
                 self._model = copy.deepcopy(self._model)
             self._folder.load_model(done - 1, self._model)
         set_random_state(self._folder.random_state(done))
 
-    def _take(self, result: StageResult, stage: Stage) -> None:
+    def _take(self, result: StageResult) -> None:
         """Remember what a stage has done, and whose zeros are to be kept from now on."""
-        own = pruned_layers(result.report)
-        self._pruned = own | self._pruned if stage.keep_zeros else own
+        self._pruned = pruned_layers(result.report)  # what was locked in it is among them
         self._results.append(result)
 
     def _set_out(self) -> None:

@@ -272,12 +272,46 @@ class TestResuming:
             "start.pt",
         ]
 
+    @pytest.mark.parametrize("kill_at", range(1, 6))
+    def test_killed_while_gradients_are_accumulated(self, kill_at, tmp_path):
+        """Six micro-batches make three steps; the run is saved after each of them."""
+
+        def looping(kill_at=None):
+            def train(run):
+                manager, model = run.manager, run.model
+                optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+                first = run.restore(optimizer=optimizer).get("batch", 0)
+                manager.on_train_begin()
+                for index, (inputs, labels) in itertools.islice(enumerate(images(6)), first, None):
+                    manager.on_step_begin(index)
+                    F.cross_entropy(model(inputs), labels).backward()
+                    if index % 2:
+                        manager.on_before_optimizer_step()
+                        optimizer.step()
+                        manager.on_after_optimizer_step()
+                        optimizer.zero_grad()
+                    manager.on_step_end()
+                    run.save(optimizer=optimizer, batch=index + 1)
+                    if index + 1 == kill_at:
+                        raise Killed
+                manager.on_train_end()
+
+            return [Train([pruning(end_step=1), QuantizationAwareTrainingConfig(start_step=1)], train)]
+
+        seed()
+        expected = Pipeline(looping()).fit(ConvNet())
+        seed()
+        with pytest.raises(Killed):
+            Pipeline(looping(kill_at)).fit(ConvNet(), tmp_path)
+        scramble()
+        self.check(Pipeline(looping()).fit(ConvNet(), tmp_path), expected)
+
     def test_the_modes_of_the_model_are_the_same_in_each_stage(self, tmp_path):
         seen = []
 
         def look(run):
             model = run.model
-            seen.append((model.training, model.norm.training, model.head.bias.requires_grad, model.head.bias.grad))
+            seen.append((model.training, model.norm.training, model.head.bias.requires_grad, model.conv.weight.grad))
             model.train()
             model.head.bias.requires_grad_(True)
             Loop(save=False)(run)
