@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ from inc_torch.pipeline import Quantize, Train
 from tests.composition.test_resume import same, scramble, seed
 from tests.loops.driver import ConvNet, assert_equal_states, distillation, images, pruning
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
 
 
@@ -323,6 +327,40 @@ class TestResuming:
         stages = [Train(pruning(), look, name="one"), Train(distillation(ConvNet(1)), look, name="two")]
         Pipeline(stages).fit(model)
         assert seen == [(True, False, False, None)] * 2
+
+
+PROGRAM = """
+import os, signal, sys
+import torch
+from tests.composition.test_pipeline import Loop, fitted
+from tests.composition.test_resume import seed
+
+class Dying(Loop):
+    def __call__(self, run):
+        if int(sys.argv[2]):
+            run.manager.register_hook("on_step_end", self.look)
+        super().__call__(run)
+
+    def look(self):
+        if self.done + 1 == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+seed()
+result = fitted(("p", "dq"), sys.argv[1] or None, Dying())
+torch.save(result.model.state_dict(), sys.argv[3])
+"""
+
+
+def test_a_process_that_is_killed_goes_on_in_another(tmp_path):
+    def run(directory: str, kill_at: int) -> int:
+        command = [sys.executable, "-c", PROGRAM, directory, str(kill_at), str(tmp_path / "weights.pt")]
+        return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, timeout=120).returncode
+
+    assert run(str(tmp_path / "run"), STEPS + 3) == -signal.SIGKILL
+    assert run(str(tmp_path / "run"), 0) == 0
+    seed()
+    expected = fitted(("p", "dq")).model.state_dict()
+    assert_equal_states(torch.load(tmp_path / "weights.pt", weights_only=True), expected)
 
 
 class TestAnotherPipeline:

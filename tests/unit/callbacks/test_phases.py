@@ -80,6 +80,20 @@ def test_it_is_the_float_training_until_the_start_and_rounds_from_there(make, ac
     assert type(manager.model[0] if make is graph_net else manager.model.conv).__name__ == "Int8Conv2d"
 
 
+@pytest.mark.filterwarnings("default")  # torch.compile trips over deprecations of torch's own
+def test_a_compiled_model_enters_the_phase_too():
+    def run(wrap):
+        model = ConvNet()
+        model.dropout.p = 0.0
+        manager = prepare_compression(wrap(model), quantization(start_step=2, graph="off"))
+        train(manager, torch.optim.AdamW(model.parameters(), lr=0.01), images(4))
+        return model.state_dict()
+
+    compiled, plain = run(lambda model: torch.compile(model, backend="eager")), run(lambda model: model)
+    assert all(torch.allclose(tensor.float(), plain[name].float(), atol=2) for name, tensor in compiled.items())
+    assert (compiled["conv.weight_scale"] - plain["conv.weight_scale"]).abs().max() < 1e-6
+
+
 def test_weights_are_rounded_in_the_first_rounded_step_and_not_before():
     model = ConvNet()
     manager = prepare_compression(model, quantization(start_step=1, graph="off"))
