@@ -93,7 +93,10 @@ class RunFolder:
             return
         saved = read_json(about, _ANEW)
         if differences := list(_differences(saved, fingerprint)):
-            message = f"{os.fspath(self.path)!r} is of another pipeline: {'; '.join(differences)}. {_ANEW}"
+            is_trained = saved.get("model") != fingerprint["model"]
+            hint = "Build the model with the weights that the run began with. Or give" if is_trained else "Give"
+            start = f"{os.fspath(self.path)!r} is of another pipeline: {'; '.join(differences)}."
+            message = f"{start} {hint} another directory, or remove this one to begin anew."
             raise StateError(message)
 
     def _begin(self, fingerprint: Mapping[str, Any]) -> None:

@@ -385,6 +385,10 @@ class TestAnotherPipeline:
         assert found == f"{start}stages[0].keep_zeros: saved True, now False{end}"
         found = self.refused(stages_of(("p",), loop), ConvNet(3), tmp_path)
         assert found.startswith(f"{start}model.weights: saved '")
+        way_out = (
+            "Build the model with the weights that the run began with. Or give another directory, or remove this one"
+        )
+        assert found.endswith(f"{way_out} to begin anew.")
         assert loop.runs == []
 
     def test_another_teacher(self, tmp_path):
