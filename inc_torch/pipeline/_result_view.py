@@ -17,6 +17,7 @@ _HEADER: Final = ("stage", "steps", "time", "zeros", "int8", "size")
 _NUMBERS: Final = _HEADER[1:]
 _MINUTE: Final = 60
 _HOUR: Final = 3600
+_MEGABYTE: Final = 1_000_000
 _CODE_BITS: Final = 8
 _MOST_NAME: Final = 30
 
@@ -56,8 +57,12 @@ def _cells(stage: StageResult) -> tuple[str, ...]:
     name = stage.name if len(stage.name) <= _MOST_NAME else f"{stage.name[: _MOST_NAME - 3]}..."
     time = "loaded" if stage.is_loaded else _time(stage.seconds)
     zeros = f"{report.sparsity:.1%}" if any(row.asked_sparsity is not None for row in report.modules) else "-"
-    size = f"{report.size_bytes / 1e6:.2f} MB"
-    return name, str(stage.steps or "-"), time, zeros, f"{low}/{len(rows)}" if low else "-", size
+    int8 = f"{low}/{len(rows)}" if low else "-"
+    return name, str(stage.steps or "-"), time, zeros, int8, _size(report.size_bytes)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= _MEGABYTE else f"{count / 1e3:.1f} kB"
 
 
 def _time(seconds: float) -> str:

@@ -430,8 +430,8 @@ class TestResult:
         result.print()
         for text in (str(result), capsys.readouterr().out):
             assert max(map(len, text.splitlines())) <= 80
-            assert re.search(r"prune +3 +\d+\.\d s +50\.0% +- +0\.00 MB", text)
-            assert re.search(r"quantize +- +\d+\.\d s +50\.0% +3/3 +0\.00 MB", text)
+            assert re.search(r"prune +3 +\d+\.\d s +50\.0% +- +\d\.\d kB", text)
+            assert re.search(r"quantize +- +\d+\.\d s +50\.0% +3/3 +\d\.\d kB", text)
         assert str(result).isascii()
         assert repr(result) == "PipelineResult(Sequential, ['prune', 'quantize'])"
 
