@@ -16,6 +16,7 @@ from inc_torch.callbacks import Callback
 from inc_torch.config import (
     AccuracyCriterion,
     DistillationConfig,
+    IntermediateLayersKnowledgeDistillationLossConfig,
     KnowledgeDistillationLossConfig,
     PostTrainingQuantConfig,
     QuantizationAwareTrainingConfig,
@@ -52,6 +53,7 @@ __all__ = [
     "CompressionManager",
     "CompressionReport",
     "DistillationConfig",
+    "IntermediateLayersKnowledgeDistillationLossConfig",
     "KnowledgeDistillationLossConfig",
     "Metric",
     "OptimizedModel",

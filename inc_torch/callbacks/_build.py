@@ -83,7 +83,13 @@ def _build(conf: object, model: nn.Module) -> Callback:
                 as_graph=conf.graph == "auto",
             )
         case DistillationConfig():
-            return DistillationCallbacks(conf.criterion.to_spec(), conf.teacher_model, student=model)
+            return DistillationCallbacks(
+                conf.to_losses(),
+                conf.teacher_model,
+                student=model,
+                start_step=conf.start_step,
+                end_step=conf.end_step,
+            )
     message = (
         f"prepare_compression got {conf!r} of type {type(conf).__name__}: expected WeightPruningConfig, "
         "QuantizationAwareTrainingConfig, DistillationConfig or a Callback, or a list of them."

@@ -9,7 +9,11 @@ from __future__ import annotations
 from inc_torch.config._base import Config
 from inc_torch.config._criteria import AccuracyCriterion, TuningCriterion
 from inc_torch.config._distillation import DistillationConfig
-from inc_torch.config._distillation_losses import KnowledgeDistillationLossConfig, SelfKnowledgeDistillationLossConfig
+from inc_torch.config._distillation_losses import (
+    IntermediateLayersKnowledgeDistillationLossConfig,
+    KnowledgeDistillationLossConfig,
+    SelfKnowledgeDistillationLossConfig,
+)
 from inc_torch.config._options import (
     Options,
     options,
@@ -29,6 +33,8 @@ __all__ = [
     "Config",
     "DistillationConfig",
     "FrozenConfigError",
+    "IntermediateLayersKnowledgeDistillationLoss",
+    "IntermediateLayersKnowledgeDistillationLossConfig",
     "KnowledgeDistillationLoss",
     "KnowledgeDistillationLossConfig",
     "Options",
@@ -47,6 +53,8 @@ __all__ = [
 ]
 
 KnowledgeDistillationLoss = KnowledgeDistillationLossConfig
+"""The same class by the name that INC's documents use."""
+IntermediateLayersKnowledgeDistillationLoss = IntermediateLayersKnowledgeDistillationLossConfig
 """The same class by the name that INC's documents use."""
 SelfKnowledgeDistillationLoss = SelfKnowledgeDistillationLossConfig
 """The same class by the name that INC's documents use."""

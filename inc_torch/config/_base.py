@@ -18,7 +18,7 @@ from inc_torch.config._checks import Check, Place, items_of
 from inc_torch.config._readonly import FrozenConfigError, plain
 from inc_torch.core.errors import ConfigTypeError, did_you_mean
 
-__all__ = ["Config", "check_option", "config", "option", "option_names"]
+__all__ = ["Config", "check_option", "config", "is_described", "option", "option_names"]
 
 T = TypeVar("T")
 AnyConfig = TypeVar("AnyConfig", bound="Config")
@@ -101,7 +101,7 @@ class Config:
             raise place.item("type").error(name, repr(cls.__name__), f" Use {name}.from_dict.")
         data = kind._options_in(items_of(envelope.get("data"), place.item("data"), "a dict"))
         build: Callable[..., Self] = kind
-        return build(**{key: Config.from_dict(value) if _is_config(value) else value for key, value in data.items()})
+        return build(**{key: Config.from_dict(value) if is_described(value) else value for key, value in data.items()})
 
     def __repr__(self) -> str:
         changed = [field.name for field in _fields(type(self)) if getattr(self, field.name) != field.default]
@@ -181,5 +181,6 @@ def _fields(kind: type[Config]) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(kind)  # type: ignore[arg-type]  # the decorator makes every Config a dataclass
 
 
-def _is_config(value: object) -> bool:
+def is_described(value: object) -> bool:
+    """Whether `Config.to_dict` made it."""
     return isinstance(value, Mapping) and value.keys() == {"type", "version", "data"}

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, final
 
 from inc_torch.config._base import Config, config, option, option_names
 from inc_torch.config._checks import Place, choice, flag, list_of, number, text
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.distillers import (
+    FEATURE_TYPES,
     HARD_TYPES,
     KL_REDUCTIONS,
     SELF_TYPES,
     SOFT_TYPES,
+    FeatureDistillation,
+    FeaturePair,
     KnowledgeDistillation,
+    Selection,
     SelfDistillation,
+    Tap,
 )
 
-__all__ = ["KnowledgeDistillationLossConfig", "SelfKnowledgeDistillationLossConfig"]
+__all__ = [
+    "IntermediateLayersKnowledgeDistillationLossConfig",
+    "KnowledgeDistillationLossConfig",
+    "SelfKnowledgeDistillationLossConfig",
+]
 
 KLReduction = Literal["mean", "batchmean"]
 
@@ -46,6 +55,19 @@ def _kl_reduction(value: object, place: Place) -> KLReduction:
     return "batchmean" if choice(KL_REDUCTIONS)(value, place) == "batchmean" else "mean"
 
 
+def _named_as_inc_does(loss: str, options: Config) -> FrozenDict:
+    return FrozenDict({loss: {name: getattr(options, name) for name in option_names(type(options))}})
+
+
+def _require_one_each(options: Config, count: int, what: str) -> None:
+    """Lists that go with ``layer_mappings`` have its length, or are empty."""
+    for name in ("loss_types", "loss_weights"):
+        given = getattr(options, name)
+        if given and len(given) != count:
+            want = f"one for each of the {count} {what} in layer_mappings, or none"
+            raise Place(type(options).__name__, name).error(given, want)
+
+
 def _pair(value: object, place: Place, want: str) -> list[object] | tuple[object, ...]:
     if not isinstance(value, (list, tuple)):
         raise place.type_error(value, want)
@@ -65,7 +87,9 @@ class KnowledgeDistillationLossConfig(Config):
     Args:
         temperature: The ``T`` above, above 0. Greater values soften both distributions.
         loss_types: What measures the student against the labels (``"CE"`` or ``"MSE"``; of no effect in a training
-            loop, whose student loss is already computed), and ``D``: ``"CE"``, ``"KL"`` or ``"MSE"``.
+            loop, whose student loss is already computed), and ``D``: ``"CE"``, ``"KL"`` or ``"MSE"``. Not in INC:
+            ``"L1"`` and ``"cosine"``, in place of ``T ** 2 * D`` the mean absolute difference of the logits and one
+            minus the cosine of the angle between them.
         loss_weights: ``w0`` and ``w1``, each in [0, 1], together 1. A zero saves the work for that part.
         kl_reduction: ``"mean"`` over all elements, as in INC, or ``"batchmean"``, the true divergence, which is
             as many times greater as there are classes. Not in INC.
@@ -89,9 +113,7 @@ class KnowledgeDistillationLossConfig(Config):
     @property
     def config(self) -> FrozenDict:
         """The values under the name of the loss, as INC keeps them; read-only."""
-        return FrozenDict(
-            {"KnowledgeDistillationLoss": {name: getattr(self, name) for name in option_names(type(self))}}
-        )
+        return _named_as_inc_does("KnowledgeDistillationLoss", self)
 
     def to_spec(self) -> KnowledgeDistillation:
         """Return the same as typed values, for the layer below."""
@@ -99,6 +121,131 @@ class KnowledgeDistillationLossConfig(Config):
         return KnowledgeDistillation(
             self.temperature, (hard, soft), (own, teacher), self.kl_reduction, self.ignore_padding
         )
+
+
+Side = tuple[str, Selection]
+_ENTRY = (
+    "a layer for both models, or a pair of layers (student, teacher); a layer is a name, or [name] or "
+    "[name, part], where part is a key, an index or a function of the layer's output"
+)
+
+
+def _sides(value: object, place: Place) -> tuple[Side, Side]:
+    """An entry of ``layer_mappings`` as the two places that it compares."""
+    sides = (value,) if isinstance(value, str) else value
+    if not isinstance(sides, (list, tuple)):
+        raise place.type_error(value, _ENTRY)
+    if not 0 < len(sides) <= _PAIR:
+        raise place.error(value, _ENTRY)
+    if not isinstance(sides[-1], (str, list, tuple)):
+        hint = f" For a part of one layer write one list more: [[{sides[0]!r}, {sides[-1]!r}]]."
+        raise place.error(value, _ENTRY, hint)
+    parsed = [_side(side, place.item(index)) for index, side in enumerate(sides)]
+    return parsed[0], parsed[-1]
+
+
+def _side(value: object, place: Place) -> Side:
+    parts = (value,) if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)):
+        raise place.type_error(value, _ENTRY)
+    if not 0 < len(parts) <= _PAIR:
+        raise place.error(value, _ENTRY)
+    selection = parts[1] if len(parts) == _PAIR else None
+    is_part = selection is None or callable(selection) or isinstance(selection, (str, int))
+    if isinstance(selection, Mapping) and selection.keys() == {_FUNCTION}:
+        hint = " A function cannot be read from a file: give it again with replace(layer_mappings=...)."
+        raise place.error(value, _ENTRY, hint)
+    if not is_part or isinstance(selection, bool):
+        raise place.item(1).type_error(selection, "a key, an index or a function of the layer's output")
+    return text(parts[0], place.item(0)), None if selection == "" else selection
+
+
+_FUNCTION = "function"
+_mappings = list_of("a list of entries, each " + _ENTRY, _sides)
+
+
+@final
+@config
+class IntermediateLayersKnowledgeDistillationLossConfig(Config):
+    """Let layers of the student compute what layers of the teacher do.
+
+    ``loss = sum_i w_i * D_i(M_i(student_i), teacher_i)``, plus the student's own loss with ``add_origin_loss``.
+
+    Args:
+        layer_mappings: What is compared; at least one entry. ``"a.b"``, ``["a.b"]`` or ``[["a.b"]]`` is a module of
+            that name in both models; ``["s", "t"]`` one of the student and one of the teacher. For a part of what a
+            module returns, ``[["s", part], ["t", part]]``: a key, an index, several joined by dots
+            (``"hidden_states.3"``), or a function. ``""`` is the model itself.
+        loss_types: ``D`` of each entry: ``"MSE"``, ``"KL"``, ``"L1"``, and not in INC ``"cosine"`` and ``"attention"``
+            (attention transfer, arXiv:1612.03928); none means ``"MSE"`` for all.
+        loss_weights: ``w`` of each entry, in [0, 1]; none means equal ones that sum to 1.
+        add_origin_loss: Add the student's own loss, which else does not count.
+        kl_reduction: ``"mean"`` over all elements, as in INC, or ``"batchmean"``.
+        ignore_padding: Of features ``[batch, position, size]`` padded positions do not count. Not in INC.
+        projection_learning_rate: ``M`` is a linear layer where features differ in the size of one axis. It learns
+            with AdamW, beside the student and at the pace of your scheduler; 0 leaves it random, as INC does.
+
+    Raises:
+        ConfigError: An option is unknown or wrong.
+
+    Example:
+        >>> loss = IntermediateLayersKnowledgeDistillationLossConfig(
+        ...     [["encoder.0"], ["encoder.1", "encoder.3"]], loss_types=["MSE", "cosine"]
+        ... )
+        >>> [str(pair.teacher) for pair in loss.to_spec().pairs]
+        ["'encoder.0'", "'encoder.3'"]
+    """
+
+    layer_mappings: Sequence[Any] = option(_mappings, default=())
+    loss_types: Sequence[str] = option(list_of("a list of loss names", choice(FEATURE_TYPES)), default=())
+    loss_weights: Sequence[float] = option(list_of("a list of numbers", _share), default=())
+    add_origin_loss: bool = option(flag, default=False)
+    kl_reduction: KLReduction = option(_kl_reduction, default="mean", kw_only=True)
+    ignore_padding: bool = option(flag, default=False, kw_only=True)
+    projection_learning_rate: float = option(
+        number("a number of at least 0", lambda x: x >= 0), default=1e-3, kw_only=True
+    )
+
+    def _check_relations(self) -> None:
+        if not self.layer_mappings:
+            hint = " For example [['encoder.layer.0', 'encoder.layer.1']]."
+            raise Place(type(self).__name__, "layer_mappings").error(self.layer_mappings, "at least one entry", hint)
+        _require_one_each(self, len(self.layer_mappings), "entries")
+
+    def _encode(self, name: str) -> object:
+        if name == "layer_mappings":
+            return [[[layer, _plain_part(part)] for layer, part in sides] for sides in self.layer_mappings]
+        return Config._encode(self, name)
+
+    @property
+    def config(self) -> FrozenDict:
+        """The values under the name of the loss, as INC keeps them; read-only."""
+        return _named_as_inc_does("IntermediateLayersKnowledgeDistillationLoss", self)
+
+    def to_spec(self) -> FeatureDistillation:
+        """Return the same as typed values, for the layer below."""
+        count = len(self.layer_mappings)
+        pairs = [
+            FeaturePair(Tap(*student), Tap(*teacher), kind, weight)
+            for (student, teacher), kind, weight in zip(
+                self.layer_mappings,
+                self.loss_types or ("MSE",) * count,
+                self.loss_weights or (1 / count,) * count,
+                strict=True,
+            )
+        ]
+        return FeatureDistillation(
+            pairs,
+            add_origin_loss=self.add_origin_loss,
+            kl_reduction=self.kl_reduction,
+            ignore_padding=self.ignore_padding,
+            learning_rate=self.projection_learning_rate,
+        )
+
+
+def _plain_part(part: Selection) -> object:
+    """A part as JSON can hold it; of a function the name, for people to read."""
+    return {_FUNCTION: getattr(part, "__qualname__", repr(part))} if callable(part) else part
 
 
 def _pair_of_names(value: object, place: Place) -> tuple[str, str]:
@@ -149,19 +296,12 @@ class SelfKnowledgeDistillationLossConfig(Config):
     inc_compat: bool = option(flag, default=False, kw_only=True)
 
     def _check_relations(self) -> None:
-        groups = len(self.layer_mappings)
-        for name in ("loss_types", "loss_weights"):
-            given = getattr(self, name)
-            if given and len(given) != groups:
-                want = f"one for each of the {groups} groups in layer_mappings, or none"
-                raise Place(type(self).__name__, name).error(given, want)
+        _require_one_each(self, len(self.layer_mappings), "groups")
 
     @property
     def config(self) -> FrozenDict:
         """The values under the name of the loss, as INC keeps them; read-only."""
-        return FrozenDict(
-            {"SelfKnowledgeDistillationLoss": {name: getattr(self, name) for name in option_names(type(self))}}
-        )
+        return _named_as_inc_does("SelfKnowledgeDistillationLoss", self)
 
     def to_spec(self) -> SelfDistillation:
         """Return the same as typed values, for the layer below."""

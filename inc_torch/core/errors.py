@@ -20,6 +20,7 @@ __all__ = [
     "IncTorchError",
     "IncTorchWarning",
     "InexactWarning",
+    "LayerNotFoundError",
     "LoopWarning",
     "MissingPackageError",
     "ModelError",
@@ -57,6 +58,10 @@ class MissingPackageError(IncTorchError, ImportError):
 
 class ModelError(IncTorchError, ValueError):
     """A model cannot carry what was asked of it."""
+
+
+class LayerNotFoundError(ModelError, AttributeError):
+    """A model has no module of the name asked for. Also an ``AttributeError``, which is what INC's callers catch."""
 
 
 class HookOrderError(IncTorchError, RuntimeError):

@@ -15,9 +15,26 @@ import torch.nn.functional as F
 
 from inc_torch.core.errors import ModelError
 
-__all__ = ["KLReduction", "kl_divergence", "single", "soft_cross_entropy", "soft_squared_error", "widened"]
+__all__ = [
+    "KLReduction",
+    "attention_map",
+    "cosine_distance",
+    "kl_divergence",
+    "log_probabilities",
+    "real_positions",
+    "reduced_divergence",
+    "single",
+    "soft_cross_entropy",
+    "soft_squared_error",
+    "widened",
+]
 
 KLReduction = Literal["mean", "batchmean"]
+
+_OFF_SUM = 0.2
+"""By how much the sum of what looks like probabilities may differ from 1."""
+_LEAST_PROBABILITY = 1e-9
+_FLAT, _SEQUENCE = 2, 3
 
 
 def widened(logits: torch.Tensor) -> torch.Tensor:
@@ -92,8 +109,13 @@ def kl_divergence(
     """
     log_student = F.log_softmax(widened(student) / temperature, dim=-1)
     log_teacher = F.log_softmax(widened(teacher) / temperature, dim=-1)
+    return reduced_divergence(log_student, log_teacher, reduction)
+
+
+def reduced_divergence(log_student: torch.Tensor, log_teacher: torch.Tensor, reduction: KLReduction) -> torch.Tensor:
+    """`kl_divergence` of logarithms of probabilities."""
     divergence = _expected(log_teacher - log_student, log_teacher.exp()).sum()
-    return divergence / (student.numel() if reduction == "mean" else student.shape[0])
+    return divergence / (log_student.numel() if reduction == "mean" else log_student.shape[0])
 
 
 def soft_squared_error(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -110,6 +132,86 @@ def soft_squared_error(student: torch.Tensor, teacher: torch.Tensor, temperature
         tensor(0.5000)
     """
     return F.mse_loss(widened(student) / temperature, widened(teacher) / temperature)
+
+
+def cosine_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """One minus the cosine of the angle between vectors on the last axis, mean over all positions; 0 to 2.
+
+    Args:
+        student: ``[*positions, size]``.
+        teacher: Same shape.
+
+    Example:
+        >>> import torch
+        >>> cosine_distance(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
+        tensor(0.5000)
+    """
+    return (1 - F.cosine_similarity(widened(student), widened(teacher), dim=-1)).mean()
+
+
+def attention_map(features: torch.Tensor) -> torch.Tensor:
+    """Where in the input features are strong: the sum of their squares at each position, of length 1 for each sample.
+
+    Args:
+        features: ``[batch, channels, *positions]``, or ``[batch, positions, size]``, as transformers have them.
+
+    Returns:
+        ``[batch, positions]``; the number of channels does not show.
+
+    Raises:
+        ModelError: There are no positions.
+
+    Example:
+        >>> import torch
+        >>> attention_map(torch.tensor([[[3.0, 0.0], [0.0, 0.0]]]))  # two positions of two values each
+        tensor([[1., 0.]])
+
+    Reference: Zagoruyko, Komodakis, Paying More Attention to Attention, arXiv:1612.03928, section 3.1.
+    """
+    if features.dim() <= _FLAT:
+        message = (
+            f"Features of shape {tuple(features.shape)} have no positions to attend to: expected [batch, channels, "
+            "*positions] or [batch, positions, size]. Compare another layer, or use another loss type."
+        )
+        raise ModelError(message)
+    channels = -1 if features.dim() == _SEQUENCE else 1
+    return F.normalize(widened(features).square().sum(channels).flatten(1), dim=1)
+
+
+def log_probabilities(values: torch.Tensor) -> torch.Tensor:
+    """The logarithm of ``values`` on the last axis if all of them look like probabilities, else of their softmax.
+
+    They do if none is negative and every sum is 1, give or take 0.2. INC looks at the sums alone.
+
+    Example:
+        >>> import torch
+        >>> log_probabilities(torch.tensor([0.25, 0.75])).exp(), log_probabilities(torch.tensor([1.0, 1.0])).exp()
+        (tensor([0.2500, 0.7500]), tensor([0.5000, 0.5000]))
+    """
+    values = widened(values)
+    looks_so = ((values.sum(-1) - 1).abs() <= _OFF_SUM).all() & (values >= 0).all()
+    logarithm = (values.clamp_min(0) + _LEAST_PROBABILITY).log()
+    return torch.where(looks_so, logarithm, F.log_softmax(values, dim=-1))
+
+
+def real_positions(
+    student: torch.Tensor, teacher: torch.Tensor, padding_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both without what is padding, ``[tokens, size]``.
+
+    Args:
+        student: ``[batch, position, size]``.
+        teacher: Same batch and positions.
+        padding_mask: ``[batch, position]``, nonzero at real tokens.
+
+    Raises:
+        ModelError: All of it is padding.
+    """
+    keep = padding_mask.to(student.device) != 0
+    if not keep.any():
+        message = "Every position of the batch is padding (attention_mask is all 0): expected at least one real token."
+        raise ModelError(message)
+    return student[keep], teacher[keep]
 
 
 def _expected(values: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:

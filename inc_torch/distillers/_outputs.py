@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 
 from inc_torch.core.errors import ModelError
 
-__all__ = ["extract_logits"]
+__all__ = ["TEACHER_LOGITS", "described", "extract_logits"]
+
+TEACHER_LOGITS: Final = "teacher_logits"
+"""The key under which a batch brings what a teacher said of it."""
 
 QA_NAMES = ("start_logits", "end_logits")
 
@@ -42,7 +46,7 @@ def extract_logits(output: object) -> torch.Tensor:
     if isinstance(found, torch.Tensor):
         return found
     message = (
-        f"No logits were found in a model output of type {type(output).__name__} with {_contents(output)}: expected "
+        f"No logits were found in a model output of {described(output)}: expected "
         "a tensor, a mapping with 'logits', with one tensor or with 'start_logits' and 'end_logits', or a tuple or "
         "list that starts with the logits or with a scalar loss and the logits. Pass the logits themselves."
     )
@@ -73,6 +77,16 @@ def _from_sequence(output: Sequence[object]) -> object:
     first = output[0]
     starts_with_loss = isinstance(first, torch.Tensor) and first.dim() == 0 and len(output) > 1
     return output[1] if starts_with_loss else first
+
+
+def described(output: object) -> str:
+    """What an output is and holds, for a message.
+
+    Example:
+        >>> described((torch.zeros(2, 3), None))
+        'type tuple with tensor of shape (2, 3), NoneType'
+    """
+    return f"type {type(output).__name__} with {_contents(output)}"
 
 
 def _contents(output: object) -> str:

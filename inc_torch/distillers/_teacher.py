@@ -22,6 +22,9 @@ __all__ = ["Teacher"]
 WRAPPED = ("_orig_mod", "module")
 """Where torch.compile, DistributedDataParallel and DataParallel keep the module that they wrap."""
 
+COMPUTED = frozenset({torch.bfloat16, torch.float16, torch.float32})
+"""Types of weights that inputs are cast to."""
+
 TARGETS = frozenset(
     {
         "end_positions",
@@ -56,7 +59,8 @@ class Teacher:
     - Anything else is the one argument.
 
     Inputs are moved to the teacher's device. If they were elsewhere, the output is moved back there, and mappings
-    in it become plain dicts.
+    in it become plain dicts. Without autocast floating point inputs get the type of the teacher's weights, so that one
+    in bfloat16 can teach a student in float32.
 
     Args:
         module: The teacher.
@@ -89,14 +93,23 @@ class Teacher:
         args, kwargs = self._signature.arrange(self._with_decoder_inputs(inputs))
         device = next((tensor.device for tensor in _weights(self.module)), None)
         home = next((tensor.device for tensor in _tensors(inputs)), None)
+        dtype = self._input_dtype(device)
         try:
             with evaluating(self.module), torch.no_grad():
-                output = self.module(*_moved(args, device), **_moved(kwargs, device))
+                output = self.module(*_moved(args, device, dtype), **_moved(kwargs, device, dtype))
         except Exception as error:
             given = ", ".join([*(type(value).__name__ for value in args), *(f"{name}=" for name in kwargs)])
             error.add_note(f"While running the teacher {type(self.module).__name__} with the arguments ({given}).")
             raise
         return _moved(output, home)
+
+    def _input_dtype(self, device: torch.device | None) -> torch.dtype | None:
+        """The one type that all floating point weights have; None if there are several, or autocast chooses."""
+        kind = None if device is None else device.type
+        if kind and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return None
+        found = {parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point()}
+        return found.pop() if len(found) == 1 and found <= COMPUTED else None
 
     def separate_from(self, student: nn.Module) -> None:
         """Become a frozen copy if the module shares weights with ``student``, or is it; else do nothing.
@@ -238,15 +251,27 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-def _moved(value: Any, device: torch.device | None) -> Any:  # noqa: ANN401  a batch or an output, kept in its form
-    """Return ``value`` itself if all its tensors are on ``device`` (None: anywhere), else a copy that is."""
-    if device is None or all(tensor.device == device for tensor in _tensors(value)):
+def _moved(
+    value: Any,  # noqa: ANN401  a batch or an output, kept in its form
+    device: torch.device | None,
+    dtype: torch.dtype | None = None,
+) -> Any:  # noqa: ANN401
+    """Return ``value`` with its tensors on ``device``, and those of floating point in ``dtype``; None leaves them.
+
+    What needs no change is returned itself.
+    """
+    if all(_fits(tensor, device, dtype) for tensor in _tensors(value)):
         return value
     if isinstance(value, torch.Tensor):
-        return value.to(device)
+        return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
     if isinstance(value, Mapping):
-        return {key: _moved(item, device) for key, item in value.items()}
-    items = [_moved(item, device) for item in value]
+        return {key: _moved(item, device, dtype) for key, item in value.items()}
+    items = [_moved(item, device, dtype) for item in value]
     if isinstance(value, list):
         return items
     return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+def _fits(tensor: torch.Tensor, device: torch.device | None, dtype: torch.dtype | None) -> bool:
+    has_dtype = dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype
+    return has_dtype and (device is None or tensor.device == device)

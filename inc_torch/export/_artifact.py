@@ -199,9 +199,9 @@ def _foreign(directory: Path) -> str:
         return f"{start}: the save was cut short, or the weights are another program's. {SAVE_AGAIN}"
     if pickled := pickled_files(directory):
         return (
-            f"{start}; it holds pickled objects ({', '.join(map(repr, pickled))}), which are never opened, as opening "
-            "them can run code. Files that Intel Neural Compressor saved (best_model.pt) cannot be opened by this "
-            "version: load them with the program that wrote them, and save with manager.save(directory)."
+            f"{start}; it holds pickled objects ({', '.join(map(repr, pickled))}), which are not opened, as opening "
+            "them can run code. A quantized model that Intel Neural Compressor saved (best_model.pt) is opened by "
+            "inc_torch.utils.pytorch.load(directory, model), which reads nothing but tensors and plain values."
         )
     return f"{start}, and no weights. Check the path, or save with manager.save(directory)."
 

@@ -20,6 +20,7 @@ from inc_torch.config import read_configs
 from inc_torch.core.errors import ConfigError, HookOrderError, InexactWarning
 from inc_torch.core.names import unwrapped
 from inc_torch.core.user_warning import warn_user
+from inc_torch.distillers import TEACHER_LOGITS
 from inc_torch.huggingface._checkpoint import checkpoint_to_resume, read_state, write_state, written_checkpoint
 from inc_torch.huggingface._fused_head import FusedHead
 from inc_torch.huggingface._loss import LossSeam
@@ -111,7 +112,13 @@ class INCCallback(TrainerCallback):
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._trainer = self._trainer or calling_trainer(self)
         check_layout(args, self._trainer)
-        self._prepare(kwargs["model"])
+        manager = self._prepare(kwargs["model"])
+        if args.remove_unused_columns and TEACHER_LOGITS not in (args.label_names or ()):
+            way_out = (
+                "INCCallback(conf, teacher_model=teacher), or let the data set bring a column of its logits, "
+                f"{TEACHER_LOGITS!r}, and keep that: TrainingArguments(remove_unused_columns=False)"
+            )
+            require_teachers(manager.callbacks.callbacks_list, way_out)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -240,7 +247,6 @@ class INCCallback(TrainerCallback):
         return self._running
 
     def _adopt(self, manager: CompressionManager) -> None:
-        require_teachers(manager.callbacks.callbacks_list, "INCCallback(conf, teacher_model=teacher)")
         self.manager = manager
         self._untrained = manager.state_dict()
         self._reached_at = None
@@ -253,8 +259,8 @@ class INCCallback(TrainerCallback):
 
     def _place_teachers(self, args: TrainingArguments) -> None:
         for callback in self._running.callbacks.callbacks_list:
-            if isinstance(callback, DistillationCallbacks) and callback.teacher is not None:
-                callback.teacher.module.to(args.device)
+            if isinstance(callback, DistillationCallbacks):
+                callback.place_teachers(args.device)
 
     def _install_seam(self, manager: CompressionManager) -> None:
         if not manager.callbacks.listens_to("on_after_compute_loss"):

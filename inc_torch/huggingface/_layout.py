@@ -50,8 +50,8 @@ def check_directory(directory: Path) -> dict[str, Any]:
     if not weight_files(directory) and (pickled := pickled_files(directory)):
         message = (
             f"{start} holds pickled weights ({', '.join(map(repr, pickled))}), expected *.safetensors. Pickled files "
-            "are never opened, as opening them can run code; those that Intel Neural Compressor saved cannot be opened "
-            f"by this version. {SAVE_AGAIN}"
+            "are not opened, as opening them can run code, but for int8 models that Intel Neural Compressor saved "
+            f"(pytorch_model.bin, and torch_dtype int8 in {HUB_CONFIG}). {SAVE_AGAIN}"
         )
         raise ArtifactError(message)
     if not (directory / HUB_CONFIG).is_file():

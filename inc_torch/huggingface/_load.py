@@ -52,7 +52,8 @@ class OptimizedModel:
         """Load a model, int8 or float, as the class that its ``config.json`` names.
 
         Unlike ``AutoModelFor….from_pretrained`` it needs no task, opens safetensors only, and measures the report of
-        float models again too.
+        float models again too. It also opens the directories of int8 models that INC's `save_for_huggingface_upstream`
+        wrote, from ``pytorch_model.bin``, of which nothing but tensors and plain values is read.
 
         Args:
             name_or_path: A directory, or the name of a model on the Hub.
@@ -70,10 +71,14 @@ class OptimizedModel:
         # Imported here, as `import inc_torch` must not import transformers.
         from transformers import AutoConfig
 
+        from inc_torch.huggingface._inc import holds_inc_model, open_inc_model
+
         install()
         options = modern(kwargs)
         hub = {key: options[key] for key in HUB_OPTIONS if key in options}
         directory = Path(name_or_path)
+        if holds_inc_model(directory):
+            return open_inc_model(directory, class_of)
         if directory.exists() or is_path(name_or_path):
             check_directory(directory / str(options.get("subfolder", "")))
         config = options.get("config")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import ConfigError, ModelError
+from inc_torch.distillers import TEACHER_LOGITS
 from inc_torch.huggingface._fused_head import IGNORED, FusedHead
 from inc_torch.training import CompressionManager
 
@@ -78,13 +79,14 @@ class LossSeam:
     ) -> object:
         """Compute the loss, with the manager's say in it if the model trains."""
         counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        teacher_logits = inputs.pop(TEACHER_LOGITS, None)  # which no model takes
         if not (model.training and self._manager.callbacks.is_training):
             return self._compute_loss(model, inputs, return_outputs=return_outputs, **counted, **options)
         share = self._share_of_items(model, inputs, num_items_in_batch)
         batch = dict(inputs)  # compute_loss takes the labels out of its own
         loss, outputs = self._loss_and_outputs(model, inputs, counted | options)
         with self._trainer.accelerator.autocast():
-            loss = self._manager.on_after_compute_loss(batch, outputs, loss / share) * share
+            loss = self._manager.on_after_compute_loss(batch, outputs, loss / share, teacher_logits) * share
         self._is_used = True
         return (loss, outputs) if return_outputs else loss
 

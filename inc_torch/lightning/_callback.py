@@ -171,8 +171,8 @@ class INCLightningCallback(LightningCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         manager = self._running
         for callback in manager.callbacks.callbacks_list:
-            if isinstance(callback, DistillationCallbacks) and callback.teacher is not None:
-                callback.teacher.module.to(pl_module.device)
+            if isinstance(callback, DistillationCallbacks):
+                callback.place_teachers(pl_module.device)
         manager.on_train_begin(trainer.train_dataloader)
         self._trainer = trainer
         self._steps = StepSeam(trainer.optimizers, self._before_step, self._after_step)

@@ -9,12 +9,13 @@ A model that is one graph: ``GraphStage().prepare`` in the place of ``prepare_fa
 
 from __future__ import annotations
 
-from inc_torch.quantizers._batch_norm import batch_norms, freeze_batch_norm, thaw_batch_norm
+from inc_torch.quantizers._batch_norm import batch_norms, freeze_batch_norm, take_away_norm, thaw_batch_norm
 from inc_torch.quantizers._calibration import Calibration, InputRecord, calibrate
 from inc_torch.quantizers._codes import InputGrid, decode, dynamic_grid, encode
 from inc_torch.quantizers._convert import convert, convert_calibrated, describe_int8, int8_kernels, rebuild_int8
 from inc_torch.quantizers._fake_quant_modules import fake_quant_class as quantized_kind
 from inc_torch.quantizers._flow import Flow, trace_flow
+from inc_torch.quantizers._given_codes import GivenCodes, adopt_codes, reason_against_codes
 from inc_torch.quantizers._hessian import hessian_traces
 from inc_torch.quantizers._int8_conv import Int8Conv1d, Int8Conv2d, Int8Conv3d
 from inc_torch.quantizers._int8_conv_transpose import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d
@@ -54,6 +55,7 @@ __all__ = [
     "Calibration",
     "FloatType",
     "Flow",
+    "GivenCodes",
     "GraphStage",
     "InputGrid",
     "InputRecord",
@@ -83,6 +85,7 @@ __all__ = [
     "Treatment",
     "WeightOnlyLinear",
     "WeightOnlyScheme",
+    "adopt_codes",
     "batch_norms",
     "calibrate",
     "convert",
@@ -116,10 +119,12 @@ __all__ = [
     "quantize_weights",
     "quantized_kind",
     "realise",
+    "reason_against_codes",
     "rebuild_int8",
     "rounding_share",
     "set_executor",
     "stop_observing",
+    "take_away_norm",
     "thaw_batch_norm",
     "trace_flow",
     "treat",

@@ -15,8 +15,10 @@ from torch.distributed import ProcessGroup
 from inc_torch.callbacks import Callback, TrainingConfig, build_callbacks
 from inc_torch.config import (
     DistillationConfig,
+    IntermediateLayersKnowledgeDistillationLossConfig,
     KnowledgeDistillationLossConfig,
     QuantizationAwareTrainingConfig,
+    SelfKnowledgeDistillationLossConfig,
     WeightPruningConfig,
 )
 from inc_torch.core.borrowing import Snapshot
@@ -38,9 +40,11 @@ __all__ = [
     "CallBacks",
     "CompressionManager",
     "DistillationConfig",
+    "IntermediateLayersKnowledgeDistillationLossConfig",
     "KnowledgeDistillationLossConfig",
     "Plan",
     "QuantizationAwareTrainingConfig",
+    "SelfKnowledgeDistillationLossConfig",
     "WeightPruningConfig",
     "fit",
     "prepare_compression",

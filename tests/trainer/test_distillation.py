@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Trainer
+from transformers import BertConfig, BertForSequenceClassification, Trainer
 
-from inc_torch import DistillationConfig, INCCallback
+from inc_torch import DistillationConfig, INCCallback, IntermediateLayersKnowledgeDistillationLossConfig
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import ConfigError, ModelError
-from tests.trainer.setup import Sentences, bert, distillation, gpt2, llama, trainer_of
+from tests.trainer.setup import Sentences, bert, distillation, gpt2, llama, techniques, trainer_of
 
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -233,7 +233,7 @@ def test_the_teacher_joins_a_config_that_has_none(tmp_path):
     teacher = bert(seed=1)
     callback = INCCallback({"DistillationConfig": {}}, teacher_model=teacher)
     trainer_of(bert(), tmp_path, [callback], max_steps=1).train()
-    assert callback.manager.callbacks.callbacks_list[0].teacher.module is teacher
+    assert callback.manager.callbacks.callbacks_list[0].teachers[0].module is teacher
 
 
 def test_a_teacher_for_nobody_is_refused():
@@ -249,3 +249,95 @@ def test_events_from_nowhere_are_refused_with_the_way_out(tmp_path):
         callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
     callback.attach(trainer).on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
     assert callback.manager.callbacks.is_training
+
+
+# ---------------------------------------------------------------------------- layers, and logits on disk
+
+
+def wide_bert(seed: int = 1):
+    """A teacher with other widths and more layers."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        **STILL,
+    )
+    return BertForSequenceClassification(config)
+
+
+def layers() -> DistillationConfig:
+    mappings = [["bert.encoder.layer.0", "bert.encoder.layer.0"], ["bert.encoder.layer.1", "bert.encoder.layer.2"]]
+    criterion = IntermediateLayersKnowledgeDistillationLossConfig(mappings, ["MSE", "cosine"], add_origin_loss=True)
+    return DistillationConfig(wide_bert(), criterion)
+
+
+def _projections(callback: INCCallback) -> list[torch.Tensor]:
+    projections = callback.manager.callbacks.callbacks_list[0].losses[0].projections
+    return [projection.weight.detach().clone() for projection in projections.values()]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile on itself
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning")  # and 4.57 has no other
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gradient_checkpointing": True}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}],
+    ids=["plain", "checkpointed", "compiled"],
+)
+def test_layers_of_a_model_in_the_trainer(tmp_path, options):
+    callback = INCCallback([layers(), *techniques("qp")])
+    trainer = trainer_of(bert(**STILL), tmp_path, [callback], max_steps=6, **options)
+    trainer.train()
+    first, second = _projections(callback)
+    assert first.shape == second.shape == (24, 16)
+    assert callback.manager.report().sparsity > 0.4
+    assert not any("projection" in name for name in trainer.model.state_dict())
+    hooks = [hook for module in trainer.model.modules() for hook in module._forward_hooks.values()]
+    assert not any("distillers" in str(type(hook)) for hook in hooks), hooks
+
+
+def test_projections_go_on_from_a_checkpoint(tmp_path):
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "cosine"}
+    whole = INCCallback(layers())
+    trainer_of(bert(**STILL), tmp_path / "whole", [whole], **options).train()
+    again = INCCallback(layers())
+    trainer = trainer_of(bert(**STILL), tmp_path / "whole", [again], **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for left, right in zip(_projections(whole), _projections(again), strict=True):
+        assert torch.equal(left, right)
+
+
+class WithLogits(Sentences):
+    """Each sentence brings what a teacher said of it."""
+
+    def __init__(self, count: int, logits: torch.Tensor) -> None:
+        super().__init__(count)
+        self.logits = logits
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {**super().__getitem__(index), "teacher_logits": self.logits[index]}
+
+
+def test_logits_of_the_data_set_stand_for_the_teacher(tmp_path):
+    teacher, data = bert(seed=1, **STILL).eval(), Sentences(16)
+    with torch.no_grad():
+        logits = teacher(data.words).logits
+    asked = first_gradient(bert(**STILL), tmp_path, [distillation(teacher)], **cut(4))
+    known = first_gradient(
+        bert(**STILL),
+        tmp_path,
+        [distillation(None)],
+        data=WithLogits(16, logits),
+        remove_unused_columns=False,
+        **cut(4),
+    )
+    torch.testing.assert_close(known, asked, rtol=1e-4, atol=1e-7)
+
+
+def test_logits_that_are_not_there_are_missed_with_the_way_out(tmp_path):
+    trainer = trainer_of(bert(), tmp_path, [INCCallback(distillation(None))], remove_unused_columns=False)
+    with pytest.raises(ConfigError, match="neither a teacher nor a teacher_output for this batch"):
+        trainer.train()

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from inc_torch.core.errors import ConfigError, ModelError
-from inc_torch.distillers._base import LOSSES
+from inc_torch.distillers._base import LOSSES, DistillationLoss
 from inc_torch.distillers._functional import (
     KLReduction,
+    cosine_distance,
     kl_divergence,
+    real_positions,
     single,
     soft_cross_entropy,
     soft_squared_error,
@@ -25,7 +27,7 @@ __all__ = ["HARD_TYPES", "KL_REDUCTIONS", "SOFT_TYPES", "KnowledgeDistillation"]
 
 HARD_TYPES = ("CE", "MSE")
 """What the first of ``loss_types`` may be."""
-SOFT_TYPES = ("CE", "KL", "MSE")
+SOFT_TYPES = ("CE", "KL", "MSE", "L1", "cosine")
 """What the second of ``loss_types`` may be."""
 KL_REDUCTIONS = ("mean", "batchmean")
 PARTS = 2
@@ -35,13 +37,14 @@ WEIGHT_TOLERANCE = 1e-6
 @final
 @LOSSES.register("KnowledgeDistillationLoss", summary="the task's loss mixed with a distance to the teacher's logits")
 @dataclass(frozen=True, slots=True)
-class KnowledgeDistillation:
+class KnowledgeDistillation(DistillationLoss):
     """``w0 * student_loss + w1 * T**2 * D(s / T, t / T)``, with the classes on the last axis of ``s`` and ``t``.
 
     Attributes:
         temperature: T > 0; larger is softer.
         loss_types: First what `hard_loss` is, ``"CE"`` or ``"MSE"``; it plays no part in the formula. Then D:
-            ``"CE"`` `soft_cross_entropy`, ``"KL"`` `kl_divergence`, ``"MSE"`` `soft_squared_error`.
+            ``"CE"`` `soft_cross_entropy`, ``"KL"`` `kl_divergence`, ``"MSE"`` `soft_squared_error`; or in place of
+            ``T**2 * D`` the mean absolute difference of s and t, ``"L1"``, or their `cosine_distance`, ``"cosine"``.
         loss_weights: ``(w0, w1)``, each in [0, 1], sum 1. A part of weight 0 is not computed.
         kl_reduction: See `kl_divergence`.
         ignore_padding: For outputs ``[batch, position, classes]``: padded positions do not count. INC counts them.
@@ -128,8 +131,8 @@ class KnowledgeDistillation:
         student = widened(student)
         teacher = teacher.to(device=student.device, dtype=student.dtype)
         if self.ignore_padding and padding_mask is not None and padding_mask.shape == student.shape[:-1]:
-            student, teacher = _real_positions(student, teacher, padding_mask)
-        return self._soft_loss(student, teacher) * self.temperature**2
+            student, teacher = real_positions(student, teacher, padding_mask)
+        return self._compared(student, teacher)
 
     def mix(self, student_loss: torch.Tensor | float, distance: torch.Tensor | None) -> torch.Tensor:
         student_weight, teacher_weight = self.loss_weights
@@ -162,20 +165,15 @@ class KnowledgeDistillation:
             raise ModelError(message)
         return F.mse_loss(logits, targets.to(logits.dtype))
 
-    def _soft_loss(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    def _compared(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        scale = self.temperature**2
         match self.loss_types[1]:
             case "CE":
-                return soft_cross_entropy(student, teacher, self.temperature)
+                return soft_cross_entropy(student, teacher, self.temperature) * scale
             case "KL":
-                return kl_divergence(student, teacher, self.temperature, self.kl_reduction)
-        return soft_squared_error(student, teacher, self.temperature)
-
-
-def _real_positions(
-    student: torch.Tensor, teacher: torch.Tensor, padding_mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    keep = padding_mask.to(student.device) != 0
-    if not keep.any():
-        message = "Every position of the batch is padding (attention_mask is all 0): expected at least one real token."
-        raise ModelError(message)
-    return student[keep], teacher[keep]
+                return kl_divergence(student, teacher, self.temperature, self.kl_reduction) * scale
+            case "MSE":
+                return soft_squared_error(student, teacher, self.temperature) * scale
+            case "L1":
+                return F.l1_loss(student, teacher)
+        return cosine_distance(student, teacher)

@@ -11,7 +11,7 @@ import torch
 
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, did_you_mean, listed
 from inc_torch.core.user_warning import warn_user
-from inc_torch.distillers._base import LOSSES
+from inc_torch.distillers._base import LOSSES, DistillationLoss
 from inc_torch.distillers._functional import kl_divergence, single, soft_cross_entropy, widened
 
 __all__ = ["SELF_TYPES", "Pair", "SelfDistillation"]
@@ -28,7 +28,7 @@ _WITH_TEMPERATURE_IN_INC = 1
 @final
 @LOSSES.register("SelfKnowledgeDistillationLoss", summary="outputs of one model learn from another of its outputs")
 @dataclass(frozen=True, slots=True)
-class SelfDistillation:
+class SelfDistillation(DistillationLoss):
     """``sum_g w_g * sum_{(a, b) in g} D_g(outputs[a], outputs[b])``, where the student's output is a dict of tensors.
 
     ``D`` is ``"CE"``, `soft_cross_entropy` or ``"KL"``, `kl_divergence` of the outputs divided by T, without a factor

@@ -17,7 +17,7 @@ from inc_torch.quantizers.fx._graft import SNAPS, Graft, graft_of, snaps_of
 from inc_torch.quantizers.fx._patterns import GraphPlan, Snapped
 from inc_torch.quantizers.fx._subclasses import adopt_paddings, padding_convolutions
 
-__all__ = ["capture_described", "describe_graph", "rebuild_graph"]
+__all__ = ["capture_described", "describe_graph", "graft_grids", "rebuild_graph"]
 
 _KEYS: Final = frozenset({"digest", "folds", "snaps", "paddings"})
 _SNAP_KEYS: Final = frozenset({"top", "layer", "readers"})
@@ -96,15 +96,29 @@ def rebuild_graph(model: nn.Module, captured: Captured, description: Mapping[str
             message = f"The description says that {norm!r} was folded, but it is a {type(module).__name__}. {_BUILD}"
             raise ArtifactError(message)
         take_away_norm(module)
-    Graft(captured, GraphPlan(dict(description["folds"]), snaps)).attach(model)
-    if snaps:
-        holder = nn.Module()
-        device = next((tensor.device for tensor in model.buffers()), None)
-        for name, entry in description["snaps"].items():
-            snap = Int8Snap()
-            snap.set_grid(InputGrid(1.0, 0, int(entry["top"])), device)
-            holder.add_module(name, snap)
-        model.add_module(SNAPS, holder)
+    grids = {name: InputGrid(1.0, 0, int(entry["top"])) for name, entry in description["snaps"].items()}
+    graft_grids(model, captured, GraphPlan(dict(description["folds"]), snaps), grids)
+
+
+def graft_grids(model: nn.Module, captured: Captured, plan: GraphPlan, grids: Mapping[str, InputGrid]) -> None:
+    """Let a model whose layers are int8 modules compute by its graph.
+
+    Args:
+        model: The model.
+        captured: Its graph.
+        plan: What is folded and snapped in it.
+        grids: Of each snap of the plan.
+    """
+    Graft(captured, plan).attach(model)
+    if not grids:
+        return
+    holder = nn.Module()
+    device = next((tensor.device for tensor in model.buffers()), None)
+    for name, grid in grids.items():
+        snap = Int8Snap()
+        snap.set_grid(grid, device)
+        holder.add_module(name, snap)
+    model.add_module(SNAPS, holder)
 
 
 _BUILD: Final = "Build the model exactly as it was built when it was quantized, by the same versions of its packages."

@@ -24,7 +24,7 @@ from inc_torch.quantizers.fx._patterns import GraphPlan, plan_graph
 from inc_torch.quantizers.fx._subclasses import adopt_paddings, padding_convolutions
 from inc_torch.quantizers.fx._verify import reason_against
 
-__all__ = ["GraphStage", "settle_snaps", "ungraft"]
+__all__ = ["GraphStage", "is_of_hugging_face", "settle_snaps", "ungraft"]
 
 logger = logging.getLogger("inc_torch.quantization")
 
@@ -64,7 +64,7 @@ class GraphStage:
             "it is a single layer": not model._modules,
             "its forward was replaced on the instance": "forward" in model.__dict__,
             "its weights are on the meta device": any(parameter.is_meta for parameter in model.parameters()),
-            "from_pretrained of transformers could not rebuild its graph": _is_of_hugging_face(model),
+            "from_pretrained of transformers could not rebuild its graph": is_of_hugging_face(model),
         }
         if reason := next((reason for reason, holds in reasons.items() if holds), None):
             self._give_up(model, reason)
@@ -194,7 +194,8 @@ def settle_snaps(model: nn.Module) -> None:
     graft.use(settled)
 
 
-def _is_of_hugging_face(model: nn.Module) -> bool:
+def is_of_hugging_face(model: nn.Module) -> bool:
+    """Whether ``from_pretrained`` of transformers rebuilds it, which knows nothing of graphs."""
     return any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__)
 
 

@@ -257,7 +257,7 @@ def test_hard_loss_refuses_to_broadcast():
         ("temperature", math.inf, "a finite number greater than 0"),
         ("temperature", math.nan, "a finite number greater than 0"),
         ("loss_types", ("KL", "CE"), "the first one of ('CE', 'MSE')"),
-        ("loss_types", ("CE", "L1"), "the second one of ('CE', 'KL', 'MSE')"),
+        ("loss_types", ("CE", "L2"), "the second one of ('CE', 'KL', 'MSE', 'L1', 'cosine')"),
         ("loss_types", ("CE",), "two names"),
         ("loss_weights", (0.5, 0.6), "two numbers in [0, 1] that sum to 1"),
         ("loss_weights", (-0.5, 1.5), "two numbers in [0, 1] that sum to 1"),
