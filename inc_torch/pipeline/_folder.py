@@ -39,12 +39,17 @@ def fingerprint_of(stages: Sequence[Stage], model: nn.Module) -> dict[str, Any]:
     """
     described = []
     for stage in stages:
-        teachers = [
-            conf.teacher_model for conf in getattr(stage, "configs", ()) if isinstance(conf, DistillationConfig)
-        ]
-        digests = [None if teacher is None else _digest(teacher) for teacher in teachers]
-        described.append(stage.describe() | {"teachers": digests})
+        described.append(stage.describe() | {"teachers": [_digest(teacher) for teacher in _teachers(stage)]})
     return {"format": FORMAT, "model": {"class": _class_name(model), "weights": _digest(model)}, "stages": described}
+
+
+def _teachers(stage: Stage) -> list[nn.Module]:
+    """The modules that teach in a stage; a config may have one, several or none."""
+    given: list[object] = [
+        conf.teacher_model for conf in getattr(stage, "configs", ()) if isinstance(conf, DistillationConfig)
+    ]
+    listed = [each for one in given for each in (one if isinstance(one, list | tuple) else [one])]
+    return [teacher for teacher in listed if isinstance(teacher, nn.Module)]
 
 
 def _class_name(model: nn.Module) -> str:
