@@ -37,9 +37,7 @@ def fingerprint_of(stages: Sequence[Stage], model: nn.Module) -> dict[str, Any]:
     Names and configs of all stages, and a hash of all weights of the model and of teachers. Functions and data are not
     in it.
     """
-    described = []
-    for stage in stages:
-        described.append(stage.describe() | {"teachers": [_digest(teacher) for teacher in _teachers(stage)]})
+    described = [stage.describe() | {"teachers": list(map(_digest, _teachers(stage)))} for stage in stages]
     return {"format": FORMAT, "model": {"class": _class_name(model), "weights": _digest(model)}, "stages": described}
 
 
