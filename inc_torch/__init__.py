@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from inc_torch.inference import optimize_for_inference
     from inc_torch.lightning import INCLightningCallback as INCLightningCallback
     from inc_torch.metric import METRICS, Metric
+    from inc_torch.pipeline import Pipeline
     from inc_torch.training import prepare_pruning
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "KnowledgeDistillationLossConfig",
     "Metric",
     "OptimizedModel",
+    "Pipeline",
     "PostTrainingQuantConfig",
     "QuantizationAwareTrainingConfig",
     "SelfKnowledgeDistillationLossConfig",
@@ -77,6 +79,14 @@ __all__ = [
 
 __version__ = "0.1.0.dev0"
 
+_LATER = {
+    "METRICS": "metric",
+    "Metric": "metric",
+    "Pipeline": "pipeline",
+    "optimize_for_inference": "inference",
+    "prepare_pruning": "training",
+}
+
 _register_with_transformers()
 
 
@@ -84,12 +94,8 @@ def __getattr__(name: str) -> object:
     """Import what needs an optional package, or is not needed in a training loop, when it is asked for."""
     if name == "quantization":
         return importlib.import_module("inc_torch.quantization")
-    if name == "prepare_pruning":
-        return importlib.import_module("inc_torch.training").prepare_pruning
-    if name == "optimize_for_inference":
-        return importlib.import_module("inc_torch.inference").optimize_for_inference
-    if name in ("METRICS", "Metric"):
-        return getattr(importlib.import_module("inc_torch.metric"), name)
+    if name in _LATER:
+        return getattr(importlib.import_module(f"inc_torch.{_LATER[name]}"), name)
     if name == "INCCallback":
         return _huggingface.INCCallback
     if name == "INCLightningCallback":

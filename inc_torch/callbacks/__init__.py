@@ -8,11 +8,12 @@ from inc_torch.callbacks.distillation import DistillationCallbacks, require_teac
 from inc_torch.callbacks.pruning import PruningCallbacks
 from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
 from inc_torch.core.callback import Callback
-from inc_torch.core.hooks import Progress, Stage
+from inc_torch.core.hooks import Phase, Progress, Stage
 
 __all__ = [
     "Callback",
     "DistillationCallbacks",
+    "Phase",
     "Progress",
     "PruningCallbacks",
     "QuantizationAwareTrainingCallbacks",

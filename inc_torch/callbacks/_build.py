@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from torch import nn
 
+from inc_torch.callbacks._compatibility import COMPRESSING, check_callbacks, check_configs
 from inc_torch.callbacks._lora import holds_adapters
 from inc_torch.callbacks.adapters import AdapterCallbacks
 from inc_torch.callbacks.distillation import DistillationCallbacks
@@ -34,40 +34,20 @@ def build_callbacks(confs: Sequence[object], model: nn.Module) -> list[Callback]
 
     Raises:
         ConfigTypeError: An entry is neither a config for training nor a `Callback`.
+        ConfigError: Configs exclude each other, see `COMBINATIONS`.
+        ModelError: The model is int8, or prepared for that by another manager.
     """
     inner = unwrapped(model)
-    compresses = any(isinstance(conf, _COMPRESSING) for conf in confs)
+    check_configs(confs, inner)
+    compresses = any(isinstance(conf, COMPRESSING) for conf in confs)
     adapters = AdapterCallbacks(model) if compresses and holds_adapters(inner) else None
     callbacks = [_build(conf, inner) for conf in confs]
-    _warn_of_layers_pruned_twice(callbacks)
+    check_callbacks(callbacks)
     if adapters is not None:
         adapters.serve(callbacks)
         # After the user's own: the names of callbacks in a saved state count from the first.
         callbacks.append(adapters)
     return callbacks
-
-
-_COMPRESSING = (
-    WeightPruningConfig,
-    QuantizationAwareTrainingConfig,
-    PruningCallbacks,
-    QuantizationAwareTrainingCallbacks,
-)
-
-
-def _warn_of_layers_pruned_twice(callbacks: Sequence[Callback]) -> None:
-    pruners = [
-        pruner for callback in callbacks if isinstance(callback, PruningCallbacks) for pruner in callback.pruners
-    ]
-    taken = Counter(layer.name for pruner in pruners for layer in pruner.layers)
-    twice = [name for name, count in taken.items() if count > 1]
-    if twice:
-        message = (
-            f"{len(twice)} layer(s) are taken by several pruning configs: {', '.join(map(repr, twice[:3]))}. All of "
-            "their masks apply, so more may be pruned than any one asks. Keep them apart with op_names or "
-            "excluded_op_names."
-        )
-        warn_user(message, InexactWarning)
 
 
 def _warn_of_options_without_effect(conf: QuantizationAwareTrainingConfig, model: nn.Module) -> None:
@@ -97,6 +77,7 @@ def _build(conf: object, model: nn.Module) -> Callback:
             _warn_of_options_without_effect(conf, model)
             return QuantizationAwareTrainingCallbacks(
                 conf.to_spec(),
+                start_step=conf.start_step,
                 freeze_observers_step=conf.freeze_observers_step,
                 freeze_batch_norm_step=conf.freeze_batch_norm_step,
                 as_graph=conf.graph == "auto",

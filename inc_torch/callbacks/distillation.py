@@ -12,11 +12,27 @@ from torch import nn
 from inc_torch.callbacks._side_optimizer import SideOptimizer
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import ConfigError, StateError
-from inc_torch.core.hooks import Progress, Stage
+from inc_torch.core.hooks import Phase, Progress, Stage
 from inc_torch.core.state import check_keys
-from inc_torch.distillers import TEACHER_LOGITS, DistillationLoss, Lesson, Taps, Teacher
+from inc_torch.distillers import (
+    TEACHER_LOGITS,
+    DistillationLoss,
+    FeatureDistillation,
+    KnowledgeDistillation,
+    Lesson,
+    SelfDistillation,
+    Taps,
+    Teacher,
+)
 
 __all__ = ["DistillationCallbacks", "require_teachers"]
+
+_WORDS: Mapping[type[DistillationLoss], str] = {
+    KnowledgeDistillation: "logits",
+    FeatureDistillation: "layers",
+    SelfDistillation: "own outputs",
+}
+"""What is learnt, for a plan."""
 
 
 @final
@@ -160,6 +176,11 @@ class DistillationCallbacks(Callback):
             self._taps.remove()
         for lesson in self._lessons:
             lesson.end()
+
+    def phases(self) -> Iterable[Phase]:
+        what = " and ".join(_WORDS.get(type(loss), type(loss).__name__) for loss in self.losses if loss.has_distance)
+        if what:
+            yield Phase("distillation", what, self.start_step, None if self.end_step is None else self.end_step - 1)
 
     def metrics(self) -> Mapping[str, float]:
         """``distillation_loss``: the distance of the last batch, before weighting."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import StateError
-from inc_torch.core.hooks import Stage
+from inc_torch.core.hooks import Phase, Stage
 from inc_torch.core.report import Finding
 from inc_torch.core.state import check_keys
 from inc_torch.pruners import Pruner, PrunerSpec
@@ -62,6 +62,10 @@ class PruningCallbacks(Callback):
 
     def sparsity_over_steps(self) -> Sequence[tuple[int, float]]:
         return tuple(self._history)
+
+    def phases(self) -> Iterable[Phase]:
+        for pruner in self.pruners:
+            yield from pruner.phases()
 
     def has_reached_goal(self) -> bool:
         """Whether the masks of all pruners have changed for the last time."""

@@ -9,8 +9,8 @@ from torch import nn
 
 from inc_torch.callbacks._bfloat16 import left_to_bfloat16
 from inc_torch.core.callback import Callback
-from inc_torch.core.errors import HookOrderError, InexactWarning, StateError
-from inc_torch.core.hooks import Progress, Stage
+from inc_torch.core.errors import CalibrationError, HookOrderError, InexactWarning, StateError
+from inc_torch.core.hooks import Phase, Progress, Stage
 from inc_torch.core.report import Finding
 from inc_torch.core.sharding import require_unshardable
 from inc_torch.core.state import check_keys
@@ -22,7 +22,9 @@ from inc_torch.quantizers import (
     QuantSpec,
     batch_norms,
     convert,
+    disable_fake_quant,
     enable_fake_quant,
+    fake_quant_modules,
     fold_ranges,
     freeze_batch_norm,
     is_graph,
@@ -41,17 +43,18 @@ __all__ = ["QuantizationAwareTrainingCallbacks"]
 class QuantizationAwareTrainingCallbacks(Callback):
     """Trains a model under int8 rounding, and converts it at the end.
 
-    Modules are exchanged when the callback is bound, before the optimizer exists; they compute as in float until
-    training begins. From ``on_train_begin`` on inputs and weights are rounded and the extremes of inputs noted.
+    Modules are exchanged when the callback is bound, before the optimizer exists; they compute as in float until step
+    ``start_step`` of the training begins. From then on inputs and weights are rounded and the extremes of inputs noted.
     Before each optimizer step these enter the ranges, for all modules, micro-batches and ranks at once; inputs are
-    rounded by the ranges of the steps before, so those of the first step are not. ``on_train_end`` makes int8 modules
-    of what was learnt.
+    rounded by the ranges of the steps before, so those of the first rounded step are not. ``on_train_end`` makes int8
+    modules of what was learnt.
 
-    What is frozen follows from the number of optimizer steps alone, so a resumed run, accumulation of gradients and
-    many processes need nothing more to agree.
+    What rounds and what is frozen follows from the number of optimizer steps alone, so a resumed run, accumulation of
+    gradients and many processes need nothing more to agree.
 
     Args:
         spec: What to quantize how.
+        start_step: Optimizer steps that compute in float, before the first that rounds.
         freeze_observers_step: After so many optimizer steps ranges of inputs stay as they are; None is never.
         freeze_batch_norm_step: After so many optimizer steps batch normalization uses and keeps its running statistics
             until the end of training; None is never.
@@ -60,24 +63,27 @@ class QuantizationAwareTrainingCallbacks(Callback):
 
     stage = Stage.REWRITE
     state_version = 3
-    # Ranges are folded, and statistics frozen for the next step, before the optimizer steps: no forward comes between.
-    exact_when_late = frozenset({"on_step_begin", "on_before_optimizer_step"})
+    # Ranges are folded, and the next step prepared, before the optimizer steps: no forward comes between.
+    exact_when_late = frozenset({"on_step_begin", "on_before_optimizer_step", "on_after_optimizer_step"})
 
     def __init__(
         self,
         spec: QuantSpec,
         *,
+        start_step: int = 0,
         freeze_observers_step: int | None = None,
         freeze_batch_norm_step: int | None = None,
         as_graph: bool = False,
     ) -> None:
         self.spec = spec
+        self.start_step = start_step
         self.freeze_observers_step = freeze_observers_step
         self.freeze_batch_norm_step = freeze_batch_norm_step
         self._decisions: dict[str, Prepared] = {}
         self._as_graph = as_graph
         self._stage: GraphStage | None = None
         self._is_converted = False
+        self._is_rounding: bool | None = None
         self._has_fixed_ranges: bool | None = None
         self._has_frozen_statistics = False
 
@@ -108,10 +114,21 @@ class QuantizationAwareTrainingCallbacks(Callback):
     def metrics(self) -> dict[str, float]:
         """``fake_quant``: the share of prepared modules whose weights and inputs are rounded in a forward.
 
-        0 before training, and for all modules with inputs until the first step has given them ranges; 1 from then
+        0 before ``start_step``, and for all modules with inputs until the first step has given them ranges; 1 from then
         on, unless a module is never run. Nothing after conversion, when all of them compute in int8.
         """
         return {} if self._is_converted else {"fake_quant": rounding_share(self.model)}
+
+    def phases(self) -> Iterable[Phase]:
+        yield Phase("quantization", "int8 rounding", self.start_step)
+        if self.freeze_observers_step is not None:
+            yield Phase("quantization", "ranges of inputs frozen", self.freeze_observers_step)
+        if self.freeze_batch_norm_step is not None:
+            yield Phase("quantization", "batch norm frozen", self.freeze_batch_norm_step)
+
+    def has_reached_goal(self) -> bool:
+        """Whether a step was rounded; only a start later than the first step takes its time."""
+        return not self.start_step or self.progress.step > self.start_step
 
     def on_train_begin(self, dataloader: object = None) -> None:
         if self._is_converted:
@@ -120,32 +137,57 @@ class QuantizationAwareTrainingCallbacks(Callback):
         require_unshardable(self.model)  # now, not at the end of the training
         if self._stage is not None:
             self._stage.begin(self.model)
-        enable_fake_quant(self.model, observe=True)
-        self._has_fixed_ranges = False
-        self._fix_ranges()
-        self._freeze_statistics(self.progress.step)
+        self._is_rounding = None
+        self._enter(self.progress.step)
 
     def on_step_begin(self, batch_id: int) -> None:
-        self._fix_ranges()
-        self._freeze_statistics(self.progress.step)
+        self._enter(self.progress.step)
 
     def on_before_optimizer_step(self) -> None:
-        self._fix_ranges()
-        if not self._has_fixed_ranges:
+        self._enter(self.progress.step)
+        if self._is_rounding and not self._has_fixed_ranges:
             fold_ranges(self.model, self.progress.ranks)
-        self._freeze_statistics(self.progress.step + 1)
+        self._prepare_forwards(self.progress.step + 1)
+
+    def on_after_optimizer_step(self) -> None:
+        # Done before the step already, unless a state was loaded between the two.
+        self._prepare_forwards(self.progress.step + 1)
 
     def on_train_end(self) -> None:
         if not self._is_converted:
-            self._fix_ranges()
+            self._require_rounded_steps()
+            self._enter(self.progress.step)
             convert(self.model, self.progress.ranks)
             thaw_batch_norm(self.model)
             self._decisions = left_to_bfloat16(self.model, self._decisions, unasked=False)
             run_graph_fused(self.model)
             self._is_converted = True
 
+    def _enter(self, step: int) -> None:
+        """Be in optimizer step number ``step``, from 0."""
+        self._prepare_forwards(step)
+        self._fix_ranges()
+
+    def _prepare_forwards(self, step: int) -> None:
+        """Make the forwards of optimizer step number ``step``, from 0, compute as they have to."""
+        self._round(step)
+        self._freeze_statistics(step)
+
+    def _round(self, step: int) -> None:
+        is_due = step >= self.start_step
+        if is_due == self._is_rounding:
+            return
+        if is_due:
+            enable_fake_quant(self.model, observe=True)
+        else:
+            stop_observing(self.model)
+            disable_fake_quant(self.model)
+        self._is_rounding, self._has_fixed_ranges = is_due, False
+
     def _fix_ranges(self) -> None:
         """Stop observing once the last step that counts is done, or observe again after an older state was loaded."""
+        if not self._is_rounding:
+            return
         is_due = self.freeze_observers_step is not None and self.progress.step >= self.freeze_observers_step
         if is_due == self._has_fixed_ranges:
             return
@@ -156,11 +198,25 @@ class QuantizationAwareTrainingCallbacks(Callback):
         self._has_fixed_ranges = is_due
 
     def _freeze_statistics(self, step: int) -> None:
-        """Make batch normalization as it has to be in the forwards of optimizer step number ``step``, from 0."""
         is_due = self.freeze_batch_norm_step is not None and step >= self.freeze_batch_norm_step
         if is_due != self._has_frozen_statistics:
             (freeze_batch_norm if is_due else thaw_batch_norm)(self.model)
         self._has_frozen_statistics = is_due
+
+    def _require_rounded_steps(self) -> None:
+        """Refuse to make int8 what was never trained as such, or say so where the conversion needs nothing learnt."""
+        if self.has_reached_goal():
+            return
+        fold_ranges(self.model, self.progress.ranks)  # of a step that was begun
+        message = (
+            f"QuantizationAwareTrainingConfig.start_step={self.start_step}: the training ended after "
+            f"{self.progress.step} optimizer steps, before one of them was rounded"
+        )
+        way_out = "Train on for more steps than that before on_train_end, or give a smaller start_step."
+        if any(module.needs_range for _, module in fake_quant_modules(self.model)):
+            message = f"{message}, so no range of inputs is known and the model cannot become int8. {way_out}"
+            raise CalibrationError(message)
+        warn_user(f"{message}: the model becomes int8 without having learnt to be. {way_out}", InexactWarning)
 
     def state_dict(self) -> dict[str, Any]:
         """Ranges and what is to enter them; under distribution every rank has to call this and gets the same."""
@@ -181,7 +237,6 @@ class QuantizationAwareTrainingCallbacks(Callback):
             raise StateError(message)
         self._follow_graph(bool(state["is_graph"]))
         load_observer_state(self.model, state["observers"])
-        self._has_fixed_ranges = None  # decided again at the next hook, when the number of the step is loaded too
 
     def _follow_graph(self, was_graph: bool) -> None:
         """Train as the run did that is resumed: its graph may have been given up at its first batch."""

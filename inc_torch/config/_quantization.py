@@ -18,6 +18,7 @@ from inc_torch.config._criteria import (
 from inc_torch.config._op_rules import DEFAULT_RULE, TRAINING, check_rules, rules_of, spec_of
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.config._tuned import TunedConfig
+from inc_torch.core.errors import ConfigError
 from inc_torch.quantizers import FloatType, QuantScheme, QuantSpec
 
 __all__ = ["QuantizationAwareTrainingConfig"]
@@ -86,6 +87,8 @@ class QuantizationAwareTrainingConfig(TunedConfig):
             training loop, as the next two.
         accuracy_criterion: The goal of the search.
         tuning_criterion: Its strategy, its bounds, what else counts, and what becomes of a missed goal.
+        start_step: Optimizer steps that compute in float; the first that rounds comes after them. Nothing is observed
+            before.
         freeze_observers_step: Optimizer steps after which the ranges of inputs stay as they are; None is never. What
             weights are rounded to follows their present range to the end.
         freeze_batch_norm_step: Optimizer steps after which batch normalization uses and keeps its running statistics,
@@ -121,6 +124,7 @@ class QuantizationAwareTrainingConfig(TunedConfig):
     accuracy_criterion: AccuracyCriterion = option(ACCURACY, default=AccuracyCriterion())
     tuning_criterion: TuningCriterion = option(TUNING, default=TuningCriterion())
     _: KW_ONLY
+    start_step: int = option(integer("an integer, 0 or more", lambda x: x >= 0), default=0, kw_only=True)
     freeze_observers_step: int | None = option(
         optional(integer("an integer, 1 or more, or None", lambda x: x >= 1)), default=None, kw_only=True
     )
@@ -135,6 +139,15 @@ class QuantizationAwareTrainingConfig(TunedConfig):
     objective: InitVar[Objectives | None] = None
     performance_only: InitVar[bool | None] = None
     graph: Literal["auto", "off"] = option(check_graph, default="auto", kw_only=True)
+
+    def _check_relations(self) -> None:
+        """Refuse to freeze what has not begun."""
+        least = {"freeze_observers_step": self.start_step + 1, "freeze_batch_norm_step": self.start_step}
+        for name, first in least.items():
+            step = getattr(self, name)
+            if step is not None and step < first:
+                want = f"{first} or more, as start_step={self.start_step} is the first that rounds, or None"
+                raise ConfigError.field(type(self).__name__, name, step, want)
 
     @property
     def approach(self) -> str:

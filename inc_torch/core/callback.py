@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from inc_torch.core.hooks import Progress, Stage
+from inc_torch.core.hooks import Phase, Progress, Stage
 from inc_torch.core.report import Finding
 
 __all__ = ["Callback"]
@@ -68,6 +68,10 @@ class Callback:
 
     def sparsity_over_steps(self) -> Sequence[tuple[int, float]]:
         """Optimizer steps at which the share of pruned units changed, and what it was from then on; for the report."""
+        return ()
+
+    def phases(self) -> Iterable[Phase]:
+        """What it does from which optimizer step to which, for ``manager.plan()``; none means all the time."""
         return ()
 
     def has_reached_goal(self) -> bool:

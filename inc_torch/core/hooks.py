@@ -29,13 +29,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import final
 from weakref import WeakSet
 
 from torch.optim import Optimizer
 
 from inc_torch.core.ranks import Ranks
 
-__all__ = ["HOOKS", "UNDO_HOOKS", "Progress", "Stage"]
+__all__ = ["HOOKS", "UNDO_HOOKS", "Phase", "Progress", "Stage"]
 
 HOOKS = (
     "on_train_begin",
@@ -68,6 +69,33 @@ class Stage(IntEnum):
     """Looks and adds to the loss: distillation, and user callbacks unless they say otherwise."""
     MASK = 3
     """Writes zeros into weights: pruning."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What a technique does from one optimizer step to another.
+
+    Attributes:
+        technique: Who does it, in a word.
+        what: What is done, in a few.
+        begin: The first step of it, from 0.
+        end: The last step of it; None if it lasts as long as the training.
+
+    Example:
+        >>> Phase("pruning", "4x1 to 50 %", 100, 400).steps
+        '100 - 400'
+    """
+
+    technique: str
+    what: str
+    begin: int
+    end: int | None = None
+
+    @property
+    def steps(self) -> str:
+        """First and last step, for a table."""
+        return f"{self.begin} - {'end' if self.end is None else self.end}"
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import InexactWarning, LoopWarning, StateError
+from inc_torch.core.hooks import Phase
 from inc_torch.core.ranks import Ranks
 from inc_torch.core.report import Finding
 from inc_torch.core.sharding import held
@@ -251,6 +252,15 @@ class Pruner:
             f"(start_step={self.spec.start}, pruning_frequency={self.spec.frequency})."
         )
         warn_user(message, InexactWarning)
+
+    def phases(self) -> Iterable[Phase]:
+        """From when to when masks change, and from when on they stay."""
+        spec = self.spec
+        if spec.locks_zeros:
+            yield Phase("pruning", "zeros locked", spec.start)
+        else:
+            yield Phase("pruning", f"{spec.pattern_text} to {100 * spec.target:.4g} %", spec.start, spec.end)
+            yield Phase("pruning", "masks locked", spec.end + 1)
 
     def findings(self) -> Iterable[Finding]:
         """What was asked of each layer, counted as the target is: in units, in elements for N:M.

@@ -33,6 +33,7 @@ from inc_torch.export import adorn, attach_report, save
 
 if TYPE_CHECKING:
     from inc_torch.config import Torch2ONNXConfig
+    from inc_torch.core.plan import Plan
     from inc_torch.export.onnx import OnnxExport
     from inc_torch.training._fit import fit
     from inc_torch.training._pruning import prepare_pruning
@@ -43,6 +44,7 @@ __all__ = [
     "DistillationConfig",
     "IntermediateLayersKnowledgeDistillationLossConfig",
     "KnowledgeDistillationLossConfig",
+    "Plan",
     "QuantizationAwareTrainingConfig",
     "SelfKnowledgeDistillationLossConfig",
     "WeightPruningConfig",
@@ -55,13 +57,17 @@ CallBacks = Dispatcher
 """INC's name for the object that runs the hooks."""
 
 
-_LATER = {"fit": "_fit", "prepare_pruning": "_pruning"}
-"""Where functions stand that are imported when they are asked for: a loop with hooks does without."""
+_LATER = {
+    "Plan": "inc_torch.core.plan",
+    "fit": "inc_torch.training._fit",
+    "prepare_pruning": "inc_torch.training._pruning",
+}
+"""Where names stand that are imported when they are asked for: a loop with hooks does without."""
 
 
 def __getattr__(name: str) -> object:
     if name in _LATER:
-        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+        return getattr(importlib.import_module(_LATER[name]), name)
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)
 
@@ -115,8 +121,8 @@ def prepare_compression(
     """
     model, listed = _arguments(model, confs)
     inner = unwrapped(model)
-    _give_up_earlier_run(inner)
     manager = CompressionManager(model, listed, Ranks(process_group))
+    _give_up_earlier_run(inner)
     _LATEST[inner] = weakref.ref(manager)
     return manager
 
@@ -206,7 +212,8 @@ class CompressionManager:
         """
         findings: list[Finding] = []
         curves = [callback.sparsity_over_steps() for callback in self.callbacks.callbacks_list]
-        for callback in self.callbacks.callbacks_list:
+        # By stage, so that notes stand in one order whatever that of the configs.
+        for callback in sorted(self.callbacks.callbacks_list, key=lambda callback: callback.stage):
             # Every callback counts its groups from 0.
             offset = 1 + max((finding.group for finding in findings if finding.group is not None), default=-1)
             findings += [
@@ -214,6 +221,36 @@ class CompressionManager:
                 for finding in callback.findings()
             ]
         return CompressionReport.measure(self._inner, findings, next((curve for curve in curves if curve), ()))
+
+    def plan(self, steps: int | None = None) -> Plan:
+        """Say what happens from which optimizer step to which, and what of it goes wrong together.
+
+        Args:
+            steps: Optimizer steps of the whole training, if you know: what it does not reach is noted then.
+
+        Raises:
+            ConfigError: ``steps`` is no number of steps.
+
+        Example:
+            >>> import torch
+            >>> from inc_torch import QuantizationAwareTrainingConfig, WeightPruningConfig, prepare_compression
+            >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> pruning = WeightPruningConfig(target_sparsity=0.5, end_step=400)
+            >>> manager = prepare_compression(model, [pruning, QuantizationAwareTrainingConfig(start_step=600)])
+            >>> print(manager.plan(1000))
+            technique     phase          steps      0                                   1000
+            ------------  -------------  ---------  ----------------------------------------
+            pruning       4x1 to 50 %    0 - 400    #################
+            pruning       masks locked   401 - end                  ########################
+            quantization  int8 rounding  600 - end                          ################
+        """
+        if steps is not None and (type(steps) is not int or steps < 1):
+            message = f"CompressionManager.plan got steps={steps!r}: expected a number of optimizer steps, 1 or more."
+            raise ConfigError(message)
+        # On first use: a loop does without.
+        from inc_torch.callbacks._plan import plan_of
+
+        return plan_of(self.callbacks.callbacks_list, steps)
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log beside the loss: sparsity reached, distillation loss, share of fake-quantized modules."""

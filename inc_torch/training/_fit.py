@@ -209,6 +209,7 @@ class _Trainings:
             return [*others, _LeftInFloat(self._decisions, treatments)]
         quantization = QuantizationAwareTrainingCallbacks(
             spec_with(self._spec, treatments),
+            start_step=self.config.start_step,
             freeze_observers_step=self.config.freeze_observers_step,
             freeze_batch_norm_step=self.config.freeze_batch_norm_step,
             as_graph=self.config.graph == "auto",

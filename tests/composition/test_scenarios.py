@@ -358,6 +358,79 @@ def test_s21_the_student_as_teacher_and_default_pruning(order, tmp_path):
     assert loaded.__dict__["_inc_torch_report"] == report
 
 
+def one_shot(model, confs):
+    """The loop of Neural Compressor's orchestration page."""
+    compression_manager = prepare_compression(model=model, confs=confs)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    compression_manager.callbacks.on_train_begin()
+    for epoch in range(2):
+        compression_manager.callbacks.on_epoch_begin(epoch)
+        for index, (batch, labels) in enumerate(images(4)):
+            compression_manager.callbacks.on_step_begin(index)
+            output = compression_manager.model(batch)
+            loss = F.cross_entropy(output, labels)
+            loss = compression_manager.callbacks.on_after_compute_loss(batch, output, loss)
+            loss.backward()
+            compression_manager.callbacks.on_before_optimizer_step()
+            optimizer.step()
+            compression_manager.callbacks.on_after_optimizer_step()
+            optimizer.zero_grad()
+            compression_manager.callbacks.on_step_end()
+        compression_manager.callbacks.on_epoch_end()
+    compression_manager.callbacks.on_train_end()
+    return compression_manager
+
+
+def half_empty() -> ConvNet:
+    model = ConvNet()
+    with torch.no_grad():
+        for module in (model.conv, model.hidden):
+            module.weight.mul_(torch.rand_like(module.weight) > 0.5)
+    return model
+
+
+@pytest.mark.parametrize("order", ["pq", "qp"])
+def test_s32_pruning_during_quantization_aware_training(order):
+    confs = {"p": pruning(), "q": QuantizationAwareTrainingConfig(start_step=3)}
+    manager = one_shot(ConvNet(), [confs[letter] for letter in order])
+    rows = {row.name: row for row in manager.report().modules}
+    assert {row.bits for row in rows.values()} == {8}
+    assert 0.5 <= manager.report().sparsity < 0.53
+    assert manager.plan(8).notes == ()
+
+
+@pytest.mark.parametrize("order", ["dl", "ld"])
+@pytest.mark.parametrize("quantizes", [False, True], ids=["S33", "S34"])
+def test_s33_and_s34_distillation_with_a_pattern_lock(order, quantizes):
+    model, teacher = half_empty(), ConvNet(1)
+    zeros = {name: model.get_submodule(name).weight == 0 for name in ("conv", "hidden")}
+    confs = {
+        "d": DistillationConfig(teacher, KnowledgeDistillationLossConfig()),
+        "l": WeightPruningConfig(pruning_type="pattern_lock", target_sparsity=0.5),
+    }
+    manager = one_shot(model, [confs[letter] for letter in order] + [QuantizationAwareTrainingConfig()] * quantizes)
+    for name, zero in zeros.items():
+        module = model.get_submodule(name)
+        assert not (module.qweight if quantizes else module.weight)[zero].any()
+    assert {row.bits for row in manager.report().modules} == {8 if quantizes else 32}
+
+
+@pytest.mark.parametrize("shots", [["p"], ["d"], ["d", "p"]], ids=["S35", "S36", "S37"])
+def test_s35_to_s37_one_shot_after_another_by_hand(shots):
+    """As 2.X does it: the model of one manager goes into the next, and into `quantization.fit`."""
+    model = ConvNet()
+    for shot in shots:
+        conf = pruning() if shot == "p" else DistillationConfig(ConvNet(1), KnowledgeDistillationLossConfig())
+        manager = one_shot(model, conf)
+    zeros = {name: model.get_submodule(name).weight == 0 for name in ("conv", "hidden")}
+    # INC's wrapper holds the model in .model, and both are taken.
+    for given in (manager.model, manager.model.model):
+        int8 = inc_torch.quantization.fit(given, calib_dataloader=[batch for batch, _ in images(3)])
+        for name, zero in zeros.items():
+            assert not int8.get_submodule(name).qweight[zero].any()
+        assert (int8.report().sparsity >= 0.5) == ("p" in shots)
+
+
 def test_the_teacher_may_be_a_frozen_copy_of_the_student():
     model = ConvNet()
     teacher = copy.deepcopy(model).eval()

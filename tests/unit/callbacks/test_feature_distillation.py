@@ -346,6 +346,8 @@ def test_the_teacher_has_its_say_between_two_steps():
     for loss, expected in zip(losses, [task, distance, distance, task, task], strict=True):
         torch.testing.assert_close(loss, expected)
     assert len(calls) == 2  # teacher[0] above is not the teacher
+    (phase,) = manager.callbacks.callbacks_list[0].phases()
+    assert (phase.technique, phase.what, phase.steps) == ("distillation", "layers", "1 - 2")
     with pytest.raises(ConfigError, match=r"end_step=1: expected a step after start_step=1, or None"):
         DistillationConfig(teacher, start_step=1, end_step=1)
 
