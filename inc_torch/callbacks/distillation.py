@@ -97,7 +97,9 @@ class DistillationCallbacks(Callback):
             Lesson(self.losses if index == 0 else copy.deepcopy(self.losses), teacher)
             for index, teacher in enumerate(self.teachers or (None,))
         ]
-        self._optimizers = [[SideOptimizer(loss.learning_rate) for loss in lesson.losses] for lesson in self._lessons]
+        self._learning = [
+            (loss, SideOptimizer(loss.learning_rate)) for lesson in self._lessons for loss in lesson.losses
+        ]
         self._taps: Taps | None = None
         if student is not None:
             self._meet(student)
@@ -126,8 +128,7 @@ class DistillationCallbacks(Callback):
             lesson.begin()
 
     def on_step_begin(self, batch_id: int) -> None:
-        if self._taps is not None:
-            self._taps.forget()
+        self._forget()
 
     def on_after_compute_loss(
         self,
@@ -153,6 +154,7 @@ class DistillationCallbacks(Callback):
         self.last_distillation_loss = None
         distances: list[torch.Tensor | None] = [None] * len(self.losses)
         if not self._is_due():
+            self._forget()
             return torch.as_tensor(student_loss)
         if any(loss.has_distance for loss in self.losses):
             if teacher_output is None and isinstance(input, Mapping):
@@ -167,9 +169,8 @@ class DistillationCallbacks(Callback):
 
     def on_after_optimizer_step(self) -> None:
         followed, ranks = list(self.progress.optimizers), self.progress.ranks
-        for lesson, optimizers in zip(self._lessons, self._optimizers, strict=True):
-            for loss, optimizer in zip(lesson.losses, optimizers, strict=True):
-                optimizer.step(loss.trained_parameters(), followed, ranks)
+        for loss, optimizer in self._learning:
+            optimizer.step(loss.trained_parameters(), followed, ranks)
 
     def on_train_end(self) -> None:
         if self._taps is not None:
@@ -190,8 +191,7 @@ class DistillationCallbacks(Callback):
         """The SHA-256 of teachers that are copies of the student, and what losses train for themselves."""
         learnt = [
             {"loss": loss.state_dict(), "optimizer": optimizer.state_dict(loss.trained_parameters())}
-            for lesson, optimizers in zip(self._lessons, self._optimizers, strict=True)
-            for loss, optimizer in zip(lesson.losses, optimizers, strict=True)
+            for loss, optimizer in self._learning
         ]
         return {"snapshots": self._snapshots(), "learnt": learnt}
 
@@ -209,9 +209,7 @@ class DistillationCallbacks(Callback):
                 "that run, and load the trained weights afterwards; or save the teacher and pass it as teacher_model."
             )
             raise StateError(message)
-        losses = [loss for lesson in self._lessons for loss in lesson.losses]
-        optimizers = [optimizer for row in self._optimizers for optimizer in row]
-        for loss, optimizer, learnt in zip(losses, optimizers, state["learnt"], strict=True):
+        for (loss, optimizer), learnt in zip(self._learning, state["learnt"], strict=True):
             check_keys(type(self).__name__, learnt, {"loss", "optimizer"})
             loss.load_state_dict(learnt["loss"])
             optimizer.load_state_dict(learnt["optimizer"], loss.trained_parameters())
@@ -221,6 +219,11 @@ class DistillationCallbacks(Callback):
         self._taps = Taps(student, layers, "student") if layers else None
         for lesson in self._lessons:
             lesson.meet(student)
+
+    def _forget(self) -> None:
+        """Drop features whose loss never came."""
+        if self._taps is not None:
+            self._taps.forget()
 
     def _is_due(self) -> bool:
         if self.start_step == 0 and self.end_step is None:

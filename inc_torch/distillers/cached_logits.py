@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from inc_torch.core.errors import ArtifactError, ConfigError, ModelError
+from inc_torch.core.progress import with_progress
 from inc_torch.distillers._outputs import TEACHER_LOGITS, extract_logits
 from inc_torch.distillers._teacher import Teacher
 
@@ -87,7 +88,7 @@ def cache_teacher_logits(
     partial.mkdir(parents=True)
     writer = _Writer(partial, top_k, dtype)
     asked = Teacher(teacher)
-    for batch in dataloader:
+    for batch in with_progress(dataloader, "Asking the teacher"):
         writer.add(extract_logits(asked(batch)).float().cpu(), _real_positions_of(batch))
     writer.finish()
     partial.rename(target)
