@@ -112,7 +112,7 @@ WEIGHT_ONLY: RuleWords = {
             " Weights become integers of 2 to 8 bits; float types of 4 bits come with a later version of inc_torch.",
         ),
         "scheme": _Words(("sym", "asym"), ("asym_float",), " Zero points are integers."),
-        "algorithm": _Words(("RTN",), _WEIGHT_ONLY, " The others come with a later version of inc_torch."),
+        "algorithm": _Words(("RTN", "GPTQ"), _WEIGHT_ONLY, " The others come with a later version of inc_torch."),
     },
     "activation": {
         "dtype": _Words(
@@ -269,6 +269,7 @@ def _weight_only_changes(given: _Given, numbers: Mapping[str, int]) -> dict[str,
     changes: dict[str, Any] = {
         "bits": numbers.get("bits", of_dtype),
         "group_size": numbers.get("group_size", default.group_size),
+        "algorithm": given.get(("weight", "algorithm"), "RTN").lower(),
     }
     if (scheme := given.get(("weight", "scheme"))) is not None:
         changes["symmetric"] = scheme == "sym"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from inc_torch.config._checks import (
     Check,
@@ -18,7 +19,7 @@ from inc_torch.config._checks import (
     text,
 )
 from inc_torch.config._readonly import FrozenDict
-from inc_torch.quantizers import SmoothQuant, WeightOnlyScheme
+from inc_torch.quantizers import GptqSettings, SmoothQuant, WeightOnlyScheme
 
 __all__ = [
     "DEFAULT_RECIPES",
@@ -103,6 +104,24 @@ _RTN: Mapping[str, Check[object]] = {
 }
 """Of these ``return_int`` changes nothing: weights are packed codes at once."""
 
+_GPTQ: Mapping[str, Check[object]] = {
+    "percdamp": number("a number above 0", lambda x: x > 0),
+    "act_order": flag,
+    "block_size": integer("a number of columns above 0", lambda x: x >= 1),
+    "static_groups": flag,
+    "nsamples": integer("a number of samples above 0", lambda x: x >= 1),
+    "true_sequential": flag,
+    "lm_head": flag,
+    "use_max_length": flag,
+    "pad_max_length": integer("a number of tokens above 0", lambda x: x >= 1),
+}
+_GPTQ_WITHOUT_EFFECT = {
+    "true_sequential": "the layers of a block are rounded for one and the same inputs",
+    "lm_head": "layers outside of the blocks are rounded to the nearest",
+    "use_max_length": "batches are run as they come",
+    "pad_max_length": "batches are run as they come",
+}
+
 _CHECKS: Mapping[str, tuple[Check[object], object]] = {
     "smooth_quant": (flag, False),
     "smooth_quant_args": (_options(_SMOOTH_QUANT), {}),
@@ -120,7 +139,7 @@ _CHECKS: Mapping[str, tuple[Check[object], object]] = {
     "dedicated_qdq_pair": (flag, False),
     "rtn_args": (_options(_RTN), {}),
     "awq_args": (mapping, {}),
-    "gptq_args": (mapping, {}),
+    "gptq_args": (_options(_GPTQ), {}),
     "teq_args": (mapping, {}),
     "autoround_args": (mapping, {}),
 }
@@ -162,7 +181,7 @@ def recipes_without_effect(recipes: Mapping[str, object], approach: str) -> dict
     """
     idle = dict(_NEVER)
     if "weight_only" in approach:
-        later = _OF_WEIGHT_ONLY[1:]
+        later = ("awq_args", "teq_args", "autoround_args")
         idle |= dict.fromkeys(later, "its algorithm comes with a later version of inc_torch")
         idle |= dict.fromkeys(
             _OF_INT8, "approach='weight_only' rounds weights alone; leave layers in float by op_name_dict"
@@ -173,7 +192,11 @@ def recipes_without_effect(recipes: Mapping[str, object], approach: str) -> dict
         idle |= dict.fromkeys(_OF_DATA, "approach='dynamic' looks at no calibration data")
     if not recipes["smooth_quant"]:
         idle["smooth_quant_args"] = "recipes['smooth_quant'] is not True"
-    return {name: reason for name, reason in idle.items() if recipes[name] != DEFAULT_RECIPES[name]}
+    found = {name: reason for name, reason in idle.items() if recipes[name] != DEFAULT_RECIPES[name]}
+    gptq = recipes["gptq_args"]
+    if "gptq_args" not in found and isinstance(gptq, Mapping):
+        found |= {f"gptq_args.{key}": reason for key, reason in _GPTQ_WITHOUT_EFFECT.items() if gptq.get(key)}
+    return found
 
 
 _SEARCH_FIELDS: Mapping[str, str] = {
@@ -216,8 +239,25 @@ def smoothing_of(recipes: FrozenDict) -> SmoothQuant | None:
 
 def rounding_of(recipes: Mapping[str, object]) -> WeightOnlyScheme:
     """What the recipes say of the rounding of weights alone."""
-    arguments = recipes["rtn_args"]
-    options = arguments if isinstance(arguments, Mapping) else {}
+    nearest, gptq = (_given(recipes, name) for name in ("rtn_args", "gptq_args"))
+    settings = {_GPTQ_FIELDS[key]: value for key, value in gptq.items() if key in _GPTQ_FIELDS}
     return WeightOnlyScheme(
-        full_range=bool(options.get("enable_full_range")), clip_search=bool(options.get("enable_mse_search"))
+        full_range=bool(nearest.get("enable_full_range")),
+        clip_search=bool(nearest.get("enable_mse_search")),
+        gptq=GptqSettings(**settings) if settings else None,
     )
+
+
+_GPTQ_FIELDS: Mapping[str, str] = {
+    "percdamp": "damping",
+    "act_order": "act_order",
+    "block_size": "block_size",
+    "static_groups": "static_groups",
+    "nsamples": "samples",
+}
+"""By the name in ``gptq_args``: the field of `GptqSettings`."""
+
+
+def _given(recipes: Mapping[str, object], name: str) -> Mapping[str, Any]:
+    arguments = recipes[name]
+    return arguments if isinstance(arguments, Mapping) else {}

@@ -21,6 +21,7 @@ from inc_torch.core.sharding import held
 from inc_torch.core.streaming import attached_weights
 from inc_torch.export import adorn, attach_report, attached_report
 from inc_torch.inference import run_graph_fused
+from inc_torch.quantization._blockwise import quantize_weights_by_blocks, uses_gptq
 from inc_torch.quantizers import (
     LEFT_BY_SEARCH,
     Calibration,
@@ -99,6 +100,8 @@ class Job:
         if not self._weight_only:
             self.model.eval()
         self._observing = [name for name, module in fake_quant_modules(self.model) if module.is_static]
+        self._samples = uses_gptq(self.spec.quant, self.model) if self._weight_only else 0
+        self._batches: list[Any] = []
 
     def undo(self) -> None:
         """Make a model that was to change in place what it was, unless its weights are int8 already."""
@@ -141,6 +144,13 @@ class Job:
             )
             raise CalibrationError(message)
 
+        if self._samples and dataloader is None:
+            message = (
+                "The algorithm GPTQ rounds weights for the inputs that they see: expected a calib_dataloader, got "
+                "none. Without data: 'algorithm': 'RTN'."
+            )
+            raise CalibrationError(message)
+
     def require_finite_weights(self) -> None:
         """Refuse to begin where a weight has no codes."""
         for name, module in fake_quant_modules(self.model):
@@ -164,6 +174,9 @@ class Job:
         """
         if function is not None:
             self._rerun = function
+        if self._samples and dataloader is not None:
+            self._batches = _first_samples(dataloader, self._samples, self.model)
+            dataloader = self._batches
         if not self._observing or (dataloader is None and function is None):
             self._keep_first(dataloader or ())
             return
@@ -299,7 +312,31 @@ class Job:
         in_float = {name: kind for name, kind in treatments.items() if isinstance(kind, FloatType)}
         if treatments and len(in_float) == len(treatments):
             return self._decisions | {name: Prepared(None, LEFT_BY_SEARCH, kind) for name, kind in in_float.items()}
-        return quantize_weights(model, spec_with(self.spec.quant, treatments))
+        spec = spec_with(self.spec.quant, treatments)
+        return (
+            quantize_weights_by_blocks(model, spec, self._batches) if self._samples else quantize_weights(model, spec)
+        )
+
+
+def _first_samples(dataloader: Iterable[Any], most: int, model: nn.Module) -> list[Any]:
+    """The first batches, until they hold so many samples.
+
+    Raises:
+        CalibrationError: There is none.
+    """
+    kept: list[Any] = []
+    seen = 0
+    for batch in dataloader:
+        kept.append(batch)
+        seen += count_samples(split(batch, model)[0])
+        if seen >= most:
+            break
+    if not seen:
+        message = (
+            "calib_dataloader yielded no sample: expected at least one, for GPTQ to see what weights are used for."
+        )
+        raise CalibrationError(message)
+    return kept
 
 
 @final

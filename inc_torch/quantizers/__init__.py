@@ -17,6 +17,7 @@ from inc_torch.quantizers._convert import convert, convert_calibrated, describe_
 from inc_torch.quantizers._fake_quant_modules import fake_quant_class as quantized_kind
 from inc_torch.quantizers._flow import Flow, trace_flow
 from inc_torch.quantizers._given_codes import GivenCodes, adopt_codes, reason_against_codes
+from inc_torch.quantizers._gptq import GptqWeight, round_by_gptq
 from inc_torch.quantizers._hessian import hessian_traces
 from inc_torch.quantizers._int8_conv import Int8Conv1d, Int8Conv2d, Int8Conv3d
 from inc_torch.quantizers._int8_conv_transpose import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d
@@ -42,10 +43,19 @@ from inc_torch.quantizers._scheme_names import named_scheme, weight_only_name
 from inc_torch.quantizers._sensitivity import ModelErrors, OutputError, output_errors
 from inc_torch.quantizers._smoothing import SmoothQuant
 from inc_torch.quantizers._snap import Int8Snap
-from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec, Scheme, Treatment, WeightOnlyScheme
+from inc_torch.quantizers._spec import (
+    FloatType,
+    GptqSettings,
+    QuantRule,
+    QuantScheme,
+    QuantSpec,
+    Scheme,
+    Treatment,
+    WeightOnlyScheme,
+)
 from inc_torch.quantizers._statistics import TensorStatistics
-from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear
-from inc_torch.quantizers._weight_only_model import quantize_weights
+from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, group_of_each
+from inc_torch.quantizers._weight_only_model import adopt_rounded, quantize_weights, round_weights
 from inc_torch.quantizers.fx import GraphStage, describe_graph, folded_norms, graph_of, is_graph, set_executor, ungraft
 
 __all__ = [
@@ -57,6 +67,8 @@ __all__ = [
     "FloatType",
     "Flow",
     "GivenCodes",
+    "GptqSettings",
+    "GptqWeight",
     "GraphStage",
     "InputGrid",
     "InputRecord",
@@ -87,6 +99,7 @@ __all__ = [
     "WeightOnlyLinear",
     "WeightOnlyScheme",
     "adopt_codes",
+    "adopt_rounded",
     "batch_norms",
     "calibrate",
     "computing_with",
@@ -107,6 +120,7 @@ __all__ = [
     "folded_norms",
     "freeze_batch_norm",
     "graph_of",
+    "group_of_each",
     "hessian_traces",
     "int8_kernels",
     "is_graph",
@@ -123,6 +137,8 @@ __all__ = [
     "realise",
     "reason_against_codes",
     "rebuild_int8",
+    "round_by_gptq",
+    "round_weights",
     "rounding_share",
     "set_executor",
     "stop_observing",

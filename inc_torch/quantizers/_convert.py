@@ -27,8 +27,8 @@ from inc_torch.quantizers.fx._description import capture_described, rebuild_grap
 __all__ = ["convert", "convert_calibrated", "describe_int8", "int8_kernels", "rebuild_int8"]
 
 REQUIRED_KEYS: Final = frozenset({"kind", "scheme", "shape", "bias"})
-DESCRIPTION_KEYS: Final = REQUIRED_KEYS | {"smoothed"}
-"""Descriptions of version 0.1 know nothing of smoothing."""
+DESCRIPTION_KEYS: Final = REQUIRED_KEYS | {"smoothed", "reordered"}
+"""Older descriptions know nothing of smoothing and of inputs that are grouped in another order."""
 
 
 def convert(model: nn.Module, ranks: Ranks | None = None) -> None:
@@ -127,7 +127,8 @@ def describe_int8(model: nn.Module) -> dict[str, dict[str, object]]:
 
     Returns:
         By module name: ``kind``, ``scheme``, ``shape`` of the weight, whether there is a ``bias``, and whether inputs
-        are ``smoothed``, which means multiplied with a factor for each channel.
+        are ``smoothed``, which means multiplied with a factor for each channel. Also ``reordered``, where inputs of a
+        group are no neighbours.
 
     Example:
         >>> describe_int8(nn.Linear(2, 2))
@@ -140,6 +141,7 @@ def describe_int8(model: nn.Module) -> dict[str, dict[str, object]]:
             "shape": list(module.weight_shape),
             "bias": module._buffers.get("bias") is not None,
             "smoothed": module._buffers.get("input_factor") is not None,
+            **({"reordered": True} if module._buffers.get("g_idx") is not None else {}),
         }
         for name, module in model.named_modules()
         if isinstance(module, Int8Module)
@@ -215,7 +217,8 @@ def _rebuild_module(module: nn.Module, entry: Mapping[str, object]) -> None:
     parameter = module.get_parameter("weight")
     weight, device = present.arranged(module, parameter), parameter.device
     if kind is WeightOnlyLinear:
-        kind.adopt(module, str(entry["scheme"]), empty_buffers(weight, str(entry["scheme"]), bias=bool(entry["bias"])))
+        scheme, reordered = str(entry["scheme"]), bool(entry.get("reordered"))
+        kind.adopt(module, scheme, empty_buffers(weight, scheme, bias=bool(entry["bias"]), reordered=reordered))
         return
     buffers: dict[str, torch.Tensor | None] = {
         "qweight": torch.zeros(weight.shape, dtype=torch.int8, device=device),

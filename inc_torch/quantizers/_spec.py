@@ -12,7 +12,16 @@ from typing import Any, Literal, final
 from inc_torch.quantizers._observers import Observer
 from inc_torch.quantizers.observers.minmax import MinMax
 
-__all__ = ["FloatType", "QuantRule", "QuantScheme", "QuantSpec", "Scheme", "Treatment", "WeightOnlyScheme"]
+__all__ = [
+    "FloatType",
+    "GptqSettings",
+    "QuantRule",
+    "QuantScheme",
+    "QuantSpec",
+    "Scheme",
+    "Treatment",
+    "WeightOnlyScheme",
+]
 
 
 @final
@@ -54,6 +63,26 @@ class QuantScheme:
 
 @final
 @dataclass(frozen=True, slots=True)
+class GptqSettings:
+    """How GPTQ goes about a weight, see `inc_torch.quantizers.round_by_gptq`.
+
+    Attributes:
+        damping: Share of the Hessian's mean diagonal that is added to it.
+        act_order: Take columns by the size of their inputs, the largest first.
+        block_size: Columns whose errors are handed on together; also when grids of groups are fitted.
+        static_groups: Fit the grids of all groups before anything is rounded.
+        samples: How many samples of the calibration data are run.
+    """
+
+    damping: float = 0.01
+    act_order: bool = False
+    block_size: int = 128
+    static_groups: bool = False
+    samples: int = 128
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class WeightOnlyScheme:
     """How the weight of one linear layer is rounded to a few bits, while its input stays in float.
 
@@ -63,6 +92,8 @@ class WeightOnlyScheme:
         symmetric: Codes are signed and lie around zero; otherwise they begin at 0, and each group has a zero point.
         full_range: Symmetric codes use the least one too, which has no counterpart above zero.
         clip_search: Ranges are narrowed by the ratio that makes the error of the weight least.
+        algorithm: ``"rtn"``, `round_to_nearest`, which needs no data, or ``"gptq"``, `round_by_gptq`, which does.
+        gptq: How, where the algorithm is that; None is with its defaults.
     """
 
     bits: int = 4
@@ -70,6 +101,8 @@ class WeightOnlyScheme:
     symmetric: bool = True
     full_range: bool = False
     clip_search: bool = False
+    algorithm: Literal["rtn", "gptq"] = "rtn"
+    gptq: GptqSettings | None = None
 
 
 Scheme = QuantScheme | WeightOnlyScheme

@@ -16,7 +16,7 @@ from inc_torch.quantizers._weight_only import RoundedWeight, codes_in_word, deco
 if TYPE_CHECKING:
     from inc_torch.quantizers._arithmetic import Arithmetic
 
-__all__ = ["WeightOnlyLinear", "empty_buffers", "packed_buffers"]
+__all__ = ["WeightOnlyLinear", "empty_buffers", "group_of_each", "packed_buffers"]
 
 _BYTE: Final = 8
 _PIECE: Final = 2**18
@@ -35,6 +35,7 @@ class WeightOnlyLinear(Int8Module):
         scales   float32  [out, groups]
         qzeros   int32    [out, words of zero points], or None if the scheme is symmetric
         bias     float32  [out], or None
+        g_idx    int32    [in], the group of each input, or None if neighbours share one
 
     In a forward the weight is unpacked, in pieces if it is large, and never kept. Gradients reach the input.
 
@@ -54,6 +55,7 @@ class WeightOnlyLinear(Int8Module):
     scales: torch.Tensor
     qzeros: torch.Tensor | None
     bias: torch.Tensor | None
+    g_idx: torch.Tensor | None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's argument name
         """Multiply with the unpacked weight, in the dtype of the input, or that of autocast."""
@@ -88,18 +90,16 @@ class WeightOnlyLinear(Int8Module):
         super().compute_with(arithmetic)
         self.__dict__["_unpacked"] = None
         if arithmetic is not None:
-            size = self._scheme.group_size
-            inputs = torch.arange(self.weight_shape[1], device=self.qweight.device)
-            group_of = torch.zeros_like(inputs) if size == -1 else inputs // size
+            group_of = self.g_idx if self.g_idx is not None else group_of_each(self._scheme, self.weight_shape[1])
             narrow = torch.int8 if self.code_bits < _BYTE else torch.int16
-            self.__dict__["_unpacked"] = self.signed_codes().to(narrow), group_of
+            self.__dict__["_unpacked"] = self.signed_codes().to(narrow), group_of.to(self.qweight.device)
 
     def signed_codes(self) -> torch.Tensor:
         """The codes less their zero points, int32 [out, in]: 0 where the weight is 0."""
         codes, zero_points = self._codes(slice(None))
         if zero_points is None:
             return codes
-        return decoded(codes, torch.ones_like(self.scales), zero_points, self._scheme.group_size).to(torch.int32)
+        return self._decoded(codes, torch.ones_like(self.scales), zero_points).to(torch.int32)
 
     @property
     def _scheme(self) -> WeightOnlyScheme:
@@ -113,7 +113,15 @@ class WeightOnlyLinear(Int8Module):
             codes, group_of = self._unpacked
             return self._arithmetic.grouped_weight(codes[rows], self.scales[rows], group_of)
         codes, zero_points = self._codes(rows)
-        return decoded(codes, self.scales[rows], zero_points, self._scheme.group_size)
+        return self._decoded(codes, self.scales[rows], zero_points)
+
+    def _decoded(self, codes: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None) -> torch.Tensor:
+        if self.g_idx is None:
+            return decoded(codes, scales, zero_points, self._scheme.group_size)
+        values = codes.to(torch.float32)
+        if zero_points is not None:
+            values -= zero_points[:, self.g_idx]
+        return values * scales[:, self.g_idx]
 
     def _codes(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
         scheme = self._scheme
@@ -123,25 +131,43 @@ class WeightOnlyLinear(Int8Module):
         return codes, unpack(self.qzeros[rows], scheme.bits, self.scales.shape[1], signed=False)
 
 
+def group_of_each(scheme: WeightOnlyScheme, inputs: int) -> torch.Tensor:
+    """The group of each of so many inputs where neighbours share one, int64 ``[in]``.
+
+    Example:
+        >>> group_of_each(WeightOnlyScheme(group_size=2), 5).tolist()
+        [0, 0, 1, 1, 2]
+    """
+    places = torch.arange(inputs)
+    return torch.zeros_like(places) if scheme.group_size == -1 else places // scheme.group_size
+
+
 def packed_buffers(
-    rounded: RoundedWeight, scheme: WeightOnlyScheme, bias: torch.Tensor | None
+    rounded: RoundedWeight,
+    scheme: WeightOnlyScheme,
+    bias: torch.Tensor | None,
+    group_of: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor | None]:
-    """The buffers of a `WeightOnlyLinear` for `Int8Module.adopt`."""
+    """The buffers of a `WeightOnlyLinear` for `Int8Module.adopt`; without ``group_of`` neighbours share a group."""
     return {
         "qweight": pack(rounded.codes, scheme.bits),
         "scales": rounded.scales,
         "qzeros": None if rounded.zero_points is None else pack(rounded.zero_points, scheme.bits),
         "bias": bias,
+        "g_idx": None if group_of is None else group_of.to(torch.int32),
     }
 
 
-def empty_buffers(weight: torch.Tensor, scheme_name: str, *, bias: bool) -> dict[str, torch.Tensor | None]:
+def empty_buffers(
+    weight: torch.Tensor, scheme_name: str, *, bias: bool, reordered: bool = False
+) -> dict[str, torch.Tensor | None]:
     """Buffers of the right shapes, ready for ``load_state_dict``.
 
     Args:
         weight: [out, in], on the device that the buffers are made on; its values do not matter.
         scheme_name: A scheme of weights alone.
         bias: Whether there is one.
+        reordered: Whether ``g_idx`` says which group an input belongs to.
     """
     scheme, (outputs, inputs) = named_weight_only(scheme_name), weight.shape
     groups = 1 if scheme.group_size == -1 else -(-inputs // scheme.group_size)
@@ -155,4 +181,5 @@ def empty_buffers(weight: torch.Tensor, scheme_name: str, *, bias: bool) -> dict
         "scales": torch.ones(outputs, groups, dtype=torch.float32, device=weight.device),
         "qzeros": None if scheme.symmetric else words(groups),
         "bias": torch.zeros(outputs, dtype=torch.float32, device=weight.device) if bias else None,
+        "g_idx": torch.zeros(inputs, dtype=torch.int32, device=weight.device) if reordered else None,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -11,10 +13,10 @@ from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, fake_quant
 from inc_torch.quantizers._prepare import Prepared, decide
 from inc_torch.quantizers._scheme_names import weight_only_name
 from inc_torch.quantizers._spec import QuantSpec, WeightOnlyScheme
-from inc_torch.quantizers._weight_only import round_to_nearest, search_clip
+from inc_torch.quantizers._weight_only import RoundedWeight, round_to_nearest, search_clip
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, packed_buffers
 
-__all__ = ["quantize_weights"]
+__all__ = ["adopt_rounded", "quantize_weights", "round_weights"]
 
 
 def quantize_weights(model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]:
@@ -45,20 +47,44 @@ def quantize_weights(model: nn.Module, spec: QuantSpec) -> dict[str, Prepared]:
         ('WeightOnlyLinear', 'Embedding')
     """
     decisions = decide(model, spec)
+    round_weights(model, spec, decisions)
+    return decisions
+
+
+def round_weights(model: nn.Module, spec: QuantSpec, decisions: Mapping[str, Prepared]) -> None:
+    """Round what is decided on to the nearest and has not been rounded yet; see `quantize_weights`."""
     with torch.no_grad():
         for name, module in list(matrix_modules(model)):
             own = plain_class(type(module))
             kind, treatment = fake_quant_class(own), spec.treatment_of(name, own.__name__)
-            if decisions[name].scheme is not None and isinstance(treatment, WeightOnlyScheme) and kind is not None:
+            decision = decisions.get(name)
+            is_wanted = decision is not None and decision.scheme is not None
+            if is_wanted and isinstance(treatment, WeightOnlyScheme) and kind is not None:
                 _quantize_module(module, kind, treatment)
     close_fast_paths(model)
     model.eval()
-    return decisions
+
+
+def adopt_rounded(
+    module: nn.Module, rounded: RoundedWeight, scheme: WeightOnlyScheme, group_of: torch.Tensor | None = None
+) -> None:
+    """Turn a linear layer into a `WeightOnlyLinear` with these codes, in place.
+
+    Args:
+        module: The layer.
+        rounded: Codes, scales and zero points.
+        scheme: What they are of.
+        group_of: The group of each input; None where neighbours share one.
+    """
+    bias = module._parameters.get("bias")
+    kept = None if bias is None else bias.detach().to(torch.float32, copy=True)
+    WeightOnlyLinear.adopt(module, weight_only_name(scheme), packed_buffers(rounded, scheme, kept, group_of))
 
 
 def _quantize_module(module: nn.Module, kind: type[FakeQuantModule], scheme: WeightOnlyScheme) -> None:
     weight = kind.arranged(module, module.get_parameter("weight").detach()).to(torch.float32)
-    bias = module._parameters.get("bias")
-    rounded = round_to_nearest(weight, scheme, search_clip(weight, scheme) if scheme.clip_search else 1.0)
-    kept = None if bias is None else bias.detach().to(torch.float32, copy=True)
-    WeightOnlyLinear.adopt(module, weight_only_name(scheme), packed_buffers(rounded, scheme, kept))
+    adopt_rounded(
+        module,
+        round_to_nearest(weight, scheme, search_clip(weight, scheme) if scheme.clip_search else 1.0),
+        scheme,
+    )

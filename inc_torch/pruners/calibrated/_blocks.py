@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import ConfigError, ModelError, did_you_mean, listed
-from inc_torch.core.names import named_layers
+from inc_torch.core.names import named_layers, unwrapped
 from inc_torch.core.report import Finding
 from inc_torch.core.sharding import held, plain_class
 from inc_torch.pruners._matrix import is_linear, matrix_of
 
-__all__ = ["Block", "BlockLayer", "Blocks", "find_blocks"]
+__all__ = ["Block", "BlockLayer", "Blocks", "block_layers", "find_blocks"]
 
 MATRIX_RANK = 2
 
@@ -102,6 +102,11 @@ def find_blocks(model: nn.Module, layers: Collection[str] | None = None) -> Bloc
         for name, module in _items(prefix, modules).items()
     )
     return Blocks(blocks, tuple(left_dense))
+
+
+def block_layers(model: nn.Module) -> list[str]:
+    """The names of the layers in the blocks of ``model`` that have a weight of their own, see `find_blocks`."""
+    return [layer.name for block in find_blocks(unwrapped(model)).blocks for layer in block.layers]
 
 
 def _check_names(layers: Collection[str] | None, named: Mapping[str, nn.Module]) -> None:

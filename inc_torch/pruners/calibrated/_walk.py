@@ -47,6 +47,7 @@ def prune_by_blocks(
     nsamples: int | None = None,
     device: str | torch.device | None = None,
     low_mem_usage: bool | None = None,
+    words: tuple[str, str] = ("Pruning", "dense"),
 ) -> CompressionReport:
     """Prune the blocks of a model one after the other, in place.
 
@@ -65,6 +66,7 @@ def prune_by_blocks(
         nsamples: Batches are taken until they hold this many samples; None takes all.
         device: Where blocks run; None is where they are. The model is back where it was at the end.
         low_mem_usage: False moves the whole model to ``device`` at once; else each block goes there and comes back.
+        words: What the technique does, and how layers are left to which it is not done, for people to read.
 
     Returns:
         The report; it is not attached to the model. Its modules say what was pruned, and what was left dense and why.
@@ -88,12 +90,12 @@ def prune_by_blocks(
         found = find_blocks(unwrapped(model), layers)
         feeds = catch_calls(model, found.blocks, with_progress(dataloader, "Running up to the blocks"), nsamples, place)
         findings = [*found.left_dense]
-        for index, block in enumerate(with_progress(found.blocks, "Pruning blocks")):
+        for index, block in enumerate(with_progress(found.blocks, f"{words[0]} blocks")):
             with moved(block.module, place):
                 findings += _prune_block(block, (feed.call(index, place) for feed in feeds), technique)
                 for feed in feeds if index + 1 < len(found.blocks) else ():
                     feed.advance(index, _run(block, feed.call(index, place)))
-    _warn_of_unseen([finding.module for finding in findings if finding.note == _NEVER_RAN])
+    _warn_of_unseen([finding.module for finding in findings if finding.note == _NEVER_RAN], *words)
     return CompressionReport.measure(model, findings)
 
 
@@ -182,11 +184,11 @@ def _one_by_one(model: nn.Module) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _warn_of_unseen(names: Sequence[str]) -> None:
+def _warn_of_unseen(names: Sequence[str], doing: str, otherwise: str) -> None:
     if names:
         message = (
-            f"Pruning leaves {len(names)} layers dense that the calibration data never reached: {listed(names)}. Give "
-            "more or other data, or take them out of the layers to prune."
+            f"{doing} leaves {len(names)} layers {otherwise} that the calibration data never reached: {listed(names)}. "
+            f"Give more or other data, or take them out of the layers that are asked for."
         )
         warn_user(message, InexactWarning)
 

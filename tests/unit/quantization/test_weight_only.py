@@ -55,7 +55,7 @@ def test_in_place_it_is_the_same_object():
         ({"dtype": "int"}, WeightOnlyScheme(4, 32)),
         ({"dtype": ["int8"]}, WeightOnlyScheme(8, 32)),
         ({"bits": 3, "group_size": -1, "scheme": "asym", "algorithm": "RTN"}, WeightOnlyScheme(3, -1, symmetric=False)),
-        ({"dtype": ["nf4", "int4"], "algorithm": ["GPTQ", "RTN"]}, WeightOnlyScheme(4, 32)),
+        ({"dtype": ["nf4", "int4"], "algorithm": ["AWQ", "RTN"]}, WeightOnlyScheme(4, 32)),
     ],
 )
 def test_rules_say_bits_groups_and_symmetry(weight, expected):
@@ -92,7 +92,10 @@ def test_the_arguments_of_rounding_count():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight": {"algorithm": "GPTQ"}}, r"'GPTQ': expected one of 'RTN'. The others come with a later version"),
+        (
+            {"weight": {"algorithm": "TEQ"}},
+            r"'TEQ': expected one of 'RTN', 'GPTQ'. The others come with a later version",
+        ),
         ({"weight": {"dtype": "nf4"}}, "'nf4': expected one of 'int', 'int4', .* come with a later version"),
         ({"weight": {"bits": 1}}, "expected an integer from 2 to 8"),
         ({"weight": {"group_size": 0}}, "=0: expected -1, which is a whole row, or an integer above 0"),
@@ -126,8 +129,8 @@ def test_changing_the_approach_reads_the_rules_again():
             "smooth_quant.* has no effect: approach='weight_only' rounds weights alone",
         ),
         (
-            {"recipes": {"gptq_args": {"act_order": True}}},
-            "gptq_args.* has no effect: its algorithm comes with a later",
+            {"recipes": {"awq_args": {"enable_auto_scale": True}}},
+            "awq_args.* has no effect: its algorithm comes with a later",
         ),
         ({"reduce_range": True}, "reduce_range has no effect: inputs are not quantized"),
     ],

@@ -1,0 +1,157 @@
+"""GPTQ through `quantization.fit`: better than rounding to the nearest, kept in files, refused where it cannot be."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import inc_torch
+from inc_torch import PostTrainingQuantConfig, TuningCriterion, save_for_huggingface_upstream
+from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning, ModelError
+from inc_torch.quantization import fit
+from inc_torch.quantizers import WeightOnlyLinear
+
+IDS = torch.randint(64, (64, 16), generator=torch.Generator().manual_seed(0))
+BATCHES = [{"input_ids": IDS[start : start + 8]} for start in range(0, 64, 8)]
+
+
+def llama():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **sizes)).eval()
+
+
+def gpt2():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32)).eval()
+
+
+def config(algorithm="GPTQ", bits=3, group=16, scheme="asym", **options):
+    weight = {"bits": bits, "group_size": group, "scheme": scheme, "algorithm": algorithm}
+    return PostTrainingQuantConfig(approach="weight_only", op_type_dict={".*": {"weight": weight}}, **options)
+
+
+@torch.no_grad()
+def logits(model):
+    return model(IDS).logits
+
+
+def error(model, reference):
+    return (logits(model) - logits(reference)).square().mean().item()
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("scheme", ["sym", "asym"])
+@pytest.mark.parametrize("settings", [{}, {"act_order": True}, {"act_order": True, "static_groups": True}], ids=str)
+def test_it_is_nearer_than_rounding_to_the_nearest(make, scheme, settings, tmp_path):
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    head = {"lm_head": {"weight": {"dtype": "fp32"}}}  # which is in no block, and would hide what is in them
+    nearest = fit(model, config("RTN", scheme=scheme, op_name_dict=head), calib_dataloader=BATCHES)
+    gptq = config(scheme=scheme, op_name_dict=head, recipes={"gptq_args": settings})
+    made = fit(model, gptq, calib_dataloader=BATCHES)
+    assert error(made, model) < 0.85 * error(nearest, model)
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)  # the user's model stays
+    made.save(tmp_path / "own")
+    assert torch.equal(logits(inc_torch.load(tmp_path / "own", make())), logits(made))
+    layers = [module for module in made.modules() if isinstance(module, WeightOnlyLinear)]
+    reordered = [layer.g_idx is not None for layer in layers]
+    assert any(reordered) == (settings == {"act_order": True})
+    save_for_huggingface_upstream(made, None, tmp_path / "hub")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "hub")), logits(made))
+
+
+def test_later_blocks_are_rounded_for_what_the_earlier_ones_make():
+    """With one block in float, the other one sees float inputs, and gets other codes."""
+    model = llama()
+    whole = fit(model, config(), calib_dataloader=BATCHES)
+    rules = {"model.layers.0.*": {"weight": {"dtype": "fp32"}}}
+    second = fit(model, config(op_name_dict=rules), calib_dataloader=BATCHES)
+    assert isinstance(second.model.layers[0].mlp.up_proj, nn.Linear)
+    ours, theirs = (made.model.layers[1].mlp.down_proj.qweight for made in (whole, second))
+    assert not torch.equal(ours, theirs)
+
+
+def test_layers_outside_of_blocks_are_rounded_to_the_nearest_and_that_is_said():
+    model = llama()
+    made = fit(model, config(), calib_dataloader=BATCHES)
+    nearest = fit(model, config("RTN"), calib_dataloader=BATCHES)
+    assert torch.equal(made.lm_head.qweight, nearest.lm_head.qweight)
+    notes = {row.name: " ".join(row.notes) for row in made.report().modules}
+    assert "in none of the blocks" in notes["lm_head"]
+    assert "GPTQ, 1024 tokens" in notes["model.layers.0.mlp.up_proj"]
+
+
+def test_only_so_many_samples_are_run():
+    taken = []
+
+    def batches():
+        for batch in BATCHES:
+            taken.append(len(batch["input_ids"]))
+            yield batch
+
+    made = fit(llama(), config(recipes={"gptq_args": {"nsamples": 20}}), calib_dataloader=batches())
+    assert taken == [8, 8, 8]
+    notes = {row.name: " ".join(row.notes) for row in made.report().modules}
+    assert "GPTQ, 384 tokens" in notes["model.layers.0.mlp.up_proj"]
+
+
+def test_a_search_makes_it_again_for_each_trial():
+    model = llama()
+    reference = logits(model)
+
+    def closeness(candidate):
+        return -(logits(candidate) - reference).square().mean().item()
+
+    conf = config(
+        tuning_criterion=TuningCriterion(max_trials=2, strategy="basic"),
+        accuracy_criterion=inc_torch.config.AccuracyCriterion(criterion="absolute", tolerable_loss=1.0),
+    )
+    made = fit(model, conf, calib_dataloader=BATCHES, eval_func=closeness)
+    assert isinstance(made.model.layers[0].mlp.up_proj, WeightOnlyLinear)
+    nearest = fit(model, config("RTN"), calib_dataloader=BATCHES)
+    assert error(made, model) < error(nearest, model)
+
+
+# ---------------------------------------------------------------------------- what is refused
+
+
+def test_without_data_it_is_refused():
+    with pytest.raises(CalibrationError, match=r"GPTQ rounds weights for the inputs.*expected a calib_dataloader"):
+        fit(llama(), config())
+    with pytest.raises(CalibrationError, match="yielded no sample"):
+        fit(llama(), config(), calib_dataloader=[])
+
+
+def test_a_model_without_blocks_is_refused():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with pytest.raises(ModelError, match=r"GPTQ rounds a transformer block by block, and Sequential has no blocks"):
+        fit(model, config(), calib_dataloader=[torch.randn(4, 8)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"percdamp": 0}, r"gptq_args'\]\['percdamp'\]=0: expected a number above 0"),
+        ({"pecdamp": 0.1}, "Did you mean 'percdamp'"),
+        ({"block_size": 0}, "expected a number of columns above 0"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        config(recipes={"gptq_args": arguments})
+
+
+def test_arguments_without_effect_are_told():
+    conf = config(recipes={"gptq_args": {"true_sequential": True, "lm_head": True}})
+    with pytest.warns(InexactWarning) as told:
+        fit(llama(), conf, calib_dataloader=BATCHES)
+    sequential, head = (str(warning.message) for warning in told)
+    assert "true_sequential" in sequential
+    assert "one and the same inputs" in sequential
+    assert "lm_head" in head
+    assert "rounded to the nearest" in head
