@@ -32,7 +32,7 @@ WORKERS := -n logical --maxprocesses 4
 # Left out of the fast tests: what runs whole programs, and takes minutes together.
 WHOLE := tests/docs/test_pages.py $(addprefix tests/unit/tuning/test_,search.py study.py) $(addprefix tests/unit/huggingface/test_, \
 	round_trip.py generation.py refusals.py schemes.py without_import.py) $(addprefix tests/unit/quantization/test_, \
-	contract.py matrix.py) $(addprefix tests/unit/inference/test_,generation.py optimize.py passes.py) \
+	contract.py gptq.py matrix.py) tests/unit/export/test_onnx.py tests/unit/pipeline $(addprefix tests/unit/inference/test_,generation.py optimize.py passes.py) \
 	$(addprefix tests/unit/quantizers/fx/test_,families.py converted.py)
 FAST := $(wildcard tests/unit tests/contracts tests/architecture tests/docs) $(addprefix --ignore=,$(WHOLE))
 
