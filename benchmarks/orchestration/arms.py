@@ -34,7 +34,14 @@ AT_BOTH = (
     "prune > kd+lock+qat",
     "kd+prune > kd+lock+qat",
 )
-AT_THE_LESSER = ("prune+qat", "prune > lock", "prune > kd+lock", "prune > kd+lock > ptq", "kd > prune", "kd > prune > ptq")
+AT_THE_LESSER = (
+    "prune+qat",
+    "prune > lock",
+    "prune > kd+lock",
+    "prune > kd+lock > ptq",
+    "kd > prune",
+    "kd > prune > ptq",
+)
 LESSER, GREATER = 0.8, 0.9
 
 
@@ -131,9 +138,7 @@ class Arm:
 def distillation() -> DistillationConfig:
     """Nine tenths of the loss are the distance to the teacher."""
     return DistillationConfig(
-        criterion=KnowledgeDistillationLossConfig(
-            temperature=2.0, loss_types=["CE", "KL"], loss_weights=[0.1, 0.9], kl_reduction="batchmean"
-        )
+        criterion=KnowledgeDistillationLossConfig(temperature=2.0, loss_types=["CE", "KL"], loss_weights=[0.1, 0.9])
     )
 
 

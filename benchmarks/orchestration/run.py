@@ -2,7 +2,7 @@
 
 A dense baseline is trained once for each seed. From it every arm goes on: each technique alone, several in one
 training (one shot), trainings one after the other (several shots). Every shot is one phase of training with the same
-steps, learning rates and data; arms of two phases are compared with a dense model that was trained for two. The teacher
+steps and data; arms of two phases are compared with a dense model that was trained for two. The teacher
 is the dense model after one phase. Every finished arm is a line in OUTPUT/results.jsonl, and an arm that is found there
 is not made again: what was stopped goes on. One thread; about two hours in all. The time that inference takes is measured
 last, and kept in OUTPUT/speed.json.

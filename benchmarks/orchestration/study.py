@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.orchestration.arms import PTQ, TEACHER, Arm
+from benchmarks.orchestration.arms import PTQ, TEACHER, Arm, Shot
 from benchmarks.orchestration.records import Outcome, Run, bytes_of, zeros_of
 from benchmarks.tasks.records import Records
-from benchmarks.tasks.task import Inputs, Task, baseline, is_float, once, train
+from benchmarks.tasks.task import Inputs, Phase, Task, baseline, is_float, once, train
 from inc_torch import CompressionReport, PostTrainingQuantConfig, quantization
 
 CALIBRATION_BATCHES = 4
+GENTLER = 0.5  # the learning rate of shots that do not prune, as a share of that of those that do
 LOST = 1e-9  # zeros that a share may lack by its rounding
 
 
@@ -70,7 +70,7 @@ class Study:
         shot = arm.shots[-1]
         if PTQ in shot:
             return quantization.fit(model, PostTrainingQuantConfig(), calib_dataloader=self._calibration())
-        phase = replace(self.task.second, steps=self.task.second.steps * shot.phases)
+        phase = phase_of(self.task.second, shot)
         order = 1000 * len(arm.shots) + self.seed
         taught = {"teacher_logits": self.teacher_logits(order, phase.steps)} if "kd" in shot else {}
         train(self.task, model, phase, order, shot.configs(phase.steps, arm.sparsity), **taught)
@@ -84,3 +84,9 @@ class Study:
         """What the dense model answers to the batches of a training, after as much training as a student has."""
         teacher = self.model(Arm(TEACHER)).eval()
         return [self.task.logits(teacher, inputs).float() for inputs, _ in self.task.batches(steps, order)]
+
+
+def phase_of(second: Phase, shot: Shot) -> Phase:
+    """How long and at which rate a shot trains; what prunes needs a greater rate to recover."""
+    rate = second.learning_rate * (1 if "prune" in shot else GENTLER)
+    return Phase(second.steps * shot.phases, rate)

@@ -103,7 +103,9 @@ def train(
     manager = prepare_compression(model, list(configs) or Callback())
     model.train()
     manager.on_train_begin()
-    for step, ((inputs, labels), taught) in enumerate(zip(task.batches(phase.steps, seed), teacher_logits, strict=False)):
+    for step, ((inputs, labels), taught) in enumerate(
+        zip(task.batches(phase.steps, seed), teacher_logits, strict=False)
+    ):
         manager.on_step_begin(step)
         logits = task.logits(model, inputs).float()
         loss = manager.on_after_compute_loss(inputs, logits, cross_entropy(logits, labels), taught)
