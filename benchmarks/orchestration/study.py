@@ -79,11 +79,11 @@ class Study:
     def _calibration(self) -> list[Inputs]:
         return [inputs for inputs, _ in self.task.batches(CALIBRATION_BATCHES, self.seed)]
 
-    @torch.no_grad()
     def _teacher_logits(self, order: int, steps: int) -> Sequence[torch.Tensor]:
         """What the dense model answers to the batches of a training, after as much training as a student has."""
         teacher = self.model(Arm(TEACHER)).eval()
-        return [self.task.logits(teacher, inputs).float() for inputs, _ in self.task.batches(steps, order)]
+        with torch.no_grad():
+            return [self.task.logits(teacher, inputs).float() for inputs, _ in self.task.batches(steps, order)]
 
 
 def phase_of(second: Phase, shot: Shot) -> Phase:

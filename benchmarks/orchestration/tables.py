@@ -12,7 +12,7 @@ from benchmarks.orchestration.arms import GREATER, LESSER
 from benchmarks.orchestration.rows import Row
 from benchmarks.orchestration.speed import FLOAT, KINDS, ROWS, Times
 
-COLUMNS = ("arm", "phases", "accuracy", "± seeds", "- dense", "relative", "zeros", "MB", "MB zip")
+COLUMNS = ("arm", "phases", "bits", "accuracy", "SD", "- dense", "in %", "zeros", "MB", "zip")
 PLACES = {0.0: "not pruned", LESSER: f"4x1, {LESSER:.0%}", GREATER: f"4x1, {GREATER:.0%}"}
 
 
@@ -56,15 +56,16 @@ def accuracies(task: str, rows: Iterable[Row]) -> Sheet:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """One line; int8 results are marked, as they are what the others are made for."""
+    """One line."""
     size, packed = (f"{value:.3g}" if value < 1 else f"{value:.1f}" for value in row.megabytes)
     return (
-        row.arm.text.replace(">", "→") + (" (int8)" if row.arm.is_int8 else ""),
+        row.arm.text.replace(">", "→"),
         str(row.arm.phases),
+        "8" if row.arm.is_int8 else "32",
         f"{row.accuracy:.2f}",
         f"{row.deviation:.2f}",
         f"{row.loss.mean:+.2f} ± {row.error:.2f}",
-        f"{row.relative:+.1%}",
+        f"{100 * row.relative:+.1f}",
         f"{row.zeros:.0%}",
         size,
         packed,
