@@ -130,7 +130,7 @@ bench-accuracy: $(IMAGES) ## Compare what pruning criteria cost in accuracy (an 
 	@$(BIN)/python benchmarks/pruning_accuracy/run.py $(ARGS)
 
 .PHONY: bench-orchestration
-bench-orchestration: $(IMAGES) ## Compare what combinations of techniques cost, one-shot and multi-shot (two hours)
+bench-orchestration: $(IMAGES) ## Compare what combinations of techniques cost, one-shot and multi-shot (three hours)
 	@$(BIN)/python benchmarks/orchestration/run.py $(ARGS)
 
 # Other ways to run int8, which need packages that nothing else here needs: gigabytes, so outside the tree, and named

@@ -42,7 +42,11 @@ AT_THE_LESSER = (
     "kd > prune",
     "kd > prune > ptq",
 )
+FIRST_HALF = "kd+prune x2"
+LONG = f"{FIRST_HALF} > kd+lock+qat x2"
 LESSER, GREATER = 0.8, 0.9
+DENSE = {1: "dense", 2: "dense > dense", 4: "dense x4"}
+"""What an arm is compared with, by the number of its phases."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +159,21 @@ def pruning(steps: int, sparsity: float) -> WeightPruningConfig:
     )
 
 
-def arms() -> list[Arm]:
-    """All of them; what another one goes on from comes before it."""
+def short_arms() -> list[Arm]:
+    """Those of one phase and of two; what another one goes on from comes before it."""
     return [
         *(Arm(text) for text in UNPRUNED),
         *(Arm(text, LESSER) for text in AT_BOTH + AT_THE_LESSER),
         *(Arm(text, GREATER) for text in AT_BOTH),
     ]
+
+
+def long_arms() -> list[Arm]:
+    """Pruning once for all, and a dense model beside it, with twice as much training."""
+    pruned = [Arm(text, sparsity) for sparsity in (LESSER, GREATER) for text in (FIRST_HALF, LONG)]
+    return [Arm(DENSE[4]), *pruned]
+
+
+def arms() -> list[Arm]:
+    """All of them."""
+    return short_arms() + long_arms()

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.orchestration.arms import GREATER, LESSER
+from benchmarks.orchestration.arms import GREATER, LESSER, LONG
 from benchmarks.orchestration.rows import Row
 from benchmarks.orchestration.tables import PLACES
 
 # Readable on white and on dark: text in a middle grey.
 TEXT = "#7d8590"
 COLOURS = {0.0: "#5b8db8", LESSER: "#e8710a", GREATER: "#a34ad1"}
-MARKERS = {1: "o", 2: "s"}
-NAMED = {"dense", "prune", "dense > ptq", "prune > ptq", "kd+prune > kd+lock+qat"}
+MARKERS = {1: "o", 2: "s", 4: "D"}
+NAMED = {"dense", "prune", "dense > ptq", "prune > ptq", "kd+prune > kd+lock+qat", LONG}
 APART = 1.2  # sizes nearer than this share a tick
 
 
@@ -34,7 +34,9 @@ def draw(rows: Mapping[str, Sequence[Row]], file: Path) -> None:
         draw_panel(panel, task, own)
     marks = [Line2D([], [], **look(sparsity, 1, is_int8=True), label=name) for sparsity, name in PLACES.items()]
     marks += [Line2D([], [], **look(0.0, 1, is_int8=False), label="float")]
-    marks += [Line2D([], [], **look(0.0, 2, is_int8=True), label="two phases of training")]
+    marks += [
+        Line2D([], [], **look(0.0, phases, is_int8=True), label=f"{phases} phases of training") for phases in (2, 4)
+    ]
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.legend(handles=marks, loc="lower center", ncols=len(marks), frameon=False)
     # Without a date, so that the same results give the same file.

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.orchestration.arms import Arm
+from benchmarks.orchestration.arms import DENSE, Arm
 from benchmarks.orchestration.records import Outcome
 from benchmarks.tasks.difference import Difference, spread_of
-
-DENSE = {1: "dense", 2: "dense > dense"}
-"""What an arm is compared with, by the number of its phases."""
 
 
 @dataclass(frozen=True)

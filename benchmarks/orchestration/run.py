@@ -2,10 +2,10 @@
 
 A dense baseline is trained once for each seed. From it every arm goes on: each technique alone, several in one training
 (one shot), trainings one after the other (several shots). Every shot is one phase of training with the same steps and
-data; shots that do not prune take half of the learning rate. Arms of two phases are compared with a dense model that
-was trained for two. The teacher is the dense model after one phase. Every finished arm is a line in
-OUTPUT/results.jsonl, and an arm that is found there is not made again: what was stopped goes on. One thread; about two
-hours in all. The time that inference takes is measured last, and kept in OUTPUT/speed.json.
+data (``x2``: two phases); shots that do not prune take half of the learning rate. Arms of two or four phases are
+compared with a dense model that was trained for as many. The teacher is the dense model after one phase. Every finished
+arm is a line in OUTPUT/results.jsonl, and an arm that is found there is not made again: what was stopped goes on. One
+thread; about three hours in all. The time that inference takes is measured last, and kept in OUTPUT/speed.json.
 
     python benchmarks/orchestration/run.py [--quick] [--show]
     python benchmarks/orchestration/run.py --show --publish docs/orchestration_study.svg
@@ -29,7 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 
-from benchmarks.orchestration.arms import arms  # noqa: E402
+from benchmarks.orchestration.arms import arms, long_arms, short_arms  # noqa: E402
 from benchmarks.orchestration.picture import draw  # noqa: E402
 from benchmarks.orchestration.records import Outcome  # noqa: E402
 from benchmarks.orchestration.rows import rows_of  # noqa: E402
@@ -50,7 +50,7 @@ def main() -> None:
     tasks, seeds = begin(options)
     records = Records(options.output / "results.jsonl", Outcome)
     studies = [Study(task, seed, options.output) for seed in seeds for task in tasks]
-    asked_for = [(study, arm) for study in studies for arm in arms()]
+    asked_for = [(study, arm) for group in (short_arms(), long_arms()) for study in studies for arm in group]
     times = options.output / "speed.json"
     if not options.show:
         missing = [(study, arm) for study, arm in asked_for if study.run_of(arm) not in records]

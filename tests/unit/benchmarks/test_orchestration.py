@@ -64,6 +64,7 @@ def test_every_shot_that_prunes_knows_how_much():
         ("kd > prune > ptq", 2, True),
         ("kd+prune+qat x2", 2, True),
         ("prune > kd+lock", 2, False),
+        ("kd+prune x2 > kd+lock+qat x2", 4, True),
     ],
 )
 def test_calibration_is_no_training(text, phases, is_int8):
