@@ -39,7 +39,7 @@ from benchmarks.orchestration.tables import accuracies, speeds  # noqa: E402
 from benchmarks.tasks.command import begin, parser  # noqa: E402
 from benchmarks.tasks.records import Records  # noqa: E402
 
-ROUNDS, QUICK_ROUNDS = 40, 5
+ROUNDS, QUICK_ROUNDS = 100, 5
 
 
 def main() -> None:
