@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def draw_panel(panel: Any, task: str, rows: Sequence[Row]) -> None:
     for row in rows:
         size, colour = row.megabytes[1], COLOURS[row.arm.sparsity]
         mark = look(row.arm.sparsity, row.arm.phases, is_int8=row.arm.is_int8)
-        panel.errorbar(size, row.accuracy, yerr=row.deviation, ecolor=f"{colour}55", **mark)
+        panel.errorbar(
+            size, row.accuracy, yerr=None if math.isnan(row.deviation) else row.deviation, ecolor=f"{colour}55", **mark
+        )
         if row.arm.text in NAMED:
             label = row.arm.text.replace(">", "→")
             panel.annotate(label, (size, row.accuracy), xytext=(6, 4), textcoords="offset points", fontsize=7)

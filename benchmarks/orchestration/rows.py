@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.orchestration.arms import DENSE, Arm
+from benchmarks.orchestration.arms import DENSE, TEACHER, Arm
 from benchmarks.orchestration.records import Outcome
 from benchmarks.tasks.difference import Difference, spread_of
 
@@ -22,6 +23,7 @@ class Row:
         outcomes: One for each seed.
         loss: Its accuracy minus that of the dense model trained as long, for the seeds that both have.
         relative: The mean of it, as a share of the accuracy of that dense model.
+        beside_teacher: The same beside the teacher, however long it was trained; none if it is not there.
         error: The standard error of the mean difference.
     """
 
@@ -30,6 +32,7 @@ class Row:
     outcomes: tuple[Outcome, ...]
     loss: Difference
     relative: float
+    beside_teacher: float | None
     error: float
 
     @property
@@ -44,8 +47,8 @@ class Row:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation from seed to seed; 0 for one seed."""
-        return float(np.std(self.accuracies, ddof=1)) if len(self.outcomes) > 1 else 0.0
+        """The standard deviation from seed to seed; not a number for one seed."""
+        return float(np.std(self.accuracies, ddof=1)) if len(self.outcomes) > 1 else math.nan
 
     @property
     def zeros(self) -> float:
@@ -70,17 +73,39 @@ def rows_of(outcomes: Iterable[Outcome], arms: Sequence[Arm]) -> dict[str, list[
 
 def rows_of_task(task: str, by_arm: dict[Arm, dict[int, Outcome]], arms: Sequence[Arm]) -> list[Row]:
     """All rows of one task, whose differences share one spread between seeds."""
-    paired: list[tuple[Arm, list[Outcome], Difference]] = []
-    for arm in arms:
-        own, dense = by_arm.get(arm, {}), by_arm.get(Arm(DENSE[arm.phases]), {})
-        seeds = sorted(own.keys() & dense.keys())
-        if seeds:
-            pair = [own[seed] for seed in seeds], [dense[seed] for seed in seeds]
-            paired.append((arm, pair[1], Difference.of((task, arm), *pair)))
-    spread = spread_of([loss for arm, _, loss in paired if arm.text not in DENSE.values()])
-    rows = []
-    for arm, dense, loss in paired:
-        relative = loss.mean / float(np.mean([outcome.accuracy for outcome in dense]))
-        own = tuple(by_arm[arm][seed] for seed in sorted(by_arm[arm]))
-        rows.append(Row(task, arm, own, loss, relative, loss.error(spread)))
-    return rows
+    paired = [
+        (arm, beside(by_arm, arm, Arm(DENSE[arm.phases])), beside(by_arm, arm, Arm(TEACHER)))
+        for arm in arms
+        if beside(by_arm, arm, Arm(DENSE[arm.phases]))
+    ]
+    losses = {arm: Difference.of((task, arm), *zip(*pairs, strict=True)) for arm, pairs, _ in paired}
+    spread = spread_of([loss for arm, loss in losses.items() if arm.text not in DENSE.values()])
+    return [
+        Row(
+            task,
+            arm,
+            tuple(by_arm[arm][seed] for seed in sorted(by_arm[arm])),
+            losses[arm],
+            relative(pairs),
+            relative(with_teacher) if with_teacher else None,
+            losses[arm].error(spread),
+        )
+        for arm, pairs, with_teacher in paired
+    ]
+
+
+def beside(by_arm: dict[Arm, dict[int, Outcome]], arm: Arm, other: Arm) -> list[tuple[Outcome, Outcome]]:
+    """What came out of both, for the seeds that both have."""
+    first, second = by_arm.get(arm, {}), by_arm.get(other, {})
+    return [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
+def relative(pairs: Sequence[tuple[Outcome, Outcome]]) -> float:
+    """By how much the first are more accurate, as a share of the accuracy of the second.
+
+    Example:
+        >>> relative([(Outcome("a", np.array([1, 0]), 0, 1, 1, 1), Outcome("b", np.array([1, 1]), 0, 1, 1, 1))])
+        -0.5
+    """
+    first, second = (sum(outcome.accuracy for outcome in side) for side in zip(*pairs, strict=True))
+    return first / second - 1

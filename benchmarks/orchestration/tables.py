@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from benchmarks.orchestration.arms import GREATER, LESSER
 from benchmarks.orchestration.rows import Row
 from benchmarks.orchestration.speed import FLOAT, KINDS, ROWS, Times
 
-COLUMNS = ("arm", "phases", "bits", "accuracy", "SD", "- dense", "in %", "zeros", "MB", "zip")
+COLUMNS = ("arm", "long", "bits", "%", "SD", "- dense", "in %", "teacher", "zeros", "MB", "zip")
 PLACES = {0.0: "not pruned", LESSER: f"4x1, {LESSER:.0%}", GREATER: f"4x1, {GREATER:.0%}"}
 
 
@@ -57,15 +58,16 @@ def accuracies(task: str, rows: Iterable[Row]) -> Sheet:
 
 def cells(row: Row) -> tuple[str, ...]:
     """One line."""
-    size, packed = (f"{value:.3g}" if value < 1 else f"{value:.1f}" for value in row.megabytes)
+    size, packed = (f"{value:.2g}" if value < 1 else f"{value:.1f}" for value in row.megabytes)
     return (
         row.arm.text.replace(">", "→"),
         str(row.arm.phases),
         "8" if row.arm.is_int8 else "32",
         f"{row.accuracy:.2f}",
-        f"{row.deviation:.2f}",
-        f"{row.loss.mean:+.2f} ± {row.error:.2f}",
+        "-" if math.isnan(row.deviation) else f"{row.deviation:.2f}",
+        f"{row.loss.mean:+.2f} ±{row.error:.2f}",
         f"{100 * row.relative:+.1f}",
+        "-" if row.beside_teacher is None else f"{100 * row.beside_teacher:+.1f}",
         f"{row.zeros:.0%}",
         size,
         packed,
