@@ -13,7 +13,7 @@ from benchmarks.orchestration.arms import GREATER, LESSER
 from benchmarks.orchestration.rows import Row
 from benchmarks.orchestration.speed import FLOAT, KINDS, ROWS, Times
 
-COLUMNS = ("arm", "long", "bits", "%", "SD", "- dense", "in %", "teacher", "zeros", "MB", "zip")
+COLUMNS = ("arm", "phases", "%", "SD", "- dense", "in %", "teacher", "zeros", "MB", "zip")
 PLACES = {0.0: "not pruned", LESSER: f"4x1, {LESSER:.0%}", GREATER: f"4x1, {GREATER:.0%}"}
 
 
@@ -62,7 +62,6 @@ def cells(row: Row) -> tuple[str, ...]:
     return (
         row.arm.text.replace(">", "→"),
         str(row.arm.phases),
-        "8" if row.arm.is_int8 else "32",
         f"{row.accuracy:.2f}",
         "-" if math.isnan(row.deviation) else f"{row.deviation:.2f}",
         f"{row.loss.mean:+.2f} ±{row.error:.2f}",
