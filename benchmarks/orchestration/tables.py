@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from benchmarks.orchestration.arms import GREATER, LESSER
+from benchmarks.orchestration.arms import DENSE, GREATER, LESSER
 from benchmarks.orchestration.rows import Row
 from benchmarks.orchestration.speed import FLOAT, KINDS, ROWS, Times
 
@@ -57,15 +57,16 @@ def accuracies(task: str, rows: Iterable[Row]) -> Sheet:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """One line."""
+    """One line; a dense model is not compared with itself."""
+    is_measure = row.arm.text in DENSE.values()
     size, packed = (f"{value:.2g}" if value < 1 else f"{value:.1f}" for value in row.megabytes)
     return (
         row.arm.text.replace(">", "→"),
         str(row.arm.phases),
         f"{row.accuracy:.2f}",
         "-" if math.isnan(row.deviation) else f"{row.deviation:.2f}",
-        f"{row.loss.mean:+.2f} ±{row.error:.2f}",
-        f"{100 * row.relative:+.1f}",
+        "-" if is_measure else f"{row.loss.mean:+.2f} ±{row.error:.2f}",
+        "-" if is_measure else f"{100 * row.relative:+.1f}",
         "-" if row.beside_teacher is None else f"{100 * row.beside_teacher:+.1f}",
         f"{row.zeros:.0%}",
         size,
