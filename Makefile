@@ -41,7 +41,7 @@ export HF_HUB_OFFLINE := 1
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ------------------------------------------------------------------------------ environment
 
@@ -101,6 +101,10 @@ demo-ptq: $(STAMP) ## Quantize a trained model by several recipes, without train
 demo-slimming: $(STAMP) ## Prune channels of a real model, take them out, quantize the rest (minutes)
 	@$(BIN)/python examples/slimming/run.py
 
+.PHONY: demo-once-for-all
+demo-once-for-all: $(STAMP) ## Prune a real model once, then lock its zeros, distil and quantize (minutes)
+	@$(BIN)/python examples/prune_once_for_all/run.py
+
 .PHONY: demo-tuning
 demo-tuning: $(PHOTOS) ## Search for int8 models that answer as the float ones do (an hour)
 	@$(BIN)/python examples/tuning/run.py reviews
@@ -113,14 +117,21 @@ demo-distributed: $(STAMP) ## The same in two processes that train one model (mi
 .PHONY: bench
 bench: $(STAMP) ## Run the benchmarks that take minutes and print their tables
 	@set -e; found=; for script in benchmarks/*/run.py benchmarks/*.py; do \
-		case "$$script" in benchmarks/int8_peers/*|benchmarks/pruning_accuracy/*) continue;; esac; \
+		case "$$script" in benchmarks/int8_peers/*|benchmarks/pruning_accuracy/*|benchmarks/orchestration/*) continue;; esac; \
 		[ -e "$$script" ] || continue; found=1; \
 		echo "== $$script"; $(BIN)/python "$$script"; \
 	done; [ -n "$$found" ] || { echo "No benchmark was found." >&2; exit 1; }
 
+# Where the images are already, they need not be unpacked.
+IMAGES := $(if $(FASHION_MNIST_DIR)$(wildcard /usr/share/datasets/fashion-mnist),$(STAMP),$(FASHION))
+
 .PHONY: bench-accuracy
-bench-accuracy: $(if $(FASHION_MNIST_DIR)$(wildcard /usr/share/datasets/fashion-mnist),$(STAMP),$(FASHION)) ## Compare what pruning criteria cost in accuracy (an hour)
+bench-accuracy: $(IMAGES) ## Compare what pruning criteria cost in accuracy (an hour)
 	@$(BIN)/python benchmarks/pruning_accuracy/run.py $(ARGS)
+
+.PHONY: bench-orchestration
+bench-orchestration: $(IMAGES) ## Compare what combinations of techniques cost, one-shot and multi-shot (three hours)
+	@$(BIN)/python benchmarks/orchestration/run.py $(ARGS)
 
 # Other ways to run int8, which need packages that nothing else here needs: gigabytes, so outside the tree, and named
 # by the state of their constraints. Environments made before: make PEERS=FOLDER IPEX=FOLDER bench-int8

@@ -25,49 +25,33 @@ sys.path.insert(0, str(HERE.parents[1] / "examples"))  # and `common` lie
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
-from transformers.utils import logging  # noqa: E402
 
-from benchmarks.pruning_accuracy import clothes, reviews  # noqa: E402
-from benchmarks.pruning_accuracy.records import CRITERIA, Records  # noqa: E402
+from benchmarks.pruning_accuracy.records import CRITERIA, Pruned  # noqa: E402
 from benchmarks.pruning_accuracy.runs import CASES, perform, runs_of  # noqa: E402
 from benchmarks.pruning_accuracy.verdict import show  # noqa: E402
+from benchmarks.tasks.command import begin, parser  # noqa: E402
+from benchmarks.tasks.records import Records  # noqa: E402
 
-TASKS = {"minilm": reviews.load, "cnn": clothes.load}
 PATTERNS = sorted({case.pattern for case in CASES})
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS)
-    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
-    parser.add_argument("--scope", choices=("global", "local"), default="global", help="local: rank each layer alone")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=HERE / "output")
-    parser.add_argument("--quick", action="store_true", help="one seed and few steps: whether it runs, in minutes")
-    parser.add_argument("--show", action="store_true", help="only print what is there")
-    return parser.parse_args()
+    asked = parser(__doc__ or "", HERE / "output")
+    asked.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS)
+    asked.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
+    asked.add_argument("--scope", choices=("global", "local"), default="global", help="local: rank each layer alone")
+    return asked.parse_args()
 
 
 def main() -> None:
     options = arguments()
     console = Console()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    try:
-        tasks = [TASKS[name]() for name in options.models]
-    except FileNotFoundError as error:
-        raise SystemExit(str(error)) from error
-    seeds = options.seeds
-    if options.quick:
-        tasks, seeds = [task.shortened() for task in tasks], seeds[:1]
+    tasks, seeds = begin(options)
     cases = [replace(case, scope=options.scope) for case in CASES if case.pattern in options.patterns]
     runs = [(task, run) for seed in seeds for task in tasks for run in runs_of(task, seed, cases, options.criteria)]
-    options.output.mkdir(parents=True, exist_ok=True)
-    records = Records(options.output / "results.jsonl")
+    records = Records(options.output / "results.jsonl", Pruned)
     if not options.show:
         missing = [(task, run) for task, run in runs if run not in records]
         for task, run in track(missing, "trainings", console=console, disable=not console.is_terminal):

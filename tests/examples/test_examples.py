@@ -63,6 +63,21 @@ def test_slimming(tmp_path):
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_zeros_of_the_first_stage_are_those_of_the_second(tmp_path):
+    output = run(EXAMPLES / "prune_once_for_all/run.py", "--smoke", "--sparsity", 0.9, "--output", tmp_path)
+    assert f"int8: {SAME_LOGITS}" in output
+    rows = {name: [float(cell) for cell in cells(output, f"{name} ")] for name in ("dense", "sparse", "int8")}
+    _, zeros, sizes, zipped, *_ = zip(*rows.values(), strict=True)
+    assert zeros[:2] == (0, 0.9)
+    assert zeros[2] >= 0.9
+    assert sizes[0] == sizes[1] > 2 * sizes[2]
+    assert zipped[0] > zipped[1] > zipped[2]
+    report = json.loads((tmp_path / "int8/compression_report.json").read_text())
+    locked = [row for row in report["modules"] if row["asked_sparsity"] is not None]
+    assert len(locked) == 13
+    assert {row["bits"] for row in report["modules"]} == {8}
+
+
 # ------------------------------------------------------------------ the Trainer
 
 TRAINER = EXAMPLES / "huggingface_trainer"

@@ -13,57 +13,18 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from benchmarks.pruning_accuracy import clothes
-from benchmarks.pruning_accuracy.records import DENSE, Record, Records, Run
+from benchmarks.pruning_accuracy.case import Case
+from benchmarks.pruning_accuracy.records import DENSE, Pruned, Run
 from benchmarks.pruning_accuracy.runs import CASES, perform, runs_of
-from benchmarks.pruning_accuracy.task import Case, Phase, Task
 from benchmarks.pruning_accuracy.verdict import comparison, differences, show
+from benchmarks.tasks import clothes
+from benchmarks.tasks.records import Records
 from inc_torch import CompressionReport
 from inc_torch.core.report import Finding
 
 
-@pytest.fixture
-def trained():
-    """The seeds of all trainings of `task`, in order."""
-    return []
-
-
-@pytest.fixture
-def task(trained):
-    """Tell apart which half of sixteen numbers is greater."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(512, 16, generator=generator)
-    labels = (inputs[:, :8].sum(1) > inputs[:, 8:].sum(1)).long()
-
-    def build(seed):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 2))
-
-    def batches(steps, seed):
-        trained.append(seed)
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(steps):
-            rows = torch.randint(256, (32,), generator=generator)
-            yield inputs[rows], labels[rows]
-
-    @torch.inference_mode()
-    def right(model):
-        return model.eval()(inputs[256:]).argmax(-1) == labels[256:]
-
-    return Task(
-        "MiniLM-L6, numbers",
-        build,
-        batches,
-        lambda model, given: model(given),
-        right,
-        labels[256:],
-        Phase(30, 1e-2),
-        Phase(24, 1e-2),
-    )
-
-
 def record(right, criterion="snip", seed=0, pattern="4x1", zeros=0.0):
-    return Record(Run("net, data", "1x1-1x1", seed, criterion, pattern, 0.9), np.array(right, bool), zeros, 1.0)
+    return Pruned(Run("net, data", "1x1-1x1", seed, criterion, pattern, 0.9), np.array(right, bool), zeros, 1.0)
 
 
 def rows_of(*records):
@@ -81,11 +42,11 @@ def rows_of(*records):
 def test_every_training_of_a_seed_is_done_once_from_one_baseline(task, trained, tmp_path):
     runs = runs_of(task, 3)
     assert len(runs) == len(set(runs)) == 2 + len(CASES) * 4
-    records = Records(tmp_path / "results.jsonl")
+    records = Records(tmp_path / "results.jsonl", Pruned)
     for run in runs:
         perform(task, run, tmp_path, records)
     assert trained == [3] + [1003] * (len(runs) - 1)
-    again = Records(tmp_path / "results.jsonl")
+    again = Records(tmp_path / "results.jsonl", Pruned)
     assert [again[run].accuracy for run in runs] == [records[run].accuracy for run in runs]
     assert again[runs[1]].accuracy > 80
     assert {again[run].zeros for run in runs if run.pattern == "2:4" and run.criterion == "magnitude"} == {0.5}
@@ -94,15 +55,15 @@ def test_every_training_of_a_seed_is_done_once_from_one_baseline(task, trained, 
 def test_a_run_that_was_stopped_goes_on_after_its_last_whole_line(task, tmp_path):
     file = tmp_path / "results.jsonl"
     first, second = runs_of(task, 0)[:2]
-    records = Records(file)
+    records = Records(file, Pruned)
     for run in (first, second):
-        records.add(run, torch.tensor([True, False]), 0.0, 1.0)
+        records.add(Pruned(run, np.array([True, False]), 0.0, 1.0))
     file.write_text(file.read_text()[:-5])
-    records = Records(file)
+    records = Records(file, Pruned)
     assert first in records
     assert second not in records
-    records.add(second, torch.tensor([True, True]), 0.0, 1.0)
-    assert [Records(file)[run].accuracy for run in (first, second)] == [50, 100]
+    records.add(Pruned(second, np.array([True, True]), 0.0, 1.0))
+    assert [Records(file, Pruned)[run].accuracy for run in (first, second)] == [50, 100]
 
 
 def test_other_steps_are_other_runs(task):
@@ -208,7 +169,7 @@ def test_words_say_where_which_is_ahead():
 
 def test_what_is_shown_fits_a_hundred_columns(task):
     records = [
-        Record(run, np.arange(100) < 90 + seed, run.sparsity + 0.1 * bool(run.pattern), 1.0)
+        Pruned(run, np.arange(100) < 90 + seed, run.sparsity + 0.1 * bool(run.pattern), 1.0)
         for seed in range(3)
         for run in runs_of(task, seed)
     ]

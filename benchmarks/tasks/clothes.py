@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.pruning_accuracy.task import Inputs, Phase, Task
+from benchmarks.tasks.task import Inputs, Phase, Task
 
 VARIABLE = "FASHION_MNIST_DIR"
 PLACES = (Path(sys.prefix) / "fashion", Path("/usr/share/datasets/fashion-mnist"))
@@ -57,7 +57,10 @@ def load() -> Task:
     def logits(model: nn.Module, inputs: Inputs) -> torch.Tensor:
         return model(inputs)
 
-    return Task("CNN, Fashion-MNIST", build, batches, logits, right, test_labels, FIRST, SECOND)
+    def sample(rows: int) -> Inputs:
+        return test_images[:rows]
+
+    return Task("CNN, Fashion-MNIST", build, batches, logits, right, sample, test_labels, FIRST, SECOND)
 
 
 def build(seed: int) -> nn.Sequential:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from benchmarks.pruning_accuracy.task import Inputs, Phase, Task
+from benchmarks.tasks.task import Inputs, Phase, Task, is_float
 from common.data import encode, load_reviews
+from common.latency import LENGTH
 from common.model import load_pretrained, predict
 
 MAX_LENGTH = 48
@@ -34,8 +35,13 @@ def load() -> Task:
             return model(**inputs).logits
 
     def right(model: nn.Module) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_float(model)):
             return predict(model, test).argmax(-1) == labels
+
+    def sample(rows: int) -> Inputs:
+        generator = torch.Generator().manual_seed(rows)
+        ids = torch.randint(1000, tokenizer.vocab_size, (rows, LENGTH), generator=generator)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     return Task(
         "MiniLM-L6, Rotten Tomatoes",
@@ -43,6 +49,7 @@ def load() -> Task:
         batches,
         logits,
         right,
+        sample,
         labels,
         FIRST,
         SECOND,
