@@ -15,7 +15,11 @@ from benchmarks.orchestration.tables import PLACES
 TEXT = "#7d8590"
 COLOURS = {0.0: "#5b8db8", LESSER: "#e8710a", GREATER: "#a34ad1"}
 MARKERS = {1: "o", 2: "s", 4: "D"}
-NAMED = {"dense", "prune", "dense > ptq", "prune > ptq", "kd+prune > kd+lock+qat", LONG}
+NAMED = {
+    **{text: text.replace(">", "→") for text in ("dense", "prune", "dense > ptq", "prune > ptq")},
+    "kd+prune > kd+lock+qat": "once for all",
+    LONG: "once for all, x2",
+}
 APART = 1.2  # sizes nearer than this share a tick
 
 
@@ -36,7 +40,8 @@ def draw(rows: Mapping[str, Sequence[Row]], file: Path) -> None:
     marks = [Line2D([], [], **look(sparsity, 1, is_int8=True), label=name) for sparsity, name in PLACES.items()]
     marks += [Line2D([], [], **look(0.0, 1, is_int8=False), label="float")]
     marks += [
-        Line2D([], [], **look(0.0, phases, is_int8=True), label=f"{phases} phases of training") for phases in (2, 4)
+        Line2D([], [], **look(0.0, phases, is_int8=True), label=f"{phases} phases of training")
+        for phases in sorted({row.arm.phases for own in rows.values() for row in own} - {1})
     ]
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.legend(handles=marks, loc="lower center", ncols=len(marks), frameon=False)
@@ -56,8 +61,9 @@ def draw_panel(panel: Any, task: str, rows: Sequence[Row]) -> None:
             size, row.accuracy, yerr=None if math.isnan(row.deviation) else row.deviation, ecolor=f"{colour}55", **mark
         )
         if row.arm.text in NAMED:
-            label = row.arm.text.replace(">", "→")
-            panel.annotate(label, (size, row.accuracy), xytext=(6, 4), textcoords="offset points", fontsize=7)
+            panel.annotate(
+                NAMED[row.arm.text], (size, row.accuracy), xytext=(6, 4), textcoords="offset points", fontsize=7
+            )
     ticks = apart(row.megabytes[1] for row in rows)
     panel.set_xticks(ticks, [f"{size:.2g}" for size in ticks])
     panel.margins(x=0.12)
