@@ -54,6 +54,7 @@ from inc_torch.quantizers._spec import (
     WeightOnlyScheme,
 )
 from inc_torch.quantizers._statistics import TensorStatistics
+from inc_torch.quantizers._weight_only import decoded, round_to_nearest
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, group_of_each
 from inc_torch.quantizers._weight_only_model import adopt_rounded, quantize_weights, round_weights
 from inc_torch.quantizers.fx import GraphStage, describe_graph, folded_norms, graph_of, is_graph, set_executor, ungraft
@@ -107,6 +108,7 @@ __all__ = [
     "convert_calibrated",
     "decide",
     "decode",
+    "decoded",
     "describe_graph",
     "describe_int8",
     "disable_fake_quant",
@@ -138,6 +140,7 @@ __all__ = [
     "reason_against_codes",
     "rebuild_int8",
     "round_by_gptq",
+    "round_to_nearest",
     "round_weights",
     "rounding_share",
     "set_executor",

@@ -45,7 +45,8 @@ def round_by_gptq(
     Column after column is rounded; the error, over the diagonal of the inverse Hessian's Cholesky factor, is taken from
     the columns that are still to come, so that the output of the layer changes least. Grids are those of
     `round_to_nearest`, but symmetric ones have ``scale = 2 * max|w| / (2**bits - 1)``. A group's grid is fitted to its
-    weights as they stand when its block of columns begins.
+    weights as they stand when its block of columns begins. A weight that is exactly 0 stays 0: a
+    pruned layer keeps its zeros, but what is handed on to them is lost, so there may be little to win.
 
     Args:
         weight: ``[out, in]``, any floating dtype; it stays.
@@ -58,7 +59,7 @@ def round_by_gptq(
         ModelError: The Hessian has no Cholesky factor, even with more damping.
 
     Source: Frantar et al., GPTQ, arXiv:2210.17323; INC 2.6.1 ``gptq_args``, which reads ``percdamp`` under another
-    name, so that it is always 0.01, and has grids of half the width for rows without a negative weight.
+    name, so that it is always 0.01, has grids of half the width for rows without a negative weight, and fills zeros.
 
     Example:
         >>> weight = torch.tensor([[0.9, 0.4]])
@@ -71,12 +72,13 @@ def round_by_gptq(
     columns = work.shape[1]
     dead = second.diagonal() == 0
     second.diagonal()[dead] = 1.0
+    is_zero = work == 0  # pruned: zero it stays, and its error is handed on too
     work[:, dead] = 0.0
     length = columns if scheme.group_size == -1 else min(scheme.group_size, columns)
     fitted = {start: _fit(work[:, start : start + length], scheme) for start in range(0, columns, length)}
     order = torch.argsort(second.diagonal(), descending=True) if settings.act_order else torch.arange(columns)
     order = order.to(work.device)
-    work, second = work[:, order], second[order][:, order]
+    work, second, is_zero = work[:, order], second[order][:, order], is_zero[:, order]
     factor = _factor(second, settings.damping)
     places: list[int] = order.tolist()
     grids: list[_Grid] = []
@@ -97,7 +99,7 @@ def round_by_gptq(
                 grid = grids[group]
             group_of[places[column]] = group
             here = column - begin
-            code = _encode(block[:, here], grid, scheme)
+            code = torch.where(is_zero[:, column], grid.zero, _encode(block[:, here], grid, scheme))
             value = (code - grid.zero) * grid.scale
             error = (block[:, here] - value) / own[here, here]
             block[:, here:] -= error.unsqueeze(1) * own[here, here:]

@@ -117,6 +117,23 @@ def test_a_search_makes_it_again_for_each_trial():
     assert error(made, model) < error(nearest, model)
 
 
+@pytest.mark.parametrize("scheme", ["sym", "asym"])
+def test_a_pruned_model_keeps_its_zeros_and_is_no_worse_than_by_rounding_to_the_nearest(scheme):
+    model = llama()
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    layers = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in names}
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.weight[torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(1)) < 0.8] = 0
+    made = fit(model, config(scheme=scheme), calib_dataloader=BATCHES)
+    nearest = fit(model, config("RTN", scheme=scheme), calib_dataloader=BATCHES)
+    for name, layer in layers.items():
+        assert (made.get_submodule(name).signed_codes()[layer.weight == 0] == 0).all()
+    assert error(made, model) <= 1.02 * error(nearest, model)
+    notes = [" ".join(row.notes) for row in made.report().modules if row.name in layers]
+    assert any("rounded to the nearest, which changes its outputs less" in note for note in notes) or scheme == "asym"
+
+
 # ---------------------------------------------------------------------------- what is refused
 
 

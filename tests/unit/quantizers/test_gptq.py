@@ -101,3 +101,13 @@ def test_rows_without_a_negative_weight_use_the_whole_grid():
     weight = torch.rand(4, 16) + 0.1
     made = round_by_gptq(weight, torch.eye(16), WeightOnlyScheme(4, -1), GptqSettings())
     assert (made.values - weight).abs().max() <= made.rounded.scales.max() / 2 * 1.01
+
+
+def test_zeros_of_a_pruned_layer_stay():
+    inputs, weight = torch.randn(512, 64), torch.randn(32, 64)
+    weight[torch.rand(32, 64) < 0.8] = 0
+    for symmetric in (True, False):
+        scheme = WeightOnlyScheme(3, 16, symmetric=symmetric)
+        made = round_by_gptq(weight, inputs.T @ inputs, scheme, GptqSettings(act_order=True))
+        assert (made.values[weight == 0] == 0).all()
+        assert (made.values[weight != 0] != 0).float().mean() > 0.5
