@@ -1,4 +1,4 @@
-"""Layer 3: one callback a technique, and the base class for yours."""
+"""Layer 5: one callback a technique, and the base class for yours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layer 2: the user's words, checked once and parsed into typed specs.
+"""Layer 4: the user's words, checked once and parsed into typed specs.
 
 Every configuration is frozen: ``replace`` makes a changed copy, ``to_dict`` and ``from_dict`` carry it
 through JSON, and ``to_spec`` (``to_specs`` for pruning) turns it into what the layer below understands.

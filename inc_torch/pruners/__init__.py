@@ -1,4 +1,4 @@
-"""Layer 1: pruning as criterion x pattern x schedule x allocation."""
+"""Layer 2: pruning as criterion x pattern x schedule x allocation."""
 
 from __future__ import annotations
 
