@@ -100,10 +100,11 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], config: Torch2ON
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         written = Path(folder) / target.name
-        program = _program(inner, inputs, config)
-        for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()  # lines of source, with the folders of this machine
-        program.save(os.fspath(written), external_data=None)
+        with _exportable(inner):  # until it is written: what is to be written are the tensors of the model
+            program = _program(inner, inputs, config)
+            for node in program.model.graph.all_nodes():
+                node.metadata_props.clear()  # lines of source, with the folders of this machine
+            program.save(os.fspath(written), external_data=None)
         error = _error(inner, inputs, written)
         for file in sorted(written.parent.iterdir(), key=lambda file: file == written):  # the model itself last
             file.replace(target.parent / file.name)
@@ -160,10 +161,10 @@ def _program(model: nn.Module, inputs: Inputs, config: Torch2ONNXConfig) -> Any:
     """Trace and translate; what cannot be is a `ModelError`."""
     shapes = _dynamic_shapes(model, inputs, config)
     try:
-        with _exportable(model) as plain, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter about itself
             return torch.onnx.export(
-                plain,
+                model,
                 args=inputs.args,
                 kwargs=dict(inputs.kwargs),
                 dynamo=True,
@@ -182,8 +183,8 @@ def _program(model: nn.Module, inputs: Inputs, config: Torch2ONNXConfig) -> Any:
 
 
 @contextmanager
-def _exportable(model: nn.Module) -> Iterator[nn.Module]:
-    """The model as operations that ONNX has, as long as the context lasts."""
+def _exportable(model: nn.Module) -> Iterator[None]:
+    """Have the model consist of operations that ONNX has, as long as the context lasts."""
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         compiled = model.__dict__.pop("_compiled_call_impl", None)
@@ -193,7 +194,7 @@ def _exportable(model: nn.Module) -> Iterator[nn.Module]:
             stack.enter_context(_in_float(model))
         stack.enter_context(computing_with(model, OnnxArithmetic()))
         stack.enter_context(torch.no_grad())
-        yield model
+        yield
 
 
 @contextmanager
@@ -206,7 +207,7 @@ def _in_float(model: nn.Module) -> Iterator[None]:
         rebuild_bfloat16(model, described)
 
 
-def _dynamic_shapes(model: nn.Module, inputs: Inputs, config: Torch2ONNXConfig) -> dict[str, Any] | None:
+def _dynamic_shapes(model: nn.Module, inputs: Inputs, config: Torch2ONNXConfig) -> dict[str, Any]:
     names = _argument_names(model, inputs)
     axes = config.dynamic_axes
     if axes is None:

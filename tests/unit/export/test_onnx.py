@@ -155,6 +155,18 @@ def test_weights_alone(tmp_path, scheme, bits, group):
     assert made.error < 1e-4
 
 
+def test_modules_in_bfloat16_are_written_in_float(tmp_path):
+    rule = {"weight": {"dtype": "bf16"}, "activation": {"dtype": "bf16"}}
+    model = _fitted(Tokens(), {"ids": IDS}, op_name_dict={"down": rule})
+    with torch.no_grad():
+        before = model(IDS)["logits"]
+    made = export_onnx(model, tmp_path / "model.onnx", Torch2ONNXConfig(example_inputs={"ids": IDS}))
+    assert made.error <= 0.02 * float(before.abs().max())
+    assert model.down.weight.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert torch.equal(model(IDS)["logits"], before)
+
+
 def test_an_optimized_model_is_written_as_it_was(tmp_path):
     model = optimize_for_inference(_fitted(Tokens(), {"ids": IDS}), {"ids": IDS})
     with torch.no_grad():
