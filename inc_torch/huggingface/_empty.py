@@ -19,8 +19,9 @@ from inc_torch.core.streaming import StreamedWeights, attach_weights
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export._files import WEIGHTS, pickled_files, weight_files
 from inc_torch.huggingface._checkpoint_names import names_in_model
+from inc_torch.huggingface._class import class_of
 from inc_torch.huggingface._layout import check_directory
-from inc_torch.huggingface._load import HUB_OPTIONS, class_of, is_path, modern
+from inc_torch.huggingface._load import HUB_OPTIONS, is_path, modern
 from inc_torch.huggingface._stored import StoredTensor, are_equal, stored_tensors
 
 __all__ = ["load_empty_model"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from inc_torch.export._files import HUB_CONFIG, WEIGHTS, read_json
 from inc_torch.export.inc import load_inc
+from inc_torch.huggingface._class import class_of
 
 __all__ = ["holds_inc_model", "open_inc_model"]
 
@@ -25,12 +25,8 @@ def holds_inc_model(directory: Path) -> bool:
     return any(config.get(name) == "int8" for name in _DTYPES)
 
 
-def open_inc_model(directory: Path, class_of: Callable[[Any, Path], Any]) -> Any:  # noqa: ANN401  any class
+def open_inc_model(directory: Path) -> Any:  # noqa: ANN401  any class of transformers
     """Build the model that the configuration describes, and load INC's int8 weights into it.
-
-    Args:
-        directory: One for which `holds_inc_model` holds.
-        class_of: Finds the class that a configuration names.
 
     Raises:
         ArtifactError: The configuration names no class, or the weights are not INC's, see `load_inc`.

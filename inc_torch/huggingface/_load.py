@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import Any, NoReturn, final
 
 from torch import nn
 
-from inc_torch.core.errors import ArtifactError
 from inc_torch.core.optional import require
 from inc_torch.export._files import read_json
 from inc_torch.export._proof import attach_report, attached_report, prove_report, read_report
+from inc_torch.huggingface._class import class_of
 from inc_torch.huggingface._layout import REPORT, SAVE_AGAIN, check_directory
 from inc_torch.huggingface.registration import install
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-__all__ = ["HUB_OPTIONS", "OptimizedModel", "class_of", "is_path", "modern"]
+__all__ = ["HUB_OPTIONS", "OptimizedModel", "is_path", "modern"]
 
 HUB_OPTIONS = (
     "cache_dir",
@@ -78,7 +75,7 @@ class OptimizedModel:
         hub = {key: options[key] for key in HUB_OPTIONS if key in options}
         directory = Path(name_or_path)
         if holds_inc_model(directory):
-            return open_inc_model(directory, class_of)
+            return open_inc_model(directory)
         if directory.exists() or is_path(name_or_path):
             check_directory(directory / str(options.get("subfolder", "")))
         config = options.get("config")
@@ -113,24 +110,6 @@ def _report_file(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> P
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     found = cached_file(name_or_path, REPORT, **quiet, **hub)
     return None if found is None else Path(found)
-
-
-def class_of(config: PretrainedConfig, name_or_path: str | os.PathLike[str]) -> Any:  # noqa: ANN401  # any Auto class
-    """The class that ``config.architectures`` names, or the Auto class that ``auto_map`` gives for remote code."""
-    import transformers
-
-    architecture = next(iter(config.architectures or ()), None)
-    known = getattr(transformers, architecture, None) if architecture else None
-    if known is not None:
-        return known
-    for auto, target in (getattr(config, "auto_map", None) or {}).items():
-        if str(target).rpartition(".")[2] == architecture and hasattr(transformers, auto):
-            return getattr(transformers, auto)
-    message = (
-        f"config.json of {os.fspath(name_or_path)!r} has architectures={config.architectures!r}: expected the name of "
-        "a class in transformers. Load it with the model's own class: YourModel.from_pretrained(directory)."
-    )
-    raise ArtifactError(message)
 
 
 def _prove(model: nn.Module, path: Path) -> None:

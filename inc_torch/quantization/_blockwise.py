@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from inc_torch.core.errors import ModelError
 from inc_torch.core.report import Finding
+from inc_torch.core.sharding import plain_class
 from inc_torch.pruners.calibrated import BlockLayer, Hessian, block_layers, prune_by_blocks
 from inc_torch.quantizers import (
     GptqSettings,
@@ -26,15 +27,15 @@ from inc_torch.quantizers import (
     weight_only_name,
 )
 
-__all__ = ["quantize_weights_by_blocks", "uses_gptq"]
+__all__ = ["quantize_weights_by_blocks", "samples_for_gptq"]
 
 _NEARER = "rounded to the nearest, which changes its outputs less than GPTQ"
 _OUTSIDE = "rounded to the nearest: it is in none of the blocks that run one after the other"
 
 
-def uses_gptq(spec: QuantSpec, model: nn.Module) -> int:
+def samples_for_gptq(spec: QuantSpec, model: nn.Module, decisions: Mapping[str, Prepared]) -> int:
     """How many samples GPTQ is to see; 0 where no module of ``model`` is rounded by it."""
-    schemes = _wanted(spec, model, decide(model, spec)).values()
+    schemes = _wanted(spec, model, decisions).values()
     settings = [(scheme.gptq or GptqSettings()).samples for scheme in schemes]
     return max(settings, default=0)
 
@@ -77,11 +78,11 @@ def _in_blocks(model: nn.Module) -> list[str]:
         raise ModelError(message) from error
 
 
-def _wanted(spec: QuantSpec, model: nn.Module, decisions: dict[str, Prepared]) -> dict[str, WeightOnlyScheme]:
+def _wanted(spec: QuantSpec, model: nn.Module, decisions: Mapping[str, Prepared]) -> dict[str, WeightOnlyScheme]:
     """The layers that are to be rounded by GPTQ, and how."""
     modules = dict(model.named_modules())
     treatments = {
-        name: spec.treatment_of(name, type(modules[name]).__name__)
+        name: spec.treatment_of(name, plain_class(type(modules[name])).__name__)
         for name, made in decisions.items()
         if made.scheme is not None and name in modules
     }

@@ -21,7 +21,7 @@ from inc_torch.core.sharding import held
 from inc_torch.core.streaming import attached_weights
 from inc_torch.export import adorn, attach_report, attached_report
 from inc_torch.inference import run_graph_fused
-from inc_torch.quantization._blockwise import quantize_weights_by_blocks, uses_gptq
+from inc_torch.quantization._blockwise import quantize_weights_by_blocks, samples_for_gptq
 from inc_torch.quantizers import (
     LEFT_BY_SEARCH,
     Calibration,
@@ -100,7 +100,7 @@ class Job:
         if not self._weight_only:
             self.model.eval()
         self._observing = [name for name, module in fake_quant_modules(self.model) if module.is_static]
-        self._samples = uses_gptq(self.spec.quant, self.model) if self._weight_only else 0
+        self._samples = samples_for_gptq(self.spec.quant, self.model, self._decisions) if self._weight_only else 0
         self._batches: list[Any] = []
 
     def undo(self) -> None:

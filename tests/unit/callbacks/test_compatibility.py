@@ -116,7 +116,8 @@ def test_two_pruners_of_one_layer(second):
 
 def test_distillation_alone_asks_nothing_of_the_model():
     model = nn.Sequential(int8(nn.Sequential(nn.Linear(4, 4))), nn.Linear(4, 2))
-    prepare_compression(model, DistillationConfig(nn.Linear(4, 2)))
+    manager = prepare_compression(model, DistillationConfig(nn.Linear(4, 2)))
+    assert [repr(callback) for callback in manager.callbacks.callbacks_list] == ["Distillation Callbacks"]
 
 
 def test_the_rest_works_in_any_order():

@@ -192,8 +192,8 @@ def test_what_is_not_incs_is_told(tmp_path):
         load(FILES / "mlp_ipex_static", Linears())
 
 
-def _changed(tmp_path, change, name="mlp_static"):
-    content = _stored(name)
+def _changed(tmp_path, change):
+    content = _stored("mlp_static")
     change(content)
     torch.save(content, tmp_path / "best_model.pt")
     return tmp_path

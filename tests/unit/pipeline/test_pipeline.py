@@ -409,7 +409,12 @@ class TestZeros:
             model[0].weight[:, ::2] = 0
         zeros = CarriedZeros.of(model, ["0"])
         packed = inc_torch.quantization.fit(model, PostTrainingQuantConfig(approach="weight_only"))
+        assert torch.equal(packed[0].signed_codes()[zeros.masks["0"]], torch.zeros(64, dtype=torch.int32))
         zeros.require(packed, "none")
+        packed[0].qweight.fill_(0x11111111)
+        assert message_of(ModelError, lambda: zeros.require(packed, "last")).startswith(
+            "Stage 'last' lost 64 of the 64"
+        )
 
     def test_a_layer_that_is_gone(self):
         model = nn.Sequential(nn.Linear(4, 4))
