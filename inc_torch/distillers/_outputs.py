@@ -9,7 +9,7 @@ import torch
 
 from inc_torch.core.errors import ModelError
 
-__all__ = ["TEACHER_LOGITS", "described", "extract_logits"]
+__all__ = ["TEACHER_LOGITS", "described", "extract_logits", "parts_of"]
 
 TEACHER_LOGITS: Final = "teacher_logits"
 """The key under which a batch brings what a teacher said of it."""
@@ -56,7 +56,7 @@ def extract_logits(output: object) -> torch.Tensor:
 def _from_mapping(output: Mapping[object, object]) -> object:
     if "logits" in output:
         return output["logits"]
-    tensors = [value for value in output.values() if isinstance(value, torch.Tensor)]
+    tensors = [value for value in parts_of(output) if isinstance(value, torch.Tensor)]
     if len(tensors) == 1:
         return tensors[0]
     start, end = (output.get(name) for name in QA_NAMES)
@@ -87,6 +87,18 @@ def described(output: object) -> str:
         'type tuple with tensor of shape (2, 3), NoneType'
     """
     return f"type {type(output).__name__} with {_contents(output)}"
+
+
+def parts_of(output: object) -> list[object]:
+    """What an output consists of: the values of a mapping, the items of a tuple or list, or the output alone.
+
+    Example:
+        >>> parts_of({"a": 1, "b": 2}), parts_of((1, 2)), parts_of(1)
+        ([1, 2], [1, 2], [1])
+    """
+    if isinstance(output, Mapping):
+        return list(output.values())
+    return list(output) if isinstance(output, tuple | list) else [output]
 
 
 def _contents(output: object) -> str:

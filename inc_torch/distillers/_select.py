@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from inc_torch.core.errors import ModelError
-from inc_torch.distillers._outputs import described
+from inc_torch.distillers._outputs import described, parts_of
 
 __all__ = ["Selection", "selected"]
 
@@ -36,7 +36,7 @@ def selected(output: object, selection: Selection, layer: str) -> torch.Tensor:
     if isinstance(found, torch.Tensor):
         return found
     if selection is None:
-        tensors = [value for value in _values(output) if isinstance(value, torch.Tensor)]
+        tensors = [value for value in parts_of(output) if isinstance(value, torch.Tensor)]
         if len(tensors) == 1:
             return tensors[0]
         way_out = f"Say which of them is meant: [{layer!r}, 0], [{layer!r}, 'key'] or [{layer!r}, function]."
@@ -60,7 +60,7 @@ def _found(output: object, selection: Selection) -> object:
         return output[selection]
     index = _index(selection)
     if index is not None and isinstance(output, Mapping | tuple | list):
-        values = _values(output)
+        values = parts_of(output)
         return values[index] if -len(values) <= index < len(values) else None
     return getattr(output, selection, None) if isinstance(selection, str) and selection.isidentifier() else None
 
@@ -73,12 +73,6 @@ def _index(selection: str | int) -> int | None:
     if isinstance(selection, int):
         return selection
     return int(selection) if selection.removeprefix("-").isdecimal() else None
-
-
-def _values(output: object) -> list[object]:
-    if isinstance(output, Mapping):
-        return list(output.values())
-    return list(output) if isinstance(output, tuple | list) else [output]
 
 
 def _shown(selection: Selection) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -13,6 +13,7 @@ from inc_torch.core.errors import ConfigError, InexactWarning, ModelError, did_y
 from inc_torch.core.user_warning import warn_user
 from inc_torch.distillers._base import LOSSES, DistillationLoss
 from inc_torch.distillers._functional import kl_divergence, single, soft_cross_entropy, widened
+from inc_torch.distillers._outputs import parts_of
 
 __all__ = ["SELF_TYPES", "Pair", "SelfDistillation"]
 
@@ -173,7 +174,7 @@ def _named(outputs: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
 
 def _from_the_last(output: object, temperature: float) -> torch.Tensor | None:
     """What every output learns from the last one."""
-    tensors = [value for value in _values(output) if isinstance(value, torch.Tensor) and value.dim()]
+    tensors = [value for value in parts_of(output) if isinstance(value, torch.Tensor) and value.dim()]
     others = [value for value in tensors[:-1] if value.shape == tensors[-1].shape]
     if not others:
         message = (
@@ -185,12 +186,3 @@ def _from_the_last(output: object, temperature: float) -> torch.Tensor | None:
         return None
     last = tensors[-1].detach()
     return torch.stack([soft_cross_entropy(other, last.to(other.device), temperature) for other in others]).mean()
-
-
-def _values(output: object) -> Iterator[object]:
-    if isinstance(output, Mapping):
-        yield from output.values()
-    elif isinstance(output, tuple | list):
-        yield from output
-    else:
-        yield output
