@@ -112,7 +112,9 @@ WEIGHT_ONLY: RuleWords = {
             " Weights become integers of 2 to 8 bits; float types of 4 bits come with a later version of inc_torch.",
         ),
         "scheme": _Words(("sym", "asym"), ("asym_float",), " Zero points are integers."),
-        "algorithm": _Words(("RTN", "GPTQ"), _WEIGHT_ONLY, " The others come with a later version of inc_torch."),
+        "algorithm": _Words(
+            ("RTN", "GPTQ", "AWQ", "TEQ"), _WEIGHT_ONLY, " AutoRound is a package of its own: take GPTQ or AWQ."
+        ),
     },
     "activation": {
         "dtype": _Words(

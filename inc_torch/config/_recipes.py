@@ -19,7 +19,7 @@ from inc_torch.config._checks import (
     text,
 )
 from inc_torch.config._readonly import FrozenDict
-from inc_torch.quantizers import GptqSettings, SmoothQuant, WeightOnlyScheme
+from inc_torch.quantizers import AwqSettings, GptqSettings, SmoothQuant, TeqSettings, WeightOnlyScheme
 
 __all__ = [
     "DEFAULT_RECIPES",
@@ -122,6 +122,18 @@ _GPTQ_WITHOUT_EFFECT = {
     "pad_max_length": "batches are run as they come",
 }
 
+_AWQ: Mapping[str, Check[object]] = {
+    "enable_auto_scale": flag,
+    "enable_mse_search": flag,
+    "folding": flag,
+}
+
+_TEQ: Mapping[str, Check[object]] = {
+    "folding": flag,
+    "steps": integer("a number of optimizer steps above 0", lambda x: x >= 1),
+    "lr": number("a learning rate above 0", lambda x: x > 0),
+}
+
 _CHECKS: Mapping[str, tuple[Check[object], object]] = {
     "smooth_quant": (flag, False),
     "smooth_quant_args": (_options(_SMOOTH_QUANT), {}),
@@ -138,9 +150,9 @@ _CHECKS: Mapping[str, tuple[Check[object], object]] = {
     "optypes_to_exclude_output_quant": (list_of("a list of operator types", text), ()),
     "dedicated_qdq_pair": (flag, False),
     "rtn_args": (_options(_RTN), {}),
-    "awq_args": (mapping, {}),
+    "awq_args": (_options(_AWQ), {}),
     "gptq_args": (_options(_GPTQ), {}),
-    "teq_args": (mapping, {}),
+    "teq_args": (_options(_TEQ), {}),
     "autoround_args": (mapping, {}),
 }
 """By recipe: its check and its default."""
@@ -181,8 +193,7 @@ def recipes_without_effect(recipes: Mapping[str, object], approach: str) -> dict
     """
     idle = dict(_NEVER)
     if "weight_only" in approach:
-        later = ("awq_args", "teq_args", "autoround_args")
-        idle |= dict.fromkeys(later, "its algorithm comes with a later version of inc_torch")
+        idle["autoround_args"] = "AutoRound is a package of its own; take the algorithm GPTQ or AWQ"
         idle |= dict.fromkeys(
             _OF_INT8, "approach='weight_only' rounds weights alone; leave layers in float by op_name_dict"
         )
@@ -239,12 +250,17 @@ def smoothing_of(recipes: FrozenDict) -> SmoothQuant | None:
 
 def rounding_of(recipes: Mapping[str, object]) -> WeightOnlyScheme:
     """What the recipes say of the rounding of weights alone."""
-    nearest, gptq = (_given(recipes, name) for name in ("rtn_args", "gptq_args"))
-    settings = {_GPTQ_FIELDS[key]: value for key, value in gptq.items() if key in _GPTQ_FIELDS}
+    nearest = _given(recipes, "rtn_args")
+
+    def named(name: str, fields: Mapping[str, str]) -> dict[str, Any]:
+        return {fields[key]: value for key, value in _given(recipes, name).items() if key in fields}
+
     return WeightOnlyScheme(
         full_range=bool(nearest.get("enable_full_range")),
         clip_search=bool(nearest.get("enable_mse_search")),
-        gptq=GptqSettings(**settings) if settings else None,
+        gptq=GptqSettings(**named("gptq_args", _GPTQ_FIELDS)),
+        awq=AwqSettings(**named("awq_args", _AWQ_FIELDS)),
+        teq=TeqSettings(**named("teq_args", _TEQ_FIELDS)),
     )
 
 
@@ -256,6 +272,12 @@ _GPTQ_FIELDS: Mapping[str, str] = {
     "nsamples": "samples",
 }
 """By the name in ``gptq_args``: the field of `GptqSettings`."""
+
+_AWQ_FIELDS: Mapping[str, str] = {"enable_auto_scale": "scale", "enable_mse_search": "clip", "folding": "folding"}
+"""By the name in ``awq_args``: the field of `AwqSettings`."""
+
+_TEQ_FIELDS: Mapping[str, str] = {"folding": "folding", "steps": "steps", "lr": "learning_rate"}
+"""By the name in ``teq_args``: the field of `TeqSettings`."""
 
 
 def _given(recipes: Mapping[str, object], name: str) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from inc_torch.core.sharding import held
 from inc_torch.core.streaming import attached_weights
 from inc_torch.export import adorn, attach_report, attached_report
 from inc_torch.inference import run_graph_fused
-from inc_torch.quantization._blockwise import quantize_weights_by_blocks, samples_for_gptq
+from inc_torch.quantization._by_data import quantize_weights_by_data, samples_wanted
 from inc_torch.quantizers import (
     LEFT_BY_SEARCH,
     Calibration,
@@ -100,7 +100,10 @@ class Job:
         if not self._weight_only:
             self.model.eval()
         self._observing = [name for name, module in fake_quant_modules(self.model) if module.is_static]
-        self._samples = samples_for_gptq(self.spec.quant, self.model, self._decisions) if self._weight_only else 0
+        self._samples = (
+            samples_wanted(self.spec.quant, self.model, self._decisions, self._sizes[0]) if self._weight_only else 0
+        )
+        self._train: Callable[[nn.Module], object] | None = None
         self._batches: list[Any] = []
 
     def undo(self) -> None:
@@ -146,8 +149,8 @@ class Job:
 
         if self._samples and dataloader is None:
             message = (
-                "The algorithm GPTQ rounds weights for the inputs that they see: expected a calib_dataloader, got "
-                "none. Without data: 'algorithm': 'RTN'."
+                "The algorithms GPTQ, AWQ and TEQ round weights for the inputs that they see: expected a "
+                "calib_dataloader, got none. Without data: 'algorithm': 'RTN'."
             )
             raise CalibrationError(message)
 
@@ -170,10 +173,10 @@ class Job:
 
         Args:
             dataloader: Batches.
-            function: Runs the model on data of its own; sizes mean nothing then.
+            function: Runs the model on data of its own; sizes mean nothing then. With TEQ it trains the model.
         """
         if function is not None:
-            self._rerun = function
+            self._rerun = self._train = function
         if self._samples and dataloader is not None:
             self._batches = _first_samples(dataloader, self._samples, self.model)
             dataloader = self._batches
@@ -314,7 +317,9 @@ class Job:
             return self._decisions | {name: Prepared(None, LEFT_BY_SEARCH, kind) for name, kind in in_float.items()}
         spec = spec_with(self.spec.quant, treatments)
         return (
-            quantize_weights_by_blocks(model, spec, self._batches) if self._samples else quantize_weights(model, spec)
+            quantize_weights_by_data(model, spec, self._batches, self._train)
+            if self._samples
+            else quantize_weights(model, spec)
         )
 
 
@@ -332,9 +337,7 @@ def _first_samples(dataloader: Iterable[Any], most: int, model: nn.Module) -> li
         if seen >= most:
             break
     if not seen:
-        message = (
-            "calib_dataloader yielded no sample: expected at least one, for GPTQ to see what weights are used for."
-        )
+        message = "calib_dataloader yielded no sample: expected at least one, to see what weights are used for."
         raise CalibrationError(message)
     return kept
 

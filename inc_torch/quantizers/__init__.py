@@ -10,6 +10,7 @@ A model that is one graph: ``GraphStage().prepare`` in the place of ``prepare_fa
 from __future__ import annotations
 
 from inc_torch.quantizers._arithmetic import computing_with
+from inc_torch.quantizers._awq import output_changes, search_clips, search_scale
 from inc_torch.quantizers._batch_norm import batch_norms, freeze_batch_norm, take_away_norm, thaw_batch_norm
 from inc_torch.quantizers._calibration import Calibration, InputRecord, calibrate
 from inc_torch.quantizers._codes import InputGrid, decode, dynamic_grid, encode
@@ -39,21 +40,25 @@ from inc_torch.quantizers._prepare import (
     rounding_share,
     stop_observing,
 )
+from inc_torch.quantizers._producers import divide_output_
 from inc_torch.quantizers._scheme_names import named_scheme, weight_only_name
 from inc_torch.quantizers._sensitivity import ModelErrors, OutputError, output_errors
-from inc_torch.quantizers._smoothing import SmoothQuant
+from inc_torch.quantizers._smoothing import SmoothingGroup, SmoothQuant
 from inc_torch.quantizers._snap import Int8Snap
 from inc_torch.quantizers._spec import (
+    AwqSettings,
     FloatType,
     GptqSettings,
     QuantRule,
     QuantScheme,
     QuantSpec,
     Scheme,
+    TeqSettings,
     Treatment,
     WeightOnlyScheme,
 )
 from inc_torch.quantizers._statistics import TensorStatistics
+from inc_torch.quantizers._teq import learn_scales, learnable_scales
 from inc_torch.quantizers._weight_only import decoded, round_to_nearest
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, group_of_each
 from inc_torch.quantizers._weight_only_model import adopt_rounded, quantize_weights, round_weights
@@ -64,6 +69,7 @@ __all__ = [
     "NO_POST_OPERATION",
     "OBSERVERS",
     "PLAIN_OUTPUT",
+    "AwqSettings",
     "Calibration",
     "FloatType",
     "Flow",
@@ -95,7 +101,9 @@ __all__ = [
     "QuantSpec",
     "Scheme",
     "SmoothQuant",
+    "SmoothingGroup",
     "TensorStatistics",
+    "TeqSettings",
     "Treatment",
     "WeightOnlyLinear",
     "WeightOnlyScheme",
@@ -112,6 +120,7 @@ __all__ = [
     "describe_graph",
     "describe_int8",
     "disable_fake_quant",
+    "divide_output_",
     "dynamic_grid",
     "enable_fake_quant",
     "encode",
@@ -126,11 +135,14 @@ __all__ = [
     "hessian_traces",
     "int8_kernels",
     "is_graph",
+    "learn_scales",
+    "learnable_scales",
     "load_observer_state",
     "named_scheme",
     "observe",
     "observer_state",
     "open_to_search",
+    "output_changes",
     "output_dtype",
     "output_errors",
     "prepare_fake_quant",
@@ -143,6 +155,8 @@ __all__ = [
     "round_to_nearest",
     "round_weights",
     "rounding_share",
+    "search_clips",
+    "search_scale",
     "set_executor",
     "stop_observing",
     "take_away_norm",

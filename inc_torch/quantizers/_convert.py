@@ -217,8 +217,9 @@ def _rebuild_module(module: nn.Module, entry: Mapping[str, object]) -> None:
     parameter = module.get_parameter("weight")
     weight, device = present.arranged(module, parameter), parameter.device
     if kind is WeightOnlyLinear:
-        scheme, reordered = str(entry["scheme"]), bool(entry.get("reordered"))
-        kind.adopt(module, scheme, empty_buffers(weight, scheme, bias=bool(entry["bias"]), reordered=reordered))
+        scheme = str(entry["scheme"])
+        options = {name: bool(entry.get(name)) for name in ("bias", "reordered", "smoothed")}
+        kind.adopt(module, scheme, empty_buffers(weight, scheme, **options))
         return
     buffers: dict[str, torch.Tensor | None] = {
         "qweight": torch.zeros(weight.shape, dtype=torch.int8, device=device),

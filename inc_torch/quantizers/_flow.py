@@ -8,7 +8,7 @@ which layers read such a tensor, and whether anything else does.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, final
@@ -58,12 +58,13 @@ class Flow(NamedTuple):
     refused: dict[str, str]
 
 
-def trace_flow(model: nn.Module, run: Callable[[nn.Module], object]) -> Flow:
-    """Run a prepared model in eval mode and find where scales can be folded.
+def trace_flow(model: nn.Module, run: Callable[[nn.Module], object], layers: Collection[str] | None = None) -> Flow:
+    """Run a model in eval mode and find where scales can be folded.
 
     A scale of the input channels of a layer can go into the module before it if that module feeds nothing but layers
     (all of them then share the scale), directly or through operations on each value that are positively homogeneous:
-    relu, leaky_relu, dropout in eval, casts between floating types, copies. Residual sums, views, being part of the
+    relu, leaky_relu, a product with what does not follow such a module, dropout in eval, casts between floating types,
+    copies. Residual sums, views, being part of the
     model's output, and whatever else reads the tensor forbid it. So do weights that other modules share or read, and
     norms whose output does not follow their weight, or that have none.
 
@@ -76,8 +77,9 @@ def trace_flow(model: nn.Module, run: Callable[[nn.Module], object]) -> Flow:
     here, as the state dict would change.
 
     Args:
-        model: A prepared model with fake-quant off; in the mode in which it was, afterwards.
+        model: In float, or prepared with fake-quant off; in the mode in which it was, afterwards.
         run: Calls the model on a batch or more.
+        layers: Names of linear layers and convolutions whose inputs may be scaled; None is all of a prepared model.
 
     Example:
         >>> from inc_torch.quantizers import QuantSpec, prepare_fake_quant
@@ -86,7 +88,7 @@ def trace_flow(model: nn.Module, run: Callable[[nn.Module], object]) -> Flow:
         >>> trace_flow(model, lambda model: model(torch.randn(2, 4))).groups
         {'0': ('1',), '1': ('3',)}
     """
-    watcher = _Watcher(model)
+    watcher = _Watcher(model, layers)
     with evaluating(model), watcher.hooked(model), torch.no_grad(), watcher:
         result = run(model)
         watcher.note_escapes()
@@ -115,13 +117,13 @@ class _Producer:
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """Follows the outputs of producers through a run."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layers: Collection[str] | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         modules = dict(named_layers(model))
         self._layers = {
             name: module
             for name, module in modules.items()
-            if isinstance(module, FakeQuantModule) and module.has_input_grid
+            if (isinstance(module, FakeQuantModule) and module.has_input_grid if layers is None else name in layers)
         }
         self._makers = {name: module for name, module in modules.items() if can_produce(module)}
         self._producers = {name: _Producer() for name in self._makers}
@@ -145,22 +147,24 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not self._paused and not self._is_in_layer():
-            for value in tree_leaves((args, kwargs)):
-                if isinstance(value, torch.Tensor):
-                    self._note(func, value, result)
+            read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+            for value in read:
+                self._note(func, value, result, is_alone=sum(other in self._origins for other in read) == 1)
         return result
 
     def _is_in_layer(self) -> bool:
         return bool(self._running) and self._running[-1] in self._layers
 
-    def _note(self, func: OpOverload[..., Any], value: torch.Tensor, result: object) -> None:
+    def _note(self, func: OpOverload[..., Any], value: torch.Tensor, result: object, *, is_alone: bool) -> None:
         owner = self._owners.get(id(value))
         if owner is not None and owner not in self._running:
             self._read_elsewhere.add(owner)
         origin = self._origins.get(value)
         if origin is None:
             return
-        if func.overloadpacket in _LOOKED_THROUGH and isinstance(result, torch.Tensor) and result.is_floating_point():
+        packet = func.overloadpacket
+        follows = packet in _LOOKED_THROUGH or (packet is _aten.mul and is_alone)
+        if follows and isinstance(result, torch.Tensor) and result.is_floating_point() and result.shape == value.shape:
             self._origins[result] = origin
         else:
             self._producers[origin].others[str(func.overloadpacket)] = None

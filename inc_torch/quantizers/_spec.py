@@ -13,12 +13,14 @@ from inc_torch.quantizers._observers import Observer
 from inc_torch.quantizers.observers.minmax import MinMax
 
 __all__ = [
+    "AwqSettings",
     "FloatType",
     "GptqSettings",
     "QuantRule",
     "QuantScheme",
     "QuantSpec",
     "Scheme",
+    "TeqSettings",
     "Treatment",
     "WeightOnlyScheme",
 ]
@@ -83,6 +85,39 @@ class GptqSettings:
 
 @final
 @dataclass(frozen=True, slots=True)
+class AwqSettings:
+    """How AWQ goes about the layers of a block, see `inc_torch.quantizers.search_scale`.
+
+    Attributes:
+        scale: Multiply weights of input channels that carry much, and divide these inputs.
+        clip: Narrow the range of each output's weights where that makes the error of the output less.
+        folding: Scale only where the module before can divide its output itself. Else layers that have no such
+            module before them multiply their inputs.
+    """
+
+    scale: bool = True
+    clip: bool = True
+    folding: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TeqSettings:
+    """How TEQ learns scales, see `inc_torch.quantizers.learn_scales`.
+
+    Attributes:
+        folding: As in `AwqSettings`.
+        steps: Optimizer steps.
+        learning_rate: The greatest; it rises over the first twentieth of the steps, and falls to 0 over the others.
+    """
+
+    folding: bool = True
+    steps: int = 1000
+    learning_rate: float = 1e-3
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class WeightOnlyScheme:
     """How the weight of one linear layer is rounded to a few bits, while its input stays in float.
 
@@ -92,8 +127,9 @@ class WeightOnlyScheme:
         symmetric: Codes are signed and lie around zero; otherwise they begin at 0, and each group has a zero point.
         full_range: Symmetric codes use the least one too, which has no counterpart above zero.
         clip_search: Ranges are narrowed by the ratio that makes the error of the weight least.
-        algorithm: ``"rtn"``, `round_to_nearest`, which needs no data, or ``"gptq"``, `round_by_gptq`, which does.
-        gptq: How, where the algorithm is that; None is with its defaults.
+        algorithm: ``"rtn"``, `round_to_nearest`, which needs no data; ``"gptq"``, `round_by_gptq`; ``"awq"``,
+            `search_scale` and `search_clips`; or ``"teq"``, `learn_scales`.
+        gptq: How, where the algorithm is that; so with the others.
     """
 
     bits: int = 4
@@ -101,8 +137,10 @@ class WeightOnlyScheme:
     symmetric: bool = True
     full_range: bool = False
     clip_search: bool = False
-    algorithm: Literal["rtn", "gptq"] = "rtn"
-    gptq: GptqSettings | None = None
+    algorithm: Literal["rtn", "gptq", "awq", "teq"] = "rtn"
+    gptq: GptqSettings = GptqSettings()
+    awq: AwqSettings = AwqSettings()
+    teq: TeqSettings = TeqSettings()
 
 
 Scheme = QuantScheme | WeightOnlyScheme

@@ -21,7 +21,16 @@ import torch.nn.functional as F
 from inc_torch.quantizers._codes import SMALLEST_SCALE
 from inc_torch.quantizers._spec import WeightOnlyScheme
 
-__all__ = ["RoundedWeight", "codes_in_word", "decoded", "pack", "round_to_nearest", "search_clip", "unpack"]
+__all__ = [
+    "RoundedWeight",
+    "codes_in_word",
+    "decoded",
+    "pack",
+    "round_to_nearest",
+    "search_clip",
+    "straight_through",
+    "unpack",
+]
 
 _WORD_BITS: Final = 32
 """Codes are packed into words of int32."""
@@ -44,13 +53,15 @@ class RoundedWeight(NamedTuple):
     zero_points: torch.Tensor | None
 
 
-def round_to_nearest(weight: torch.Tensor, scheme: WeightOnlyScheme, clip_ratio: float = 1.0) -> RoundedWeight:
+def round_to_nearest(
+    weight: torch.Tensor, scheme: WeightOnlyScheme, clip_ratio: float | torch.Tensor = 1.0
+) -> RoundedWeight:
     """Round a weight by groups, see the head of this file; ``clip_search`` of the scheme is left to `search_clip`.
 
     Args:
         weight: [out, in], any floating dtype.
         scheme: How. A group longer than a row is the row.
-        clip_ratio: What ranges are multiplied with, in (0, 1].
+        clip_ratio: What ranges are multiplied with, in (0, 1]; one for all or one for each output, [out].
 
     Source: INC 2.6.1, ``weight_only`` with the algorithm RTN; the same codes and scales. A group that is nothing but
     one value above zero is exact with ``full_range`` here.
@@ -61,7 +72,8 @@ def round_to_nearest(weight: torch.Tensor, scheme: WeightOnlyScheme, clip_ratio:
         ([[7, -3, 0, 7]], [[1.0, 0.1428571492433548]])
     """
     values = _grouped(weight.detach().to(torch.float32), _group_length(scheme.group_size, weight.shape[1]))
-    low, high = (bound * clip_ratio for bound in _bounds(values))
+    ratio = clip_ratio.view(-1, 1, 1) if isinstance(clip_ratio, torch.Tensor) else clip_ratio
+    low, high = (bound * ratio for bound in _bounds(values))
     scales, zero_points = _symmetric(low, high, scheme) if scheme.symmetric else _asymmetric(low, high, scheme)
     least, greatest = _code_range(scheme)
     codes = torch.round(values / scales).add_(0 if zero_points is None else zero_points).clamp_(least, greatest)
@@ -95,6 +107,31 @@ def search_clip(weight: torch.Tensor, scheme: WeightOnlyScheme) -> float:
         return F.mse_loss(rounded, values).item()
 
     return min(_CLIP_RATIOS, key=error)
+
+
+def straight_through(values: torch.Tensor, scheme: WeightOnlyScheme) -> torch.Tensor:
+    """Round as `round_to_nearest` does, with gradients, float32 [out, in].
+
+    To a gradient the rounding error of a weight is a share of its group's range: it grows with the range, and not with
+    the weight.
+
+    Args:
+        values: [out, in], float32.
+        scheme: How.
+
+    Example:
+        >>> values = torch.tensor([[7.0, 0.4]], requires_grad=True)
+        >>> straight_through(values, WeightOnlyScheme()).sum().backward()
+        >>> values.grad  # of the greatest value 1 - 0.4 / 7: what 0.4 lost grows with it
+        tensor([[0.9429, 1.0000]])
+    """
+    with torch.no_grad():
+        errors = decoded(*round_to_nearest(values, scheme), scheme.group_size) - values
+    length = _group_length(scheme.group_size, values.shape[1])
+    low, high = _bounds(_grouped(values, length))
+    extent = torch.maximum(high, -low) if scheme.symmetric else high - low
+    growth = extent / extent.detach().clamp(min=SMALLEST_SCALE)
+    return values + (_grouped(errors, length) * growth).flatten(1)[:, : values.shape[1]]
 
 
 def decoded(

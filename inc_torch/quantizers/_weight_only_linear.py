@@ -36,6 +36,7 @@ class WeightOnlyLinear(Int8Module):
         qzeros   int32    [out, words of zero points], or None if the scheme is symmetric
         bias     float32  [out], or None
         g_idx    int32    [in], the group of each input, or None if neighbours share one
+        input_factor  float32  [in], what inputs are multiplied with first, or None
 
     In a forward the weight is unpacked, in pieces if it is large, and never kept. Gradients reach the input.
 
@@ -56,10 +57,13 @@ class WeightOnlyLinear(Int8Module):
     qzeros: torch.Tensor | None
     bias: torch.Tensor | None
     g_idx: torch.Tensor | None
+    input_factor: torch.Tensor | None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's argument name
         """Multiply with the unpacked weight, in the dtype of the input, or that of autocast."""
         dtype = output_dtype(input) if input.is_floating_point() else self.float_dtype
+        if self.input_factor is not None:
+            input = input * self.input_factor.to(input.dtype)  # noqa: A001  as above
         bias = None if self.bias is None else self.bias.to(dtype)
         outputs, inputs = self.weight_shape
         rows = max(1, (_PIECE if self.qweight.device.type == "cpu" else _ACCELERATOR_PIECE) // inputs)
@@ -147,6 +151,7 @@ def packed_buffers(
     scheme: WeightOnlyScheme,
     bias: torch.Tensor | None,
     group_of: torch.Tensor | None = None,
+    factor: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor | None]:
     """The buffers of a `WeightOnlyLinear` for `Int8Module.adopt`; without ``group_of`` neighbours share a group."""
     return {
@@ -155,11 +160,12 @@ def packed_buffers(
         "qzeros": None if rounded.zero_points is None else pack(rounded.zero_points, scheme.bits),
         "bias": bias,
         "g_idx": None if group_of is None else group_of.to(torch.int32),
+        "input_factor": factor,
     }
 
 
 def empty_buffers(
-    weight: torch.Tensor, scheme_name: str, *, bias: bool, reordered: bool = False
+    weight: torch.Tensor, scheme_name: str, *, bias: bool, reordered: bool = False, smoothed: bool = False
 ) -> dict[str, torch.Tensor | None]:
     """Buffers of the right shapes, ready for ``load_state_dict``.
 
@@ -168,6 +174,7 @@ def empty_buffers(
         scheme_name: A scheme of weights alone.
         bias: Whether there is one.
         reordered: Whether ``g_idx`` says which group an input belongs to.
+        smoothed: Whether inputs are multiplied with a factor.
     """
     scheme, (outputs, inputs) = named_weight_only(scheme_name), weight.shape
     groups = 1 if scheme.group_size == -1 else -(-inputs // scheme.group_size)
@@ -182,4 +189,5 @@ def empty_buffers(
         "qzeros": None if scheme.symmetric else words(groups),
         "bias": torch.zeros(outputs, dtype=torch.float32, device=weight.device) if bias else None,
         "g_idx": torch.zeros(inputs, dtype=torch.int32, device=weight.device) if reordered else None,
+        "input_factor": torch.ones(inputs, device=weight.device) if smoothed else None,
     }

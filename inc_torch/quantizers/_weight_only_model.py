@@ -66,7 +66,12 @@ def round_weights(model: nn.Module, spec: QuantSpec, decisions: Mapping[str, Pre
 
 
 def adopt_rounded(
-    module: nn.Module, rounded: RoundedWeight, scheme: WeightOnlyScheme, group_of: torch.Tensor | None = None
+    module: nn.Module,
+    rounded: RoundedWeight,
+    scheme: WeightOnlyScheme,
+    *,
+    group_of: torch.Tensor | None = None,
+    factor: torch.Tensor | None = None,
 ) -> None:
     """Turn a linear layer into a `WeightOnlyLinear` with these codes, in place.
 
@@ -75,10 +80,11 @@ def adopt_rounded(
         rounded: Codes, scales and zero points.
         scheme: What they are of.
         group_of: The group of each input; None where neighbours share one.
+        factor: What inputs are multiplied with first, [in]; None leaves them as they are.
     """
     bias = module._parameters.get("bias")
     kept = None if bias is None else bias.detach().to(torch.float32, copy=True)
-    WeightOnlyLinear.adopt(module, weight_only_name(scheme), packed_buffers(rounded, scheme, kept, group_of))
+    WeightOnlyLinear.adopt(module, weight_only_name(scheme), packed_buffers(rounded, scheme, kept, group_of, factor))
 
 
 def _quantize_module(module: nn.Module, kind: type[FakeQuantModule], scheme: WeightOnlyScheme) -> None:

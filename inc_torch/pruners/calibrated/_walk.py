@@ -27,7 +27,10 @@ _NEVER_RAN = "left dense: the calibration data never reached it"
 
 
 class Technique(Protocol[Seen]):
-    """How a layer is pruned when its inputs are known."""
+    """How layers are pruned when their inputs are known.
+
+    A technique that looks at one layer at a time has ``prune``; one that looks at all of a block, ``prune_block``.
+    """
 
     def watch(self, width: int, device: torch.device) -> Seen:
         """Return what is to be remembered of the inputs of a layer, ``width`` of them."""
@@ -36,6 +39,10 @@ class Technique(Protocol[Seen]):
     def prune(self, layer: BlockLayer, seen: Seen) -> Finding:
         """Write zeros into the weight of ``layer``, in place, and say what was done."""
         ...
+
+    def prune_block(self, block: Sequence[tuple[BlockLayer, Seen]]) -> list[Finding]:
+        """Prune layers of one block, in the order in which the model names them."""
+        return [self.prune(layer, seen) for layer, seen in block]
 
 
 def prune_by_blocks(
@@ -119,16 +126,12 @@ def _prune_block(block: Block, calls: Iterable[Call], technique: Technique[Seen]
             hooks.callback(hook.remove)
         for call in calls:
             _run(block, call)
-    findings: list[Finding] = []
-    for layer in block.layers:
-        statistics = seen.pop(layer.name)
-        if not statistics.tokens:
-            findings.append(Finding(layer.name, note=_NEVER_RAN))
-        elif not statistics.is_finite():
+    reached = [(layer, seen[layer.name]) for layer in block.layers if seen[layer.name].tokens]
+    for layer, statistics in reached:
+        if not statistics.is_finite():
             raise CalibrationError(_not_finite(layer.name))
-        else:
-            findings.append(technique.prune(layer, statistics))
-    return findings
+    unreached = [Finding(layer.name, note=_NEVER_RAN) for layer in block.layers if not seen[layer.name].tokens]
+    return technique.prune_block(reached) + unreached
 
 
 def _watching(seen: Statistics) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:

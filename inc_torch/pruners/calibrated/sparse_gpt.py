@@ -16,7 +16,7 @@ from inc_torch.pruners._select import count_of, keep_largest
 from inc_torch.pruners.calibrated._blocks import BlockLayer
 from inc_torch.pruners.calibrated._choice import pattern_finding, smallest_in_rows
 from inc_torch.pruners.calibrated._statistics import Hessian
-from inc_torch.pruners.calibrated._walk import prune_by_blocks
+from inc_torch.pruners.calibrated._walk import Technique, prune_by_blocks
 from inc_torch.pruners.patterns.block import Block
 from inc_torch.pruners.patterns.n_in_m import NInM
 
@@ -29,7 +29,7 @@ DAMPING_TRIES = 4
 
 @final
 @dataclass(frozen=True, slots=True)
-class SparseGPT:
+class SparseGPT(Technique[Hessian]):
     """The pruning of one layer ``y = W x`` with the least error on the calibration data, nearly.
 
     With the Hessian ``H`` of the layer's inputs, damped by ``0.01 * mean(diag H)``, and the upper triangular ``U`` with

@@ -16,7 +16,7 @@ from inc_torch.pruners._select import count_of, keep_largest
 from inc_torch.pruners.calibrated._blocks import BlockLayer
 from inc_torch.pruners.calibrated._choice import pattern_finding, smallest_in_groups, smallest_in_rows
 from inc_torch.pruners.calibrated._statistics import Moments, SquareSums
-from inc_torch.pruners.calibrated._walk import prune_by_blocks
+from inc_torch.pruners.calibrated._walk import Technique, prune_by_blocks
 from inc_torch.pruners.calibrated.dsnot import exchanged
 from inc_torch.pruners.patterns.block import Block
 from inc_torch.pruners.patterns.n_in_m import NInM
@@ -26,7 +26,7 @@ __all__ = ["Wanda", "prune_wanda"]
 
 @final
 @dataclass(frozen=True, slots=True)
-class Wanda:
+class Wanda(Technique[Moments | SquareSums]):
     """Ranks the weights of each row by ``m_ij = |w_ij| * sqrt(a_j)``, with ``a_j`` the mean square of input j.
 
     The others stay as they are. Of equal metrics the first goes first. Exactly this many are pruned:

@@ -7,41 +7,18 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import inc_torch
-from inc_torch import PostTrainingQuantConfig, TuningCriterion, save_for_huggingface_upstream
+from inc_torch import TuningCriterion, save_for_huggingface_upstream
 from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning, ModelError
 from inc_torch.quantization import fit
 from inc_torch.quantizers import WeightOnlyLinear
-
-IDS = torch.randint(64, (64, 16), generator=torch.Generator().manual_seed(0))
-BATCHES = [{"input_ids": IDS[start : start + 8]} for start in range(0, 64, 8)]
+from tests.support.language_models import BATCHES, FLOAT_HEAD, error, gpt2, llama, logits, rounding
 
 
-def llama():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **sizes)).eval()
-
-
-def gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32)).eval()
-
-
-def config(algorithm="GPTQ", bits=3, group=16, scheme="asym", **options):
-    weight = {"bits": bits, "group_size": group, "scheme": scheme, "algorithm": algorithm}
-    return PostTrainingQuantConfig(approach="weight_only", op_type_dict={".*": {"weight": weight}}, **options)
-
-
-@torch.no_grad()
-def logits(model):
-    return model(IDS).logits
-
-
-def error(model, reference):
-    return (logits(model) - logits(reference)).square().mean().item()
+def config(algorithm="GPTQ", **options):
+    return rounding(algorithm, **options)
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
@@ -50,9 +27,8 @@ def error(model, reference):
 def test_it_is_nearer_than_rounding_to_the_nearest(make, scheme, settings, tmp_path):
     model = make()
     before = copy.deepcopy(model.state_dict())
-    head = {"lm_head": {"weight": {"dtype": "fp32"}}}  # which is in no block, and would hide what is in them
-    nearest = fit(model, config("RTN", scheme=scheme, op_name_dict=head), calib_dataloader=BATCHES)
-    gptq = config(scheme=scheme, op_name_dict=head, recipes={"gptq_args": settings})
+    nearest = fit(model, config("RTN", scheme=scheme, op_name_dict=FLOAT_HEAD), calib_dataloader=BATCHES)
+    gptq = config(scheme=scheme, op_name_dict=FLOAT_HEAD, recipes={"gptq_args": settings})
     made = fit(model, gptq, calib_dataloader=BATCHES)
     assert error(made, model) < 0.85 * error(nearest, model)
     torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)  # the user's model stays
@@ -138,7 +114,9 @@ def test_a_pruned_model_keeps_its_zeros_and_is_no_worse_than_by_rounding_to_the_
 
 
 def test_without_data_it_is_refused():
-    with pytest.raises(CalibrationError, match=r"GPTQ rounds weights for the inputs.*expected a calib_dataloader"):
+    with pytest.raises(
+        CalibrationError, match=r"GPTQ, AWQ and TEQ round weights for the inputs.*expected a calib_dataloader"
+    ):
         fit(llama(), config())
     with pytest.raises(CalibrationError, match="yielded no sample"):
         fit(llama(), config(), calib_dataloader=[])

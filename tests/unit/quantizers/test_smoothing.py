@@ -104,7 +104,7 @@ def folded(model, batch, alpha=0.5):
 
 
 MODELS = {
-    "llama": (tiny_llama, {"input_ids": IDS}, 11),
+    "llama": (tiny_llama, {"input_ids": IDS}, 13),
     "gpt2": (tiny_gpt2, {"input_ids": IDS}, 4),
     "opt": (tiny_opt, {"input_ids": IDS}, 10),
     "t5": (tiny_t5, {"input_ids": IDS, "labels": IDS}, 22),
