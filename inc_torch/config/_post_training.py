@@ -79,9 +79,11 @@ class PostTrainingQuantConfig(TunedConfig):
     With ``approach="weight_only"`` the weights of linear layers, the output layer included, become packed codes of a
     few bits, and inputs stay in float. Rules for weights then name ``bits`` (2 to 8; 4 is the default, also through
     the dtypes ``"int"``, ``"int4"`` and ``"int8"``), ``group_size`` (how many weights of a row share a scale; 32 is the
-    default, -1 the whole row), ``scheme`` (``"sym"``, the default, or ``"asym"``) and ``algorithm``
-    (``"RTN"``, rounding to the nearest, or ``"GPTQ"``, which rounds the layers in the blocks of a transformer for the
-    inputs that they see). As in INC a rule that leaves one of bits, group size and algorithm out asks for its default.
+    default, -1 the whole row), ``scheme`` (``"sym"``, the default, or ``"asym"``) and ``algorithm``: ``"RTN"``,
+    rounding to the nearest; ``"GPTQ"`` and ``"AWQ"``, which round the layers in the blocks of a transformer for the
+    inputs that they see; or ``"TEQ"``, which learns scales by the model's own loss, or in a ``calib_func`` that trains
+    the model that it is given. As in INC a rule that leaves one of bits, group size and algorithm out asks for its
+    default.
 
     The algorithm of activations finds the range in what calibration saw: ``"kl"`` (the default) is INC's search for
     the least squared error, ``"kl_divergence"`` a real Kullback-Leibler search, and there are ``"minmax"``,
@@ -96,9 +98,11 @@ class PostTrainingQuantConfig(TunedConfig):
             ``first_conv_or_matmul_quantization`` and ``last_conv_or_matmul_quantization`` (False leaves that module in
             float), ``layer_wise_quant`` (a model on the meta device is loaded and quantized layer by layer);
             ``rtn_args`` of ``"weight_only"`` (``enable_full_range``: symmetric codes use the least one too;
-            ``enable_mse_search``: ranges are narrowed where that makes the error of the weight less) and ``gptq_args``
+            ``enable_mse_search``: ranges are narrowed where that makes the error of the weight less), ``gptq_args``
             (``percdamp``, ``act_order``, ``block_size``, ``static_groups``, ``nsamples``, see
-            `inc_torch.quantizers.GptqSettings`).
+            `inc_torch.quantizers.GptqSettings`), ``awq_args`` (``enable_auto_scale``, ``enable_mse_search``,
+            ``folding``, see `inc_torch.quantizers.AwqSettings`) and ``teq_args`` (``folding``, ``steps``, ``lr``, see
+            `inc_torch.quantizers.TeqSettings`).
         quant_format: Of an ONNX export, without effect here.
         inputs: Names of inputs, without effect for PyTorch.
         outputs: Names of outputs, without effect for PyTorch.
@@ -184,7 +188,7 @@ class PostTrainingQuantConfig(TunedConfig):
             "reduce_range": (bool(self.reduce_range) and self.is_weight_only, "inputs are not quantized"),
         }
         idle = {name: reason for name, (is_idle, reason) in reasons.items() if is_idle}
-        recipes = recipes_without_effect(self.recipes, self.approach)
+        recipes = recipes_without_effect(self.recipes, self.approach, self.to_spec().quant.all_of("algorithm"))
         return idle | {f"recipes[{name!r}]": reason for name, reason in recipes.items()}
 
     def _check_relations(self) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
 
 from inc_torch.config._checks import (
     Check,
@@ -183,8 +183,15 @@ _OF_INT8 = (
 )
 
 
-def recipes_without_effect(recipes: Mapping[str, object], approach: str) -> dict[str, str]:
+def recipes_without_effect(
+    recipes: Mapping[str, object], approach: str, algorithms: Collection[object] = ()
+) -> dict[str, str]:
     """Name the recipes that were given and change nothing under this approach, and why.
+
+    Args:
+        recipes: All of them.
+        approach: In INC's long spelling.
+        algorithms: Of weights alone, those that a rule asks for.
 
     Example:
         >>> recipes = {**DEFAULT_RECIPES, "gemm_to_matmul": False}
@@ -193,6 +200,9 @@ def recipes_without_effect(recipes: Mapping[str, object], approach: str) -> dict
     """
     idle = dict(_NEVER)
     if "weight_only" in approach:
+        for algorithm in ("gptq", "awq", "teq"):
+            if algorithm not in algorithms:
+                idle[f"{algorithm}_args"] = f"no rule asks for the algorithm {algorithm.upper()!r}"
         idle["autoround_args"] = "AutoRound is a package of its own; take the algorithm GPTQ or AWQ"
         idle |= dict.fromkeys(
             _OF_INT8, "approach='weight_only' rounds weights alone; leave layers in float by op_name_dict"
@@ -248,19 +258,23 @@ def smoothing_of(recipes: FrozenDict) -> SmoothQuant | None:
     return SmoothQuant(**options)  # type: ignore[arg-type]  # checked above
 
 
+_S = TypeVar("_S", AwqSettings, GptqSettings, TeqSettings)
+
+
 def rounding_of(recipes: Mapping[str, object]) -> WeightOnlyScheme:
     """What the recipes say of the rounding of weights alone."""
     nearest = _given(recipes, "rtn_args")
 
-    def named(name: str, fields: Mapping[str, str]) -> dict[str, Any]:
-        return {fields[key]: value for key, value in _given(recipes, name).items() if key in fields}
+    def named(name: str, fields: Mapping[str, str], kind: type[_S]) -> _S | None:
+        given = {fields[key]: value for key, value in _given(recipes, name).items() if key in fields}
+        return kind(**given) if given else None
 
     return WeightOnlyScheme(
         full_range=bool(nearest.get("enable_full_range")),
         clip_search=bool(nearest.get("enable_mse_search")),
-        gptq=GptqSettings(**named("gptq_args", _GPTQ_FIELDS)),
-        awq=AwqSettings(**named("awq_args", _AWQ_FIELDS)),
-        teq=TeqSettings(**named("teq_args", _TEQ_FIELDS)),
+        gptq=named("gptq_args", _GPTQ_FIELDS, GptqSettings),
+        awq=named("awq_args", _AWQ_FIELDS, AwqSettings),
+        teq=named("teq_args", _TEQ_FIELDS, TeqSettings),
     )
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from inc_torch import kernels
+from inc_torch.core.observed import is_observed
 from inc_torch.inference._fused_graph import FusedGraph
-from inc_torch.inference._observed import is_observed
 
 __all__ = ["CompiledCall"]
 

@@ -14,8 +14,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from inc_torch import kernels
+from inc_torch.core.observed import is_observed
 from inc_torch.inference._fused_graph import FusedGraph
-from inc_torch.inference._observed import is_observed
 from inc_torch.inference._opaque import can_hide, capturing, hide
 from inc_torch.inference._watch import Watch
 from inc_torch.quantizers import Int8ConvTranspose1d, Int8ConvTranspose2d, Int8ConvTranspose3d, graph_of

@@ -16,6 +16,7 @@ from inc_torch.kernels._build import KernelsUnavailableError
 from inc_torch.kernels._checks import OperandError
 from inc_torch.kernels._conv import conv2d
 from inc_torch.kernels._elementwise import activation, add, affine, gated, interleave, requantize, scale_channels
+from inc_torch.kernels._few_bits import FewBitsWeight
 from inc_torch.kernels._library import available, reason, require, uses_tiles
 from inc_torch.kernels._linear import linear
 from inc_torch.kernels._normalization import layer_norm
@@ -31,6 +32,7 @@ from inc_torch.kernels._types import Activation, Clamp, Grid
 __all__ = [
     "Activation",
     "Clamp",
+    "FewBitsWeight",
     "Grid",
     "JoinedStep",
     "KernelsUnavailableError",

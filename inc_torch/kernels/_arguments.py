@@ -16,6 +16,7 @@ __all__ = [
     "DynamicRangeArguments",
     "ElementwiseArguments",
     "EpilogueArguments",
+    "FewBitsArguments",
     "KeepLargestArguments",
     "LayerNormArguments",
     "MatrixArguments",
@@ -56,6 +57,8 @@ class Operation(IntEnum):
     COUNT_DIGITS = 20
     COLLECT_PREFIX = 21
     KEEP_LARGEST = 22
+    FEW_BITS_PRODUCT = 23
+    EXPAND_FEW_BITS = 24
 
 
 def _pointers(names: str) -> list[_Field]:
@@ -259,6 +262,16 @@ class KeepLargestArguments(ctypes.Structure):
     )
 
 
+class FewBitsArguments(ctypes.Structure):
+    """A weight of few bits, and what it is multiplied with."""
+
+    _fields_: ClassVar[Sequence[_Field]] = (
+        *_OPERATION,
+        *_pointers("input words scales zeros group_of bias table output"),
+        *_integers("rows inputs outputs groups group bits input_stride output_stride output_type"),
+    )
+
+
 _ELEMENTWISE = (
     Operation.ADD,
     Operation.REQUANTIZE,
@@ -283,6 +296,8 @@ STRUCTURES: dict[Operation, type[ctypes.Structure]] = {
     Operation.COUNT_DIGITS: CountDigitsArguments,
     Operation.COLLECT_PREFIX: CollectPrefixArguments,
     Operation.KEEP_LARGEST: KeepLargestArguments,
+    Operation.FEW_BITS_PRODUCT: FewBitsArguments,
+    Operation.EXPAND_FEW_BITS: FewBitsArguments,
     **dict.fromkeys(_ELEMENTWISE, ElementwiseArguments),
     **dict.fromkeys(_POOLS, PoolArguments),
 }

@@ -11,7 +11,15 @@ from inc_torch.core.report import Finding
 from inc_torch.pruners.calibrated import BlockLayer
 from inc_torch.quantization._scaling import Scaled, adopt_scaled, fold_, groups_within
 from inc_torch.quantization._seen import SeenInputs
-from inc_torch.quantizers import Flow, SmoothingGroup, WeightOnlyScheme, search_clips, search_scale, weight_only_name
+from inc_torch.quantizers import (
+    AwqSettings,
+    Flow,
+    SmoothingGroup,
+    WeightOnlyScheme,
+    search_clips,
+    search_scale,
+    weight_only_name,
+)
 
 __all__ = ["round_activation_aware"]
 
@@ -32,8 +40,9 @@ def round_activation_aware(
     """
     seen = {layer.name: statistics for layer, statistics in block}
     layers = {layer.name: layer for layer, _ in block}
-    names = [name for name in layers if schemes[name].awq.scale]
-    groups = groups_within(flow, names, [name for name in names if not schemes[name].awq.folding])
+    settings = {name: schemes[name].awq or AwqSettings() for name in layers}
+    names = [name for name in layers if settings[name].scale]
+    groups = groups_within(flow, names, [name for name in names if not settings[name].folding])
     # All scales before any weight changes: a layer may absorb the scale of one group and belong to another.
     found = [(group, _search(group, layers, schemes, seen)) for group in groups]
     scaled = {name: Scaled(layer, schemes[name], None, is_folded=False) for name, layer in layers.items()}
@@ -45,7 +54,7 @@ def round_activation_aware(
         note = f"its scale is in {group.producer!r}" if is_folded else "it scales its inputs"
         notes |= dict.fromkeys(group.layers, note)
         scaled |= {name: Scaled(layers[name], schemes[name], scale, is_folded) for name in group.layers}
-    return [_rounded(scaled[name], seen[name], notes[name]) for name in layers]
+    return [_rounded(scaled[name], seen[name], notes[name], clips=settings[name].clip) for name in layers]
 
 
 def _search(
@@ -59,8 +68,7 @@ def _search(
     return search_scale(weights, inputs.magnitudes(), inputs.moments())
 
 
-def _rounded(scaled: Scaled, seen: SeenInputs, note: str) -> Finding:
+def _rounded(scaled: Scaled, seen: SeenInputs, note: str, *, clips: bool) -> Finding:
     layer, scheme = scaled.layer, scaled.scheme
-    clips = search_clips(layer.matrix(), scheme, seen.moments(), scaled.scale) if scheme.awq.clip else None
-    adopt_scaled(scaled, clips)
+    adopt_scaled(scaled, search_clips(layer.matrix(), scheme, seen.moments(), scaled.scale) if clips else None)
     return Finding(layer.name, scheme=weight_only_name(scheme), note=f"AWQ, {seen.tokens} tokens, {note}")

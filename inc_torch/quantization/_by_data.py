@@ -18,6 +18,7 @@ from inc_torch.quantization._equivalent import round_by_equivalence
 from inc_torch.quantization._seen import SeenInputs
 from inc_torch.quantizers import (
     Flow,
+    GptqSettings,
     Prepared,
     QuantSpec,
     WeightOnlyScheme,
@@ -50,7 +51,10 @@ def samples_wanted(spec: QuantSpec, model: nn.Module, decisions: Mapping[str, Pr
         usual: What those take that have no number of their own.
     """
     schemes = _wanted(spec, model, decisions).values()
-    return max((scheme.gptq.samples if scheme.algorithm == "gptq" else usual for scheme in schemes), default=0)
+    return max(
+        ((scheme.gptq or GptqSettings()).samples if scheme.algorithm == "gptq" else usual for scheme in schemes),
+        default=0,
+    )
 
 
 def quantize_weights_by_data(
@@ -156,7 +160,7 @@ class _Rounding(Technique[SeenInputs]):
         """Round a layer by GPTQ, in place."""
         scheme = self._schemes[layer.name]
         matrix, moments = layer.matrix(), seen.moments()
-        made = round_by_gptq(matrix, moments, scheme, scheme.gptq)
+        made = round_by_gptq(matrix, moments, scheme, scheme.gptq or GptqSettings())
         nearest = round_to_nearest(matrix, scheme)
         values = decoded(*nearest, scheme.group_size)
         weight = matrix.to(torch.float32)

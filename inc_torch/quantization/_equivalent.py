@@ -49,11 +49,11 @@ def round_by_equivalence(
     """
     modules = dict(model.named_modules())
     layers = {name: BlockLayer(name, modules[name]) for name in schemes}
-    groups = groups_within(flow, list(schemes), [name for name in schemes if not schemes[name].teq.folding])
+    settings = {name: scheme.teq or TeqSettings() for name, scheme in schemes.items()}
+    groups = groups_within(flow, list(schemes), [name for name in schemes if not settings[name].folding])
     scales: list[torch.Tensor | None] = []
     if groups:
-        settings = schemes[groups[0].layers[0]].teq
-        scales += _learned(model, layers, schemes, groups, settings, batches, train)
+        scales += _learned(model, layers, schemes, groups, settings[groups[0].layers[0]], batches, train)
     else:
         _warn_of_nothing_to_scale(flow)
     scaled = {name: Scaled(layer, schemes[name], None, is_folded=False) for name, layer in layers.items()}

@@ -129,7 +129,7 @@ class WeightOnlyScheme:
         clip_search: Ranges are narrowed by the ratio that makes the error of the weight least.
         algorithm: ``"rtn"``, `round_to_nearest`, which needs no data; ``"gptq"``, `round_by_gptq`; ``"awq"``,
             `search_scale` and `search_clips`; or ``"teq"``, `learn_scales`.
-        gptq: How, where the algorithm is that; so with the others.
+        gptq: How, where the algorithm is that; None is with its defaults. So with the others.
     """
 
     bits: int = 4
@@ -138,9 +138,9 @@ class WeightOnlyScheme:
     full_range: bool = False
     clip_search: bool = False
     algorithm: Literal["rtn", "gptq", "awq", "teq"] = "rtn"
-    gptq: GptqSettings = GptqSettings()
-    awq: AwqSettings = AwqSettings()
-    teq: TeqSettings = TeqSettings()
+    gptq: GptqSettings | None = None
+    awq: AwqSettings | None = None
+    teq: TeqSettings | None = None
 
 
 Scheme = QuantScheme | WeightOnlyScheme
@@ -223,6 +223,20 @@ class QuantSpec:
             replace(treatment, **dict(zip(ordered, values, strict=True)))
             for values in product(*(options[name] for name in ordered))
         )
+
+    def all_of(self, field: str) -> set[object]:
+        """Every value of a field of schemes that the default or a rule names.
+
+        Example:
+            >>> rule = QuantRule("type", "Linear", {"algorithm": "awq"})
+            >>> sorted(QuantSpec(WeightOnlyScheme(), (rule,)).all_of("algorithm"))
+            ['awq', 'rtn']
+        """
+        named: set[object] = {getattr(self.default, field, None), *self.options.get(field, ())}
+        for rule in self.rules:
+            outcome = {} if isinstance(rule.outcome, FloatType) else rule.outcome
+            named |= {outcome.get(field), *rule.options.get(field, ())}
+        return named - {None}
 
     def _changed(self, before: Treatment, outcome: Mapping[str, Any] | FloatType) -> Treatment:
         if isinstance(outcome, FloatType):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Self, final
 
 import torch
 import torch.nn.functional as F
 
+from inc_torch import kernels
+from inc_torch.core.observed import is_observed
 from inc_torch.quantizers._fake_quant_modules import input_channels
 from inc_torch.quantizers._int8_module import Int8Module, output_dtype
 from inc_torch.quantizers._scheme_names import named_weight_only
@@ -23,6 +26,10 @@ _PIECE: Final = 2**18
 """Weights that a forward on the CPU has in float at once: 1 MiB of float32, which the cache of a core holds."""
 _ACCELERATOR_PIECE: Final = 2**24
 """The same elsewhere, where each operation takes time to be launched."""
+_FEW_TOKENS: Final = 16
+"""Up to so many rows of inputs weights are unpacked as they are multiplied; for more it pays to unpack them before."""
+_FEW_NARROW_TOKENS: Final = 8
+"""The same for floats of 16 bits, which processors multiply faster."""
 
 
 @final
@@ -38,7 +45,8 @@ class WeightOnlyLinear(Int8Module):
         g_idx    int32    [in], the group of each input, or None if neighbours share one
         input_factor  float32  [in], what inputs are multiplied with first, or None
 
-    In a forward the weight is unpacked, in pieces if it is large, and never kept. Gradients reach the input.
+    In a forward the weight is unpacked, in pieces if it is large, and never kept. Where `inc_torch.kernels` can be used
+    compiled code does that, and for few rows of inputs while it multiplies. Gradients reach the input.
 
     Example:
         >>> from inc_torch.quantizers import QuantSpec, WeightOnlyScheme, quantize_weights
@@ -66,14 +74,63 @@ class WeightOnlyLinear(Int8Module):
             input = input * self.input_factor.to(input.dtype)  # noqa: A001  as above
         bias = None if self.bias is None else self.bias.to(dtype)
         outputs, inputs = self.weight_shape
-        rows = max(1, (_PIECE if self.qweight.device.type == "cpu" else _ACCELERATOR_PIECE) // inputs)
-        if rows >= outputs or torch.compiler.is_compiling():  # which fuses unpacking by itself
-            return F.linear(input, self._float_weight().to(dtype), bias)
+        compiled = self._compiled_for(input)
+        tokens = input.numel() // inputs
+        if compiled is not None and tokens <= (_FEW_TOKENS if dtype == torch.float32 else _FEW_NARROW_TOKENS):
+            rows = input.reshape(tokens, inputs).to(torch.float32).contiguous()
+            return compiled.times(rows).to(dtype).view(*input.shape[:-1], outputs)
+        at_once = max(1, (_PIECE if self.qweight.device.type == "cpu" else _ACCELERATOR_PIECE) // inputs)
+        if at_once >= outputs or torch.compiler.is_compiling():  # which fuses unpacking by itself
+            return F.linear(input, self._floats(slice(0, outputs), dtype, compiled), bias)
         pieces = [
-            F.linear(input, self._float_rows(rows_of).to(dtype), None if bias is None else bias[rows_of])
-            for rows_of in (slice(first, first + rows) for first in range(0, outputs, rows))
+            F.linear(input, self._floats(part, dtype, compiled), None if bias is None else bias[part])
+            for part in (slice(first, min(first + at_once, outputs)) for first in range(0, outputs, at_once))
         ]
         return torch.cat(pieces, dim=-1)
+
+    def _compiled_for(self, input: torch.Tensor) -> kernels.FewBitsWeight | None:  # noqa: A002  as above
+        """Compiled code for the weight; None where there is none, or something has to see torch's operators."""
+        is_plain = type(input) is torch.Tensor and input.is_floating_point()
+        is_plain = is_plain and input.device.type == "cpu" == self.qweight.device.type
+        needs_gradient = torch.is_grad_enabled() and input.requires_grad
+        if not is_plain or needs_gradient or self._arithmetic is not None or not input.numel() or is_observed():
+            return None
+        current: kernels.FewBitsWeight | None = self.__dict__.get("_compiled")
+        if current is None or current.words is not self.qweight:
+            current = self._compile() if kernels.available() else None
+            self.__dict__["_compiled"] = current
+        return current
+
+    def _compile(self) -> kernels.FewBitsWeight:
+        scheme, inputs = self._scheme, self.weight_shape[1]
+        return kernels.FewBitsWeight(
+            self.qweight,
+            self.scales,
+            self.qzeros,
+            inputs=inputs,
+            bits=scheme.bits,
+            group=inputs if scheme.group_size == -1 else scheme.group_size,
+            group_of=self.g_idx,
+            bias=self.bias,
+        )
+
+    def _floats(self, part: slice, dtype: torch.dtype, compiled: kernels.FewBitsWeight | None) -> torch.Tensor:
+        """The weights of some outputs."""
+        if compiled is None:
+            return self._float_rows(part).to(dtype)
+        made = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        return compiled.expanded(made, part.start, part.stop).to(dtype)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        self.__dict__.pop("_compiled", None)
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  as in the base
+        self.__dict__.pop("_compiled", None)
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_compiled"}
 
     @property
     def weight_shape(self) -> torch.Size:
@@ -87,7 +144,7 @@ class WeightOnlyLinear(Int8Module):
 
     @property
     def kernel(self) -> str:
-        return "float: inputs are not quantized"
+        return "inc_torch" if kernels.available() else f"float: {kernels.reason()}"
 
     def compute_with(self, arithmetic: Arithmetic | None) -> None:
         """As in the base; codes are unpacked now, as who traces the module may not know the operations for that."""

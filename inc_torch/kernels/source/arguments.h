@@ -184,10 +184,25 @@ struct KeepLargest {
     int64_t count;
 };
 
+// A weight of few bits, [outputs, inputs], in words of which each has 32 / bits whole codes.
+struct FewBits {
+    int64_t operation;
+    const float* input;       // [rows, inputs]; not read to expand
+    const int32_t* words;
+    const float* scales;      // [outputs, groups]
+    const int32_t* zeros;     // packed as the weight; null: codes are signed
+    const int32_t* group_of;  // [inputs], or null: neighbours share a group
+    const float* bias;        // [outputs], or null
+    const float* table;       // what codes of up to 4 bits stand for; null: integers
+    void* output;             // [rows, outputs], or the weight
+    int64_t rows, inputs, outputs, groups, group, bits, input_stride, output_stride, output_type;
+};
+
 enum Operation : int64_t {
     MATRIX, DEPTHWISE, QUANTIZE, DYNAMIC_RANGE, LAYER_NORM, ATTENTION, ADD, REQUANTIZE, GATED, ACTIVATE, AFFINE,
     MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, SCALE_CHANNELS, ROTATE, INTERLEAVE, BLOCK_SCORES,
-    ZERO_BLOCKS, PICK_IN_GROUPS, COUNT_DIGITS, COLLECT_PREFIX, KEEP_LARGEST, OPERATIONS,
+    ZERO_BLOCKS, PICK_IN_GROUPS, COUNT_DIGITS, COLLECT_PREFIX, KEEP_LARGEST, FEW_BITS_PRODUCT,
+    EXPAND_FEW_BITS, OPERATIONS,
 };
 
 }  // namespace inc

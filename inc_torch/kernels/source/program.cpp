@@ -27,6 +27,7 @@ void run_pick_in_groups(const PickInGroups&);
 void run_count_digits(const CountDigits&);
 void run_collect_prefix(const CollectPrefix&);
 void run_keep_largest(const KeepLargest&);
+void run_few_bits(const FewBits&);
 
 }  // namespace inc
 
@@ -59,6 +60,8 @@ extern "C" void inc_run(const void* const* steps, int64_t count) {
             case COUNT_DIGITS: run_count_digits(*(const CountDigits*)step); break;
             case COLLECT_PREFIX: run_collect_prefix(*(const CollectPrefix*)step); break;
             case KEEP_LARGEST: run_keep_largest(*(const KeepLargest*)step); break;
+            case FEW_BITS_PRODUCT:
+            case EXPAND_FEW_BITS: run_few_bits(*(const FewBits*)step); break;
         }
     }
 }
@@ -88,6 +91,8 @@ extern "C" int64_t inc_size_of_arguments(int64_t operation) {
         case COUNT_DIGITS: return sizeof(CountDigits);
         case COLLECT_PREFIX: return sizeof(CollectPrefix);
         case KEEP_LARGEST: return sizeof(KeepLargest);
+        case FEW_BITS_PRODUCT:
+        case EXPAND_FEW_BITS: return sizeof(FewBits);
         default: return -1;
     }
 }

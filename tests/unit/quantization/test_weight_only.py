@@ -55,7 +55,7 @@ def test_in_place_it_is_the_same_object():
         ({"dtype": "int"}, WeightOnlyScheme(4, 32)),
         ({"dtype": ["int8"]}, WeightOnlyScheme(8, 32)),
         ({"bits": 3, "group_size": -1, "scheme": "asym", "algorithm": "RTN"}, WeightOnlyScheme(3, -1, symmetric=False)),
-        ({"dtype": ["nf4", "int4"], "algorithm": ["AWQ", "RTN"]}, WeightOnlyScheme(4, 32)),
+        ({"dtype": ["nf4", "int4"], "algorithm": ["AUTOROUND", "RTN"]}, WeightOnlyScheme(4, 32)),
     ],
 )
 def test_rules_say_bits_groups_and_symmetry(weight, expected):
@@ -93,8 +93,8 @@ def test_the_arguments_of_rounding_count():
     ("options", "message"),
     [
         (
-            {"weight": {"algorithm": "TEQ"}},
-            r"'TEQ': expected one of 'RTN', 'GPTQ'. The others come with a later version",
+            {"weight": {"algorithm": "AUTOROUND"}},
+            r"'AUTOROUND': expected one of 'RTN', 'GPTQ', 'AWQ', 'TEQ'. AutoRound is a package of its own",
         ),
         ({"weight": {"dtype": "nf4"}}, "'nf4': expected one of 'int', 'int4', .* come with a later version"),
         ({"weight": {"bits": 1}}, "expected an integer from 2 to 8"),
@@ -130,7 +130,11 @@ def test_changing_the_approach_reads_the_rules_again():
         ),
         (
             {"recipes": {"awq_args": {"enable_auto_scale": True}}},
-            "awq_args.* has no effect: its algorithm comes with a later",
+            "awq_args.* has no effect: no rule asks for the algorithm 'AWQ'",
+        ),
+        (
+            {"recipes": {"autoround_args": {"iters": 10}}},
+            "autoround_args.* has no effect: AutoRound is a package of its own",
         ),
         ({"reduce_range": True}, "reduce_range has no effect: inputs are not quantized"),
     ],

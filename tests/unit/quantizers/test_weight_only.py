@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import inc_torch.quantizers._weight_only_linear as linear_module
+from inc_torch import kernels
 from inc_torch.core.errors import ArtifactError, ConfigError, ModelError
 from inc_torch.core.report import CompressionReport
 from inc_torch.quantizers import (
@@ -26,6 +29,7 @@ from inc_torch.quantizers import (
     rebuild_int8,
 )
 from inc_torch.quantizers._weight_only import codes_in_word, decoded, pack, round_to_nearest, search_clip, unpack
+from tests.unit.kernels.needed import needs_processor
 
 _FILE = Path(__file__).parents[2] / "vectors" / "quantization.json"
 VECTORS = json.loads(_FILE.read_text(encoding="utf-8"))["weight_only"]
@@ -191,22 +195,31 @@ def test_a_layer_multiplies_with_the_rounded_weight(scheme, shape, bias):
     rounded = decoded(*round_to_nearest(layer.weight, WeightOnlyScheme(*scheme)), scheme[1])
     inputs = torch.randn(shape)
     expected = nn.functional.linear(inputs, rounded, layer.bias)
-    assert torch.equal(quantized(layer, *scheme)(inputs), expected)
+    torch.testing.assert_close(quantized(layer, *scheme)(inputs), expected)
     assert isinstance(layer, WeightOnlyLinear)
     assert not layer.training
     assert torch.equal(layer.weight, rounded)
 
 
-def test_a_large_weight_is_unpacked_in_pieces(monkeypatch):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_large_weight_is_unpacked_in_pieces(compiled, monkeypatch):
     layer = quantized(linear(), 4, 8, symmetric=False)
-    inputs = torch.randn(5, 19)
+    inputs = torch.randn(40, 19)
     expected = layer(inputs)
     monkeypatch.setattr(linear_module, "_PIECE", 4 * 19)
+    if not compiled:
+        monkeypatch.setattr(kernels, "available", lambda: False)
+        layer.__dict__.pop("_compiled", None)
     taken = []
-    unpacked = WeightOnlyLinear._float_rows
-    monkeypatch.setattr(WeightOnlyLinear, "_float_rows", lambda self, rows: taken.append(rows) or unpacked(self, rows))
+    unpacked = WeightOnlyLinear._floats
+
+    def floats(self, part, *rest):
+        taken.append(part)
+        return unpacked(self, part, *rest)
+
+    monkeypatch.setattr(WeightOnlyLinear, "_floats", floats)
     torch.testing.assert_close(layer(inputs), expected)
-    assert taken == [slice(0, 4), slice(4, 8)]
+    assert taken == [slice(0, 4), slice(4, 6)]
 
 
 @pytest.mark.filterwarnings("default")  # torch.compile trips over deprecations of torch's own
@@ -250,7 +263,59 @@ def test_gradients_reach_the_input():
     torch.testing.assert_close(inputs.grad, layer.weight.sum(0).expand(3, -1))
 
 
-def test_the_float_weight_is_gone_and_a_copy_computes_the_same():
+@pytest.mark.parametrize("tokens", [1, 3, 8, 9, 16, 17, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scheme", [(4, 8), (3, -1, False), (8, 16)])
+def test_compiled_code_computes_what_torch_does(scheme, dtype, tokens, monkeypatch):
+    layer = quantized(linear(33, 80), *scheme)
+    layer.register_buffer("input_factor", torch.rand(80) + 0.5)
+    inputs = torch.randn(80, tokens).t().to(dtype)  # no dense rows
+    fast = layer(inputs)
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    layer.__dict__.pop("_compiled", None)
+    slow = layer(inputs)
+    assert fast.dtype == slow.dtype == dtype
+    exact = (inputs.double() * layer.input_factor) @ layer.weight.double().T + layer.bias
+    limit = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[dtype] * exact.abs().max()
+    assert (slow - exact).abs().max() <= limit
+    assert (fast - exact).abs().max() <= limit
+
+
+@needs_processor
+def test_compiled_code_follows_what_becomes_of_the_layer():
+    layer, other = quantized(linear()), quantized(linear())
+    with torch.no_grad():
+        for tensor in other.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(2)
+    inputs = torch.randn(2, 19)
+    before = layer(inputs)
+    assert "_compiled" in layer.__dict__
+    assert "_compiled" not in copy.deepcopy(layer).__dict__
+    layer.load_state_dict(other.state_dict())
+    torch.testing.assert_close(layer(inputs), 2 * before)
+    layer.scales.mul_(0.5)  # in place
+    layer.bias.mul_(0.5)
+    torch.testing.assert_close(layer(inputs), before)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(inputs), before)
+    torch.testing.assert_close(layer.bfloat16()(inputs.bfloat16()).float(), before, rtol=0.02, atol=0.02)
+
+
+@needs_processor
+def test_who_looks_at_operators_sees_those_of_torch():
+    layer = quantized(linear())
+    inputs = torch.randn(2, 19)
+    expected = layer(inputs)
+    with FlopCounterMode(display=False) as counter:
+        layer(inputs)
+    assert counter.get_total_flops() == 2 * 2 * 19 * 6
+    torch.testing.assert_close(torch.func.vmap(layer)(inputs), expected)
+    inputs.requires_grad_()
+    layer(inputs).sum().backward()
+    torch.testing.assert_close(inputs.grad, layer.weight.sum(0).expand(2, -1))
+
+
+def test_the_float_weight_is_gone_and_a_copy_computes_the_same(monkeypatch):
     layer = quantized(linear())
     assert not list(layer.parameters())
     assert {name: str(tensor.dtype) for name, tensor in layer.state_dict().items()} == {
@@ -261,7 +326,11 @@ def test_the_float_weight_is_gone_and_a_copy_computes_the_same():
     inputs = torch.randn(2, 19)
     assert torch.equal(copy.deepcopy(layer)(inputs), layer(inputs))
     assert repr(layer) == "WeightOnlyLinear((6, 19), scheme='w4-g32-sym')"
-    assert int8_kernels(layer) == {"": "float: inputs are not quantized"}
+    if kernels.available():
+        assert int8_kernels(layer) == {"": "inc_torch"}
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    monkeypatch.setattr(kernels, "reason", lambda: "it rains")
+    assert int8_kernels(layer) == {"": "float: it rains"}
 
 
 def test_the_fused_transformer_layer_takes_the_rounded_weights():

@@ -1,0 +1,245 @@
+// Weights of few bits, packed into words of 32: products with them, and the weights as floats.
+//
+// Codes are taken out 16 at a time: their words are brought into the lanes by a permutation and shifted. Where they lie
+// repeats after at most five times 16, so it is looked up. So are the values of codes of up to 4 bits; those of more are
+// put below the bits of 2**23, where an integer is a float.
+
+#include <vector>
+
+#include "arguments.h"
+#include "common.h"
+
+namespace inc {
+
+namespace {
+
+constexpr int64_t LONGEST_PERIOD = 5;
+
+// Of 16 codes in a row, the first of which has a number divisible by 16: which words they are in, and where.
+struct Places {
+    int64_t in_word, period, words_of_period;
+    int64_t first_word[LONGEST_PERIOD];
+    alignas(64) int32_t word[LONGEST_PERIOD][16], shift[LONGEST_PERIOD][16];
+
+    explicit Places(int64_t bits) : in_word(32 / bits), period(1) {
+        while (period * 16 % in_word) ++period;
+        words_of_period = period * 16 / in_word;
+        for (int64_t t = 0; t < period; ++t) {
+            first_word[t] = t * 16 / in_word;
+            for (int64_t lane = 0; lane < 16; ++lane) {
+                const int64_t code = t * 16 + lane;
+                word[t][lane] = int32_t(code / in_word - first_word[t]);
+                shift[t][lane] = int32_t(code % in_word * bits);
+            }
+        }
+    }
+};
+
+// Codes of rows. WORDS: how many words 16 codes are in, 1, 2 or 4; 0 where they lie otherwise from one 16 to the next.
+template <int WORDS>
+struct Codes {
+    const Places& places;
+    const int64_t words;
+    const __m512i word, shift;
+
+    Codes(const Places& places, int64_t count)
+        : places(places), words(ceil_div(count, places.in_word)), word(_mm512_load_si512(places.word[0])),
+          shift(_mm512_load_si512(places.shift[0])) {}
+
+    // Codes 16 * chunk to 16 * chunk + 15 in the low bits of the lanes, with others above them; those behind the end of
+    // the row mean nothing.
+    INLINE __m512i at(const Codes& self, const int32_t* row, uint64_t chunk) {
+        const Places& p = self.places;
+        const uint64_t t = WORDS ? 0 : chunk % p.period;
+        const int64_t first = WORDS ? chunk * WORDS : chunk / p.period * p.words_of_period + p.first_word[t];
+        const int64_t left = std::min<int64_t>(self.words - first, 8);
+        const __m256i near = _mm256_maskz_loadu_epi32(__mmask8((1u << left) - 1), row + first);
+        const __m512i word = WORDS ? self.word : _mm512_load_si512(p.word[t]);
+        const __m512i shift = WORDS ? self.shift : _mm512_load_si512(p.shift[t]);
+        return _mm512_srlv_epi32(_mm512_permutexvar_epi32(word, _mm512_castsi256_si512(near)), shift);
+    }
+
+    // The same where all of the codes are there.
+    INLINE __m512i whole(const Codes& self, const int32_t* row, uint64_t chunk) {
+        if (!WORDS) return at(self, row, chunk);
+        const int32_t* from = row + chunk * WORDS;
+        if (WORDS == 1) return _mm512_srlv_epi32(_mm512_set1_epi32(*from), self.shift);
+        const __m128i near = WORDS == 2 ? _mm_loadl_epi64((const __m128i*)from) : _mm_loadu_si128((const __m128i*)from);
+        return _mm512_srlv_epi32(_mm512_permutexvar_epi32(self.word, _mm512_castsi128_si512(near)), self.shift);
+    }
+};
+
+// What codes stand for, less a zero point: `prepared` for it once, `of` many codes. TABLE: codes of up to 4 bits.
+template <bool TABLE>
+struct Values {
+    __m512 table;
+    __m512i mask, above;
+
+    explicit Values(const FewBits& f) {
+        const int32_t count = 1 << f.bits, sign = f.zeros || f.table ? 0 : count / 2;
+        alignas(64) float entries[16];
+        for (int32_t i = 0; i < 16; ++i)  // whatever lies above a code, 4 bits of it choose the same entry
+            entries[i] = TABLE && f.table ? f.table[i % count] : float((i % count ^ sign) - sign);
+        table = _mm512_load_ps(entries);
+        mask = _mm512_set1_epi32(count - 1);
+        above = _mm512_set1_epi32(0x4b000000 | sign);  // the sign bit of two's complement is turned over
+    }
+
+    // A zero point as `prepared` takes it.
+    static float zero(const FewBits& f, float zero) {
+        return TABLE ? zero : MANTISSA + (f.zeros ? zero : float(1 << (f.bits - 1)));
+    }
+
+    INLINE __m512 prepared(const Values& self, __m512 zero) { return TABLE ? _mm512_sub_ps(self.table, zero) : zero; }
+
+    INLINE __m512 of(const Values& self, __m512i codes, __m512 prepared) {
+        if (TABLE) return _mm512_permutexvar_ps(codes, prepared);
+        const __m512i bits = _mm512_ternarylogic_epi32(codes, self.mask, self.above, 0x6a);  // (a & b) ^ c
+        return _mm512_sub_ps(_mm512_castsi512_ps(bits), prepared);
+    }
+};
+
+// One output's weights: the words, and of each group the scale and the zero point.
+struct Row {
+    const int32_t* words;
+    const float* scales;
+    const float* zeros;
+    int64_t output;
+};
+
+template <int WORDS, bool TABLE>
+struct Kernel {
+    using C = Codes<WORDS>;
+    using V = Values<TABLE>;
+
+    // Calls work(first input, mask, 16 weights) for all inputs of a row.
+    template <typename Work>
+    INLINE void each_weight(const FewBits& f, const C& codes, const V& values, const Row& row, const Work& work) {
+        const bool even = !f.group_of && f.group % 16 == 0;
+        for (int64_t input = 0; input < f.inputs; input += 16) {
+            const __mmask16 mask = lanes(f.inputs - input);
+            const __m512i code = C::at(codes, row.words, uint64_t(input) / 16);
+            if (even) {
+                const uint64_t group = uint64_t(input) / uint64_t(f.group);
+                const __m512 value = V::of(values, code, V::prepared(values, _mm512_set1_ps(row.zeros[group])));
+                work(input, mask, _mm512_mul_ps(value, _mm512_set1_ps(row.scales[group])));
+                continue;
+            }
+            alignas(64) int32_t groups[16] = {0};  // 16 inputs may have as many
+            for (int64_t lane = 0; lane < 16 && input + lane < f.inputs; ++lane)
+                groups[lane] = f.group_of ? f.group_of[input + lane] : int32_t((input + lane) / f.group);
+            const __m512i index = _mm512_load_si512(groups);
+            const __m512 nothing = _mm512_setzero_ps();
+            const __m512 zero = _mm512_mask_i32gather_ps(nothing, mask, index, row.zeros, 4);
+            const __m512 scale = _mm512_mask_i32gather_ps(nothing, mask, index, row.scales, 4);
+            const __m512 value = TABLE ? _mm512_sub_ps(_mm512_permutexvar_ps(code, values.table), zero)
+                                       : V::of(values, code, zero);
+            work(input, mask, _mm512_mul_ps(value, scale));
+        }
+    }
+
+    // ROWS rows of inputs with one output, where 16 inputs in a row share a scale: sums are multiplied with it.
+    template <int ROWS>
+    INLINE void multiply_even(const FewBits& f, const C& given, const V& values, const Row& row, const float* input,
+                              __m512* totals) {
+        const C codes = given;  // in registers
+        const int32_t* words = row.words;
+        const int64_t inputs = f.inputs, stride = f.input_stride, length = f.group;
+        for (int64_t first = 0, group = 0; first < inputs; first += length, ++group) {
+            const int64_t last = std::min(inputs, first + length);
+            const __m512 prepared = V::prepared(values, _mm512_set1_ps(row.zeros[group]));
+            __m512 sums[ROWS];
+            for (int m = 0; m < ROWS; ++m) sums[m] = _mm512_setzero_ps();
+            int64_t i = first;
+            for (; i + 16 <= last; i += 16) {
+                const __m512 value = V::of(values, C::whole(codes, words, uint64_t(i) / 16), prepared);
+                for (int m = 0; m < ROWS; ++m)
+                    sums[m] = _mm512_fmadd_ps(value, _mm512_loadu_ps(input + m * stride + i), sums[m]);
+            }
+            if (i < last) {
+                const __m512 value = V::of(values, C::at(codes, words, uint64_t(i) / 16), prepared);
+                for (int m = 0; m < ROWS; ++m)
+                    sums[m] = _mm512_fmadd_ps(value, load_float(input + m * stride + i, lanes(last - i)), sums[m]);
+            }
+            const __m512 scale = _mm512_set1_ps(row.scales[group]);
+            for (int m = 0; m < ROWS; ++m) totals[m] = _mm512_fmadd_ps(sums[m], scale, totals[m]);
+        }
+    }
+
+    template <int ROWS>
+    static void multiply(const FewBits& f, const C& codes, const V& values, const Row& row, int64_t first) {
+        const float* input = f.input + first * f.input_stride;
+        __m512 totals[ROWS];
+        for (int m = 0; m < ROWS; ++m) totals[m] = _mm512_setzero_ps();
+        if (!f.group_of && f.group % 16 == 0) {
+            multiply_even<ROWS>(f, codes, values, row, input, totals);
+        } else {
+            each_weight(f, codes, values, row, [&](int64_t i, __mmask16 mask, __m512 weight) {
+                for (int m = 0; m < ROWS; ++m)
+                    totals[m] = _mm512_fmadd_ps(weight, load_float(input + m * f.input_stride + i, mask), totals[m]);
+            });
+        }
+        const float bias = f.bias ? f.bias[row.output] : 0.0f;
+        for (int m = 0; m < ROWS; ++m)
+            ((float*)f.output)[(first + m) * f.output_stride + row.output] = _mm512_reduce_add_ps(totals[m]) + bias;
+    }
+
+    // Calls work(codes, values, row) for each output.
+    template <typename Work>
+    static void each_row(const FewBits& f, const Work& work) {
+        const Places places(f.bits);
+        parallel(f.outputs, f.outputs * f.inputs, [&](int64_t first, int64_t last) {
+            const C codes(places, f.inputs), of_zeros(places, f.groups);
+            const V values(f);
+            const __m512i mask = _mm512_set1_epi32((1 << f.bits) - 1);
+            std::vector<float> zeros(f.groups, V::zero(f, 0.0f));
+            for (int64_t output = first; output < last; ++output) {
+                for (int64_t group = 0; f.zeros && group < f.groups; group += 16) {
+                    const __m512i code = C::at(of_zeros, f.zeros + output * of_zeros.words, uint64_t(group) / 16);
+                    const __m512 zero = _mm512_cvtepi32_ps(_mm512_and_si512(code, mask));
+                    store_float(zeros.data() + group, _mm512_add_ps(zero, _mm512_set1_ps(V::zero(f, 0.0f))),
+                                lanes(f.groups - group));
+                }
+                const int32_t* words = f.words + output * codes.words;
+                work(codes, values, Row{words, f.scales + output * f.groups, zeros.data(), output});
+            }
+        });
+    }
+
+    static void product(const FewBits& f) {
+        each_row(f, [&](const C& codes, const V& values, const Row& row) {
+            int64_t m = 0;
+            for (; m + 8 <= f.rows; m += 8) multiply<8>(f, codes, values, row, m);
+            if (m + 4 <= f.rows) multiply<4>(f, codes, values, row, m), m += 4;
+            if (m + 2 <= f.rows) multiply<2>(f, codes, values, row, m), m += 2;
+            if (m < f.rows) multiply<1>(f, codes, values, row, m);
+        });
+    }
+
+    static void expand(const FewBits& f) {
+        each_row(f, [&](const C& codes, const V& values, const Row& row) {
+            const int64_t start = row.output * f.output_stride;
+            each_weight(f, codes, values, row, [&](int64_t i, __mmask16 mask, __m512 weight) {
+                if (f.output_type == BFLOAT16) store_bfloat16((uint16_t*)f.output + start + i, weight, mask);
+                else store_float((float*)f.output + start + i, weight, mask);
+            });
+        });
+    }
+
+    static void run(const FewBits& f) { f.operation == FEW_BITS_PRODUCT ? product(f) : expand(f); }
+};
+
+}  // namespace
+
+void run_few_bits(const FewBits& f) {
+    switch (f.bits) {
+        case 2: return Kernel<1, true>::run(f);
+        case 3: return Kernel<0, true>::run(f);
+        case 4: return Kernel<2, true>::run(f);
+        case 5:
+        case 6: return Kernel<0, false>::run(f);
+        default: return Kernel<4, false>::run(f);  // 7 and 8: 4 codes in a word
+    }
+}
+
+}  // namespace inc
