@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, final
 import torch
 import torch.nn.functional as F
 
-from inc_torch import kernels
 from inc_torch.core.observed import is_observed
 from inc_torch.quantizers._fake_quant_modules import input_channels
 from inc_torch.quantizers._int8_module import Int8Module, output_dtype
@@ -17,6 +16,7 @@ from inc_torch.quantizers._spec import WeightOnlyScheme
 from inc_torch.quantizers._weight_only import RoundedWeight, codes_in_word, decoded, pack, unpack
 
 if TYPE_CHECKING:
+    from inc_torch.kernels import FewBitsWeight
     from inc_torch.quantizers._arithmetic import Arithmetic
 
 __all__ = ["WeightOnlyLinear", "empty_buffers", "group_of_each", "packed_buffers"]
@@ -88,20 +88,24 @@ class WeightOnlyLinear(Int8Module):
         ]
         return torch.cat(pieces, dim=-1)
 
-    def _compiled_for(self, input: torch.Tensor) -> kernels.FewBitsWeight | None:  # noqa: A002  as above
+    def _compiled_for(self, input: torch.Tensor) -> FewBitsWeight | None:  # noqa: A002  as above
         """Compiled code for the weight; None where there is none, or something has to see torch's operators."""
         is_plain = type(input) is torch.Tensor and input.is_floating_point()
         is_plain = is_plain and input.device.type == "cpu" == self.qweight.device.type
         needs_gradient = torch.is_grad_enabled() and input.requires_grad
         if not is_plain or needs_gradient or self._arithmetic is not None or not input.numel() or is_observed():
             return None
-        current: kernels.FewBitsWeight | None = self.__dict__.get("_compiled")
+        current: FewBitsWeight | None = self.__dict__.get("_compiled")
         if current is None or current.words is not self.qweight:
-            current = self._compile() if kernels.available() else None
+            current = self._compile()
             self.__dict__["_compiled"] = current
         return current
 
-    def _compile(self) -> kernels.FewBitsWeight:
+    def _compile(self) -> FewBitsWeight | None:
+        from inc_torch import kernels  # here, as ``import inc_torch`` does without
+
+        if not kernels.available():
+            return None
         scheme, inputs = self._scheme, self.weight_shape[1]
         return kernels.FewBitsWeight(
             self.qweight,
@@ -114,7 +118,7 @@ class WeightOnlyLinear(Int8Module):
             bias=self.bias,
         )
 
-    def _floats(self, part: slice, dtype: torch.dtype, compiled: kernels.FewBitsWeight | None) -> torch.Tensor:
+    def _floats(self, part: slice, dtype: torch.dtype, compiled: FewBitsWeight | None) -> torch.Tensor:
         """The weights of some outputs."""
         if compiled is None:
             return self._float_rows(part).to(dtype)
@@ -144,6 +148,8 @@ class WeightOnlyLinear(Int8Module):
 
     @property
     def kernel(self) -> str:
+        from inc_torch import kernels  # as above
+
         return "inc_torch" if kernels.available() else f"float: {kernels.reason()}"
 
     def compute_with(self, arithmetic: Arithmetic | None) -> None:
