@@ -26,6 +26,7 @@ from inc_torch.quantizers._int8_embedding import Int8Embedding
 from inc_torch.quantizers._int8_linear import Int8DynamicLinear, Int8Linear
 from inc_torch.quantizers._int8_module import NO_POST_OPERATION, PLAIN_OUTPUT, Int8Module, output_dtype
 from inc_torch.quantizers._observers import OBSERVERS, Levels, Observer, fit_float_grid, fit_grid, observe
+from inc_torch.quantizers._paths import ComputePath, computing_by
 from inc_torch.quantizers._post_training import LEFT_BY_SEARCH, PostTrainingSpec, open_to_search, realise, treat
 from inc_torch.quantizers._prepare import (
     Prepared,
@@ -71,6 +72,7 @@ __all__ = [
     "PLAIN_OUTPUT",
     "AwqSettings",
     "Calibration",
+    "ComputePath",
     "FloatType",
     "Flow",
     "GivenCodes",
@@ -111,6 +113,7 @@ __all__ = [
     "adopt_rounded",
     "batch_norms",
     "calibrate",
+    "computing_by",
     "computing_with",
     "convert",
     "convert_calibrated",

@@ -18,6 +18,8 @@ from inc_torch.quantizers._int8_module import (
     fits_kernel,
     output_dtype,
 )
+from inc_torch.quantizers._int_mm import multiply_codes, takes_codes
+from inc_torch.quantizers._paths import allows, is_chosen
 
 __all__ = ["Int8DynamicLinear", "Int8Linear"]
 
@@ -55,6 +57,12 @@ class _Int8Linear(Int8Operator):
     def _runs_kernel(self, input: torch.Tensor, dtype: torch.dtype, plan: Plan) -> bool:  # noqa: A002  as in forward
         return plan.operator is not None and fits_kernel(input, dtype) and input.shape[-1:] == plan.source.shape[1:]
 
+    def _multiplies_integers(self, input: torch.Tensor, plan: Plan) -> bool:  # noqa: A002  as in forward
+        """Whether the device has a product of integers, and no kernel of the CPU runs."""
+        wanted = is_chosen("int_mm") or (allows("int_mm") and takes_codes(input.device))
+        fits = input.numel() > 0 and input.shape[-1:] == plan.source.shape[1:]
+        return wanted and fits and self._arithmetic is None
+
     def _float_operation(self, values: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
         return F.linear(values, weight, self.bias)
 
@@ -70,9 +78,12 @@ class Int8Linear(_Int8Linear):
         plan = self._current_plan()
         dtype = output_dtype(input)
         values = input if plan.factor is None else self._smoothed(input)
-        if not self._runs_kernel(values, dtype, plan):
-            return self._in_float(values, dtype)
-        return self._multiplied(values, dtype, plan, plan.grid, plan.shift)
+        if self._runs_kernel(values, dtype, plan):
+            return self._multiplied(values, dtype, plan, plan.grid, plan.shift)
+        if self._multiplies_integers(values, plan):
+            codes = encode(values, plan.grid, plan.shift)
+            return multiply_codes(codes, plan.grid, plan.weight, plan.weight_scale, plan.bias).to(dtype)
+        return self._in_float(values, dtype)
 
 
 @final
@@ -89,12 +100,14 @@ class Int8DynamicLinear(_Int8Linear):
         plan = self._current_plan()
         dtype = output_dtype(input)
         values = input if plan.factor is None else self._smoothed(input)
-        if not self._runs_kernel(values, dtype, plan):
-            return self._in_float(values, dtype)
-        grid = dynamic_grid(values, plan.scheme)
+        runs_kernel = self._runs_kernel(values, dtype, plan)
+        grid = dynamic_grid(values, plan.scheme) if runs_kernel or self._multiplies_integers(values, plan) else None
         if grid is None:
             return self._in_float(values, dtype)
-        return self._multiplied(values, dtype, plan, grid, grid.shift)
+        if runs_kernel:
+            return self._multiplied(values, dtype, plan, grid, grid.shift)
+        codes = encode(values, grid, grid.shift)
+        return multiply_codes(codes, grid, plan.weight, plan.weight_scale, plan.bias).to(dtype)
 
     def _fixed_grid(self, top: int) -> InputGrid:
         return InputGrid(1.0, 0, top)

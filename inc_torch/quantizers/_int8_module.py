@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from inc_torch.quantizers._codes import InputGrid, decode, encode
+from inc_torch.quantizers._paths import allows
 from inc_torch.quantizers._scheme_names import named_scheme
 from inc_torch.quantizers._spec import QuantScheme
 
@@ -262,4 +263,4 @@ def _has_autocast(device: str) -> bool:
 
 def fits_kernel(input: torch.Tensor, dtype: torch.dtype) -> bool:  # noqa: A002  as in forward
     """Whether the kernel takes such a tensor; what is not even a valid input gets torch's own error in float."""
-    return input.device.type == "cpu" and dtype in _NATIVE_DTYPES and input.numel() > 0
+    return input.device.type == "cpu" and dtype in _NATIVE_DTYPES and input.numel() > 0 and allows("onednn")

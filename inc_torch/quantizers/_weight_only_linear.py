@@ -10,13 +10,13 @@ import torch.nn.functional as F
 
 from inc_torch.core.observed import is_observed
 from inc_torch.quantizers._fake_quant_modules import input_channels
+from inc_torch.quantizers._few_bits_products import FewBitsProducts, PackedWeight
 from inc_torch.quantizers._int8_module import Int8Module, output_dtype
 from inc_torch.quantizers._scheme_names import named_weight_only
 from inc_torch.quantizers._spec import WeightOnlyScheme
 from inc_torch.quantizers._weight_only import RoundedWeight, codes_in_word, decoded, pack, unpack
 
 if TYPE_CHECKING:
-    from inc_torch.kernels import FewBitsWeight
     from inc_torch.quantizers._arithmetic import Arithmetic
 
 __all__ = ["WeightOnlyLinear", "empty_buffers", "group_of_each", "packed_buffers"]
@@ -26,10 +26,8 @@ _PIECE: Final = 2**18
 """Weights that a forward on the CPU has in float at once: 1 MiB of float32, which the cache of a core holds."""
 _ACCELERATOR_PIECE: Final = 2**24
 """The same elsewhere, where each operation takes time to be launched."""
-_FEW_TOKENS: Final = 16
-"""Up to so many rows of inputs weights are unpacked as they are multiplied; for more it pays to unpack them before."""
-_FEW_NARROW_TOKENS: Final = 8
-"""The same for floats of 16 bits, which processors multiply faster."""
+_PRODUCTS: Final = "_products"
+"""Where a layer keeps what is derived from its codes, which is never saved or copied."""
 
 
 @final
@@ -74,67 +72,50 @@ class WeightOnlyLinear(Int8Module):
             input = input * self.input_factor.to(input.dtype)  # noqa: A001  as above
         bias = None if self.bias is None else self.bias.to(dtype)
         outputs, inputs = self.weight_shape
-        compiled = self._compiled_for(input)
-        tokens = input.numel() // inputs
-        if compiled is not None and tokens <= (_FEW_TOKENS if dtype == torch.float32 else _FEW_NARROW_TOKENS):
-            rows = input.reshape(tokens, inputs).to(torch.float32).contiguous()
-            return compiled.times(rows).to(dtype).view(*input.shape[:-1], outputs)
+        products = self._products_for(input)
+        if products is not None:
+            product = products.times(input.reshape(-1, inputs), dtype)
+            if product is not None:
+                return product.view(*input.shape[:-1], outputs)
         at_once = max(1, (_PIECE if self.qweight.device.type == "cpu" else _ACCELERATOR_PIECE) // inputs)
         if at_once >= outputs or torch.compiler.is_compiling():  # which fuses unpacking by itself
-            return F.linear(input, self._floats(slice(0, outputs), dtype, compiled), bias)
+            return F.linear(input, self._floats(slice(0, outputs), dtype, products), bias)
         pieces = [
-            F.linear(input, self._floats(part, dtype, compiled), None if bias is None else bias[part])
+            F.linear(input, self._floats(part, dtype, products), None if bias is None else bias[part])
             for part in (slice(first, min(first + at_once, outputs)) for first in range(0, outputs, at_once))
         ]
         return torch.cat(pieces, dim=-1)
 
-    def _compiled_for(self, input: torch.Tensor) -> FewBitsWeight | None:  # noqa: A002  as above
-        """Compiled code for the weight; None where there is none, or something has to see torch's operators."""
-        is_plain = type(input) is torch.Tensor and input.is_floating_point()
-        is_plain = is_plain and input.device.type == "cpu" == self.qweight.device.type
-        needs_gradient = torch.is_grad_enabled() and input.requires_grad
-        if not is_plain or needs_gradient or self._arithmetic is not None or not input.numel() or is_observed():
-            return None
-        current: FewBitsWeight | None = self.__dict__.get("_compiled")
-        if current is None or current.words is not self.qweight:
-            current = self._compile()
-            self.__dict__["_compiled"] = current
-        return current
-
-    def _compile(self) -> FewBitsWeight | None:
-        from inc_torch import kernels  # here, as ``import inc_torch`` does without
-
-        if not kernels.available():
-            return None
-        scheme, inputs = self._scheme, self.weight_shape[1]
-        return kernels.FewBitsWeight(
-            self.qweight,
-            self.scales,
-            self.qzeros,
-            inputs=inputs,
-            bits=scheme.bits,
-            group=inputs if scheme.group_size == -1 else scheme.group_size,
-            group_of=self.g_idx,
-            bias=self.bias,
+    def _products_for(self, input: torch.Tensor) -> FewBitsProducts | None:  # noqa: A002  as above
+        """Fast products; None where gradients are wanted, or somebody has to see torch's operators on floats."""
+        is_plain = (
+            type(input) is torch.Tensor and input.is_floating_point() and input.shape[-1:] == self.weight_shape[1:]
         )
+        on_cpu = input.device.type == "cpu" == self.qweight.device.type
+        needs_gradient = torch.is_grad_enabled() and input.requires_grad
+        if not (is_plain and on_cpu) or needs_gradient or self._arithmetic is not None or is_observed():
+            return None
+        products: FewBitsProducts | None = self.__dict__.get(_PRODUCTS)
+        if products is None or products.source is not self.qweight:
+            packed = PackedWeight(self.qweight, self.scales, self.qzeros, self.bias, self.g_idx)
+            products = self.__dict__[_PRODUCTS] = FewBitsProducts(packed, self._scheme, self.weight_shape[1])
+        return products
 
-    def _floats(self, part: slice, dtype: torch.dtype, compiled: FewBitsWeight | None) -> torch.Tensor:
+    def _floats(self, part: slice, dtype: torch.dtype, products: FewBitsProducts | None) -> torch.Tensor:
         """The weights of some outputs."""
-        if compiled is None:
-            return self._float_rows(part).to(dtype)
-        made = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        return compiled.expanded(made, part.start, part.stop).to(dtype)
+        values = None if products is None else products.floats(part, dtype)
+        return self._float_rows(part).to(dtype) if values is None else values
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        self.__dict__.pop("_compiled", None)
+        self.__dict__.pop(_PRODUCTS, None)
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  as in the base
-        self.__dict__.pop("_compiled", None)
+        self.__dict__.pop(_PRODUCTS, None)
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_compiled"}
+        return {name: value for name, value in super().__getstate__().items() if name != _PRODUCTS}
 
     @property
     def weight_shape(self) -> torch.Size:

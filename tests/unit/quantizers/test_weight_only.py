@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import inc_torch.quantizers._weight_only_linear as linear_module
@@ -22,6 +23,7 @@ from inc_torch.quantizers import (
     QuantSpec,
     WeightOnlyLinear,
     WeightOnlyScheme,
+    computing_by,
     describe_int8,
     int8_kernels,
     prepare_fake_quant,
@@ -207,9 +209,6 @@ def test_a_large_weight_is_unpacked_in_pieces(compiled, monkeypatch):
     inputs = torch.randn(40, 19)
     expected = layer(inputs)
     monkeypatch.setattr(linear_module, "_PIECE", 4 * 19)
-    if not compiled:
-        monkeypatch.setattr(kernels, "available", lambda: False)
-        layer.__dict__.pop("_compiled", None)
     taken = []
     unpacked = WeightOnlyLinear._floats
 
@@ -218,7 +217,8 @@ def test_a_large_weight_is_unpacked_in_pieces(compiled, monkeypatch):
         return unpacked(self, part, *rest)
 
     monkeypatch.setattr(WeightOnlyLinear, "_floats", floats)
-    torch.testing.assert_close(layer(inputs), expected)
+    with computing_by("inc_torch" if compiled else "reference"):
+        torch.testing.assert_close(layer(inputs), expected)
     assert taken == [slice(0, 4), slice(4, 6)]
 
 
@@ -263,22 +263,20 @@ def test_gradients_reach_the_input():
     torch.testing.assert_close(inputs.grad, layer.weight.sum(0).expand(3, -1))
 
 
+@pytest.mark.parametrize("path", ["inc_torch", "torch", "reference"])
 @pytest.mark.parametrize("tokens", [1, 3, 8, 9, 16, 17, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scheme", [(4, 8), (3, -1, False), (8, 16)])
-def test_compiled_code_computes_what_torch_does(scheme, dtype, tokens, monkeypatch):
-    layer = quantized(linear(33, 80), *scheme)
-    layer.register_buffer("input_factor", torch.rand(80) + 0.5)
-    inputs = torch.randn(80, tokens).t().to(dtype)  # no dense rows
-    fast = layer(inputs)
-    monkeypatch.setattr(kernels, "available", lambda: False)
-    layer.__dict__.pop("_compiled", None)
-    slow = layer(inputs)
-    assert fast.dtype == slow.dtype == dtype
+@pytest.mark.parametrize("scheme", [(4, 32), (3, -1, False), (8, -1), (5, 16, False)])
+def test_all_ways_to_multiply_give_the_same(scheme, dtype, tokens, path):
+    layer = quantized(linear(48, 96), *scheme)
+    layer.register_buffer("input_factor", torch.rand(96) + 0.5)
+    inputs = torch.randn(96, tokens).t().to(dtype)  # no dense rows
     exact = (inputs.double() * layer.input_factor) @ layer.weight.double().T + layer.bias
     limit = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[dtype] * exact.abs().max()
-    assert (slow - exact).abs().max() <= limit
-    assert (fast - exact).abs().max() <= limit
+    with computing_by(path):
+        output = layer(inputs)
+    assert output.dtype == dtype
+    assert (output - exact).abs().max() <= limit
 
 
 @needs_processor
@@ -290,8 +288,8 @@ def test_compiled_code_follows_what_becomes_of_the_layer():
                 tensor.mul_(2)
     inputs = torch.randn(2, 19)
     before = layer(inputs)
-    assert "_compiled" in layer.__dict__
-    assert "_compiled" not in copy.deepcopy(layer).__dict__
+    assert "_products" in layer.__dict__
+    assert "_products" not in copy.deepcopy(layer).__dict__
     layer.load_state_dict(other.state_dict())
     torch.testing.assert_close(layer(inputs), 2 * before)
     layer.scales.mul_(0.5)  # in place
@@ -299,6 +297,24 @@ def test_compiled_code_follows_what_becomes_of_the_layer():
     torch.testing.assert_close(layer(inputs), before)
     torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(inputs), before)
     torch.testing.assert_close(layer.bfloat16()(inputs.bfloat16()).float(), before, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("scheme", "native"), [((4, 32), True), ((2, -1), True), ((8, -1), True), ((8, 32), False)])
+def test_torch_multiplies_few_rows_of_bfloat16_where_it_can(scheme, native):
+    layer = quantized(linear(48, 96), *scheme)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    products = layer._products_for(torch.randn(1, 96))
+    with computing_by("torch"), Watch():
+        assert (products.times(torch.randn(4, 96).bfloat16(), torch.bfloat16) is not None) == native
+        assert products.times(torch.randn(5, 96).bfloat16(), torch.bfloat16) is None
+        assert products.times(torch.randn(1, 96), torch.float32) is None
+    assert any("pack_mm" in name for name in seen) == native
 
 
 @needs_processor
