@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
 from torch import nn
 
-from inc_torch.core.report import CompressionReport
+from inc_torch.core.report import CompressionReport, ModuleReport
 from inc_torch.export._proof import CODE_BITS
 from inc_torch.huggingface._layout import CARD
 from inc_torch.precision import describe_bfloat16
+from inc_torch.quantizers import code_name
 
 __all__ = ["CARD", "write_card"]
 
@@ -48,7 +50,7 @@ def card(directory: str, model: nn.Module, report: CompressionReport) -> str:
     pruned = [row for row in report.modules if row.asked_sparsity is not None]
     tags = [
         *("inc_torch", "compression"),
-        *(f"int{bits}" for bits in _code_bits(report)),
+        *_code_names(report),
         *(["bfloat16"] if bfloat16 else []),
         *(["pruning", "sparse"] if pruned else []),
     ]
@@ -97,14 +99,18 @@ def _summary(report: CompressionReport, bfloat16: Collection[str]) -> dict[str, 
     if asked:
         summary["sparsity asked"] = f"{', '.join(f'{value:.1%}' for value in asked)} ({', '.join(patterns)})"
         summary["sparsity reached"] = f"{report.sparsity:.2%} of the pruned weights"
-    for bits in _code_bits(report) or [CODE_BITS]:
-        count = sum(row.bits == bits for row in report.modules)
-        summary[f"int{bits} modules"] = f"{count} of {len(report.modules)}"
+    names = Counter(map(_code_name, report.modules))
+    for name in _code_names(report) or [f"int{CODE_BITS}"]:
+        summary[f"{name} modules"] = f"{names[name]} of {len(report.modules)}"
     if bfloat16:
         summary["bfloat16 modules"] = f"{len(bfloat16)} of {len(report.modules)}"
     return summary
 
 
-def _code_bits(report: CompressionReport) -> list[int]:
-    """The widths of the codes that weights are stored in."""
-    return sorted({row.bits for row in report.modules if row.bits <= CODE_BITS})
+def _code_names(report: CompressionReport) -> list[str]:
+    """What to call the codes that weights are stored in."""
+    return sorted({name for row in report.modules if (name := _code_name(row))}, key=str.lower)
+
+
+def _code_name(row: ModuleReport) -> str | None:
+    return code_name(row.scheme, row.bits) if row.bits <= CODE_BITS else None

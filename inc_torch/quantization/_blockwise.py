@@ -19,11 +19,11 @@ from inc_torch.quantizers import (
     WeightOnlyScheme,
     adopt_rounded,
     decide,
-    decoded,
     group_of_each,
     round_by_gptq,
     round_to_nearest,
     round_weights,
+    rounded_values,
     weight_only_name,
 )
 
@@ -64,7 +64,11 @@ def quantize_weights_by_blocks(model: nn.Module, spec: QuantSpec, batches: Seque
     notes = {row.name: "; ".join(row.notes) for row in report.modules if row.name in wanted and row.notes}
     notes |= {name: _OUTSIDE for name in wanted if name not in inside}
     round_weights(model, spec, decisions)
-    return {name: made._replace(reason=notes[name]) if name in notes else made for name, made in decisions.items()}
+    return {name: made._replace(reason=_joined(made.reason, notes.get(name))) for name, made in decisions.items()}
+
+
+def _joined(*notes: str | None) -> str | None:
+    return "; ".join(filter(None, notes)) or None
 
 
 def _in_blocks(model: nn.Module) -> list[str]:
@@ -115,7 +119,7 @@ class _Gptq:
         hessian = seen.matrix()
         made = round_by_gptq(matrix, hessian, scheme, scheme.gptq or GptqSettings())
         nearest = round_to_nearest(matrix, scheme)
-        values = decoded(*nearest, scheme.group_size)
+        values = rounded_values(nearest, scheme)
         if _output_error(values, matrix, hessian) < _output_error(made.values, matrix, hessian):
             adopt_rounded(layer.module, nearest, scheme)
             return Finding(layer.name, scheme=weight_only_name(scheme), note=_NEARER)

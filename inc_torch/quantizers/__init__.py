@@ -39,11 +39,12 @@ from inc_torch.quantizers._prepare import (
     rounding_share,
     stop_observing,
 )
-from inc_torch.quantizers._scheme_names import named_scheme, weight_only_name
+from inc_torch.quantizers._scheme_names import code_name, named_scheme, named_weight_only, weight_only_name
 from inc_torch.quantizers._sensitivity import ModelErrors, OutputError, output_errors
 from inc_torch.quantizers._smoothing import SmoothQuant
 from inc_torch.quantizers._snap import Int8Snap
 from inc_torch.quantizers._spec import (
+    Codes,
     FloatType,
     GptqSettings,
     QuantRule,
@@ -54,7 +55,7 @@ from inc_torch.quantizers._spec import (
     WeightOnlyScheme,
 )
 from inc_torch.quantizers._statistics import TensorStatistics
-from inc_torch.quantizers._weight_only import decoded, round_to_nearest
+from inc_torch.quantizers._weight_only import decoded, round_to_nearest, rounded_values
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, group_of_each
 from inc_torch.quantizers._weight_only_model import adopt_rounded, quantize_weights, round_weights
 from inc_torch.quantizers.fx import GraphStage, describe_graph, folded_norms, graph_of, is_graph, set_executor, ungraft
@@ -65,6 +66,7 @@ __all__ = [
     "OBSERVERS",
     "PLAIN_OUTPUT",
     "Calibration",
+    "Codes",
     "FloatType",
     "Flow",
     "GivenCodes",
@@ -103,6 +105,7 @@ __all__ = [
     "adopt_rounded",
     "batch_norms",
     "calibrate",
+    "code_name",
     "computing_with",
     "convert",
     "convert_calibrated",
@@ -128,6 +131,7 @@ __all__ = [
     "is_graph",
     "load_observer_state",
     "named_scheme",
+    "named_weight_only",
     "observe",
     "observer_state",
     "open_to_search",
@@ -142,6 +146,7 @@ __all__ = [
     "round_by_gptq",
     "round_to_nearest",
     "round_weights",
+    "rounded_values",
     "rounding_share",
     "set_executor",
     "stop_observing",

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from inc_torch.quantizers._fake_quant_modules import input_channels
+from inc_torch.quantizers._float_codes import float_values
 from inc_torch.quantizers._int8_module import Int8Module, output_dtype
 from inc_torch.quantizers._scheme_names import named_weight_only
 from inc_torch.quantizers._spec import WeightOnlyScheme
@@ -95,7 +96,7 @@ class WeightOnlyLinear(Int8Module):
             self.__dict__["_unpacked"] = self.signed_codes().to(narrow), group_of.to(self.qweight.device)
 
     def signed_codes(self) -> torch.Tensor:
-        """The codes less their zero points, int32 [out, in]: 0 where the weight is 0."""
+        """The codes less their zero points, int32 [out, in]: 0 where the weight is 0, also with codes from a table."""
         codes, zero_points = self._codes(slice(None))
         if zero_points is None:
             return codes
@@ -111,17 +112,22 @@ class WeightOnlyLinear(Int8Module):
     def _float_rows(self, rows: slice) -> torch.Tensor:
         if self._arithmetic is not None and self._unpacked is not None:
             codes, group_of = self._unpacked
-            return self._arithmetic.grouped_weight(codes[rows], self.scales[rows], group_of)
+            return self._arithmetic.grouped_weight(self._numbers(codes[rows]), self.scales[rows], group_of)
         codes, zero_points = self._codes(rows)
         return self._decoded(codes, self.scales[rows], zero_points)
 
     def _decoded(self, codes: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None) -> torch.Tensor:
         if self.g_idx is None:
-            return decoded(codes, scales, zero_points, self._scheme.group_size)
-        values = codes.to(torch.float32)
+            return decoded(codes, scales, zero_points, self._scheme.group_size, self._scheme.codes)
+        values = self._numbers(codes).to(torch.float32)
         if zero_points is not None:
             values -= zero_points[:, self.g_idx]
         return values * scales[:, self.g_idx]
+
+    def _numbers(self, codes: torch.Tensor) -> torch.Tensor:
+        """What codes are to be multiplied by their scales as: themselves, or their numbers in a table."""
+        kind = self._scheme.codes
+        return codes if kind == "int" else float_values(codes, kind)
 
     def _codes(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
         scheme = self._scheme
