@@ -114,7 +114,8 @@ def _check_model(asked: str, model: nn.Module) -> None:
     int8 = {name: module for name, module in named_layers(model) if isinstance(module, Int8Module)}
     if int8:
         first = next(iter(int8.values()))
-        raise _refused(ModelError, INT8_MODEL, _found(asked, model, list(int8), f"converted to {code_name(first.scheme)}"))
+        done = f"converted to {code_name(first.scheme)}"
+        raise _refused(ModelError, INT8_MODEL, _found(asked, model, list(int8), done))
     prepared = [name for name, module in fake_quant_modules(model) if module.has_weight]
     if prepared:
         raise _refused(ModelError, PREPARED_MODEL, _found(asked, model, prepared, "prepared for quantization"))

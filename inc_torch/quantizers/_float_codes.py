@@ -1,7 +1,7 @@
 """Codes of four bits that stand for numbers of a table instead of even steps.
 
-A weight divided by its scale takes the nearest number of the table, and of two that are equally near the lower one. Every
-table begins and ends with its greatest magnitude, has 0, and gives it the code 0, so that a pruned weight stays 0.
+A weight divided by its scale takes the nearest number of the table, and of two that are equally near the lower one.
+Every table begins and ends with its greatest magnitude, has 0, and gives it the code 0, so a pruned weight stays 0.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ def round_by_gptq(
 
     Column after column is rounded; the error, over the diagonal of the inverse Hessian's Cholesky factor, is taken from
     the columns that are still to come, so that the output of the layer changes least. Grids are those of
-    `round_to_nearest`, but symmetric integers have ``scale = 2 * max|w| / (2**bits - 1)``. A group's grid is fitted to its
-    weights as they stand when its block of columns begins. A weight that is exactly 0 stays 0: a
-    pruned layer keeps its zeros, but what is handed on to them is lost, so there may be little to win.
+    `round_to_nearest`, but symmetric integers have ``scale = 2 * max|w| / (2**bits - 1)``. A group's grid is fitted to
+    its weights as they stand when its block of columns begins. A weight that is exactly 0 stays 0: a pruned layer keeps
+    its zeros, but what is handed on to them is lost, so there may be little to win.
 
     Args:
         weight: ``[out, in]``, any floating dtype; it stays.

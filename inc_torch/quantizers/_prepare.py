@@ -112,7 +112,8 @@ def _decide(name: str, module: nn.Module, spec: QuantSpec) -> Prepared:
     if isinstance(treatment, WeightOnlyScheme):
         if kind.kind != WeightOnlyLinear.replaces:
             return Prepared(None, "weights alone are quantized in linear layers only", FloatType.FLOAT32)
-        return Prepared(weight_only_name(treatment), _one_group(treatment, kind.arranged(module, module.get_parameter("weight"))))
+        weight = kind.arranged(module, module.get_parameter("weight"))
+        return Prepared(weight_only_name(treatment), _one_group(treatment, weight))
     if treatment.dynamic and not kind.can_be_dynamic:
         return Prepared(None, f"{own.__name__} has no int8 version with dynamic ranges")
     return Prepared(kind.name_of(treatment))

@@ -195,9 +195,7 @@ class QuantSpec:
                 options |= {field: (value,) for field, value in rule.outcome.items()} | dict(rule.options)
         ordered = [field.name for field in fields(treatment) if field.name in options]
         choices = product(*(options[name] for name in ordered))
-        return tuple(
-            dict.fromkeys(replace(treatment, **dict(zip(ordered, values, strict=True))) for values in choices)
-        )
+        return tuple(dict.fromkeys(replace(treatment, **dict(zip(ordered, values, strict=True))) for values in choices))
 
     def _changed(self, before: Treatment, outcome: Mapping[str, Any] | FloatType) -> Treatment:
         if isinstance(outcome, FloatType):

@@ -101,7 +101,7 @@ def test_the_arguments_of_rounding_count():
             r"'TEQ': expected one of 'RTN', 'GPTQ'. The others come with a later version",
         ),
         ({"weight": {"dtype": "nf5"}}, "'nf5': expected one of 'int', 'int4', .* Did you mean 'nf4'?"),
-        ({"weight": {"dtype": "uint8"}}, "'uint8': expected one of .* integers of 2 to 8 bits, or numbers from a table"),
+        ({"weight": {"dtype": "uint8"}}, "'uint8': expected one of .* integers of 2 to 8 bits, or numbers from a tab"),
         ({"weight": {"dtype": "nf4", "bits": 8}}, r"\['bits'\]=8: expected 4. Codes of dtype 'nf4' have four bits and"),
         ({"weight": {"dtype": "fp4", "scheme": "asym"}}, r"\['scheme'\]='asym': expected 'sym'.*leave 'scheme' out"),
         ({"weight": {"bits": 1}}, "expected an integer from 2 to 8"),
@@ -137,7 +137,8 @@ def test_a_search_sees_each_kind_of_codes_once():
 
 def test_the_report_says_where_a_row_is_shorter_than_a_group():
     quantized = quantization.fit(small(), config({"group_size": 12}))
-    assert {row.name: row.notes for row in quantized.report().modules} == {"0": ("each row of 8 is one group",), "2": ()}
+    notes = {row.name: row.notes for row in quantized.report().modules}
+    assert notes == {"0": ("each row of 8 is one group",), "2": ()}
 
 
 def test_a_rule_that_matches_nothing_is_refused():
