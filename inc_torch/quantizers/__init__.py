@@ -58,13 +58,17 @@ from inc_torch.quantizers._statistics import TensorStatistics
 from inc_torch.quantizers._weight_only import decoded, round_to_nearest, rounded_values
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, group_of_each
 from inc_torch.quantizers._weight_only_model import adopt_rounded, quantize_weights, round_weights
+from inc_torch.quantizers._word_layout import CONTAINERS, OPTIMUM, SCALE_DTYPES, WordLayout
 from inc_torch.quantizers.fx import GraphStage, describe_graph, folded_norms, graph_of, is_graph, set_executor, ungraft
 
 __all__ = [
+    "CONTAINERS",
     "LEFT_BY_SEARCH",
     "NO_POST_OPERATION",
     "OBSERVERS",
+    "OPTIMUM",
     "PLAIN_OUTPUT",
+    "SCALE_DTYPES",
     "Calibration",
     "Codes",
     "FloatType",
@@ -101,6 +105,7 @@ __all__ = [
     "Treatment",
     "WeightOnlyLinear",
     "WeightOnlyScheme",
+    "WordLayout",
     "adopt_codes",
     "adopt_rounded",
     "batch_norms",

@@ -35,8 +35,7 @@ __all__ = [
     "unpack",
 ]
 
-_WORD_BITS: Final = 32
-"""Codes are packed into words of int32."""
+_BYTE: Final = 8
 
 _CLIP_RATIOS: Final = tuple(1.0 - step / 200 for step in range(40))
 """1.0, 0.995 and so on to 0.805."""
@@ -148,20 +147,21 @@ def decoded(
     return values.mul_(scales.unsqueeze(-1)).flatten(1)[:, :columns]
 
 
-def codes_in_word(bits: int) -> int:
+def codes_in_word(bits: int, container: torch.dtype = torch.int32) -> int:
     """How many whole codes fit into a word."""
-    return _WORD_BITS // bits
+    return container.itemsize * _BYTE // bits
 
 
-def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+def pack(codes: torch.Tensor, bits: int, container: torch.dtype = torch.int32) -> torch.Tensor:
     """Put the codes of each row into words, the first one into the lowest bits; bits that no code fills are 0.
 
     Args:
         codes: [rows, columns] of any integer dtype, negative ones as two's complement.
         bits: Of a code.
+        container: What words are: int8, int16, int32 or int64.
 
     Returns:
-        [rows, words], int32.
+        [rows, words] of the container.
 
     Source: INC 2.6.1, ``export_compressed_model(use_optimum_format=False)``; the same words.
 
@@ -169,19 +169,19 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         >>> pack(torch.tensor([[1, 2, -1]]), bits=4).tolist() == [[0xF21]]
         True
     """
-    count = codes_in_word(bits)
-    words = torch.zeros(len(codes), -(-codes.shape[1] // count), dtype=torch.int32, device=codes.device)
+    count, wide = codes_in_word(bits, container), torch.int64 if container == torch.int64 else torch.int32
+    words = torch.zeros(len(codes), -(-codes.shape[1] // count), dtype=wide, device=codes.device)
     for place in range(count):
-        column = (codes[:, place::count].to(torch.int32) & (2**bits - 1)) << (bits * place)
+        column = (codes[:, place::count].to(wide) & (2**bits - 1)) << (bits * place)
         words[:, : column.shape[1]] |= column
-    return words
+    return words.to(container)
 
 
 def unpack(words: torch.Tensor, bits: int, columns: int, *, signed: bool) -> torch.Tensor:
     """Take codes out of words; the way back from `pack`.
 
     Args:
-        words: [rows, words], int32.
+        words: [rows, words] of any container.
         bits: Of a code.
         columns: How many codes a row has.
         signed: Whether codes are two's complement.
@@ -193,8 +193,9 @@ def unpack(words: torch.Tensor, bits: int, columns: int, *, signed: bool) -> tor
         >>> unpack(torch.tensor([[0xF21]], dtype=torch.int32), bits=4, columns=3, signed=True).tolist()
         [[1, 2, -1]]
     """
-    shifts = torch.arange(0, codes_in_word(bits) * bits, bits, dtype=torch.int32, device=words.device)
-    codes = (words.unsqueeze(-1) >> shifts).bitwise_and_(2**bits - 1).flatten(1)[:, :columns]
+    wide = words if words.dtype == torch.int64 else words.to(torch.int32)
+    shifts = torch.arange(0, codes_in_word(bits, words.dtype) * bits, bits, dtype=wide.dtype, device=words.device)
+    codes = (wide.unsqueeze(-1) >> shifts).bitwise_and_(2**bits - 1).to(torch.int32).flatten(1)[:, :columns]
     middle = 2 ** (bits - 1)
     return codes.bitwise_xor_(middle).sub_(middle) if signed else codes
 

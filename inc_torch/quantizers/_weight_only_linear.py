@@ -12,7 +12,8 @@ from inc_torch.quantizers._float_codes import float_values
 from inc_torch.quantizers._int8_module import Int8Module, output_dtype
 from inc_torch.quantizers._scheme_names import named_weight_only
 from inc_torch.quantizers._spec import WeightOnlyScheme
-from inc_torch.quantizers._weight_only import RoundedWeight, codes_in_word, decoded, pack, unpack
+from inc_torch.quantizers._weight_only import RoundedWeight, decoded
+from inc_torch.quantizers._word_layout import OWN, WordLayout
 
 if TYPE_CHECKING:
     from inc_torch.quantizers._arithmetic import Arithmetic
@@ -38,7 +39,8 @@ class WeightOnlyLinear(Int8Module):
         bias     float32  [out], or None
         g_idx    int32    [in], the group of each input, or None if neighbours share one
 
-    In a forward the weight is unpacked, in pieces if it is large, and never kept. Gradients reach the input.
+    So it is after quantization; another ``layout`` has the same things elsewhere, see `WordLayout`. In a forward the
+    weight is unpacked, in pieces if it is large, and never kept. Gradients reach the input.
 
     Example:
         >>> from inc_torch.quantizers import QuantSpec, WeightOnlyScheme, quantize_weights
@@ -52,7 +54,8 @@ class WeightOnlyLinear(Int8Module):
     kind = "weight_only_linear"
     replaces = "linear"
 
-    _unpacked: tuple[torch.Tensor, torch.Tensor] | None = None
+    layout: WordLayout = OWN
+    _unpacked: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     scales: torch.Tensor
     qzeros: torch.Tensor | None
     bias: torch.Tensor | None
@@ -64,7 +67,8 @@ class WeightOnlyLinear(Int8Module):
         bias = None if self.bias is None else self.bias.to(dtype)
         outputs, inputs = self.weight_shape
         rows = max(1, (_PIECE if self.qweight.device.type == "cpu" else _ACCELERATOR_PIECE) // inputs)
-        if rows >= outputs or torch.compiler.is_compiling():  # which fuses unpacking by itself
+        is_whole = rows >= outputs or not self.layout.in_pieces
+        if is_whole or torch.compiler.is_compiling():  # which fuses unpacking by itself
             return F.linear(input, self._float_weight().to(dtype), bias)
         pieces = [
             F.linear(input, self._float_rows(rows_of).to(dtype), None if bias is None else bias[rows_of])
@@ -75,7 +79,7 @@ class WeightOnlyLinear(Int8Module):
     @property
     def weight_shape(self) -> torch.Size:
         """Outputs and inputs."""
-        return torch.Size((len(self.qweight), input_channels(self)))
+        return torch.Size((self.layout.outputs(self._buffers), input_channels(self)))
 
     @property
     def code_bits(self) -> int:
@@ -93,14 +97,26 @@ class WeightOnlyLinear(Int8Module):
         if arithmetic is not None:
             group_of = self.g_idx if self.g_idx is not None else group_of_each(self._scheme, self.weight_shape[1])
             narrow = torch.int8 if self.code_bits < _BYTE else torch.int16
-            self.__dict__["_unpacked"] = self.signed_codes().to(narrow), group_of.to(self.qweight.device)
+            scales = self._rounded(slice(None)).scales
+            self.__dict__["_unpacked"] = self.signed_codes().to(narrow), scales, group_of.to(self.qweight.device)
 
     def signed_codes(self) -> torch.Tensor:
         """The codes less their zero points, int32 [out, in]: 0 where the weight is 0, also with codes from a table."""
-        codes, zero_points = self._codes(slice(None))
+        codes, scales, zero_points = self._rounded(slice(None))
         if zero_points is None:
             return codes
-        return self._decoded(codes, torch.ones_like(self.scales), zero_points).to(torch.int32)
+        return self._decoded(RoundedWeight(codes, torch.ones_like(scales), zero_points)).to(torch.int32)
+
+    def lay_out(self, layout: WordLayout) -> None:
+        """Hold the same codes in another layout, in place; scales and bias are rounded to its dtype."""
+        if layout != self.layout:
+            self._buffers.update(layout.packed(self.rounded(), self._scheme, self.bias, self.g_idx))
+            self.layout = layout
+
+    def rounded(self) -> RoundedWeight:
+        """Codes, scales and zero points as rounding gave them, whatever the layout: symmetric codes lie around 0."""
+        found = self._rounded(slice(None))
+        return RoundedWeight(self.signed_codes(), found.scales, None) if self._scheme.symmetric else found
 
     @property
     def _scheme(self) -> WeightOnlyScheme:
@@ -111,12 +127,12 @@ class WeightOnlyLinear(Int8Module):
 
     def _float_rows(self, rows: slice) -> torch.Tensor:
         if self._arithmetic is not None and self._unpacked is not None:
-            codes, group_of = self._unpacked
-            return self._arithmetic.grouped_weight(self._numbers(codes[rows]), self.scales[rows], group_of)
-        codes, zero_points = self._codes(rows)
-        return self._decoded(codes, self.scales[rows], zero_points)
+            codes, scales, group_of = self._unpacked
+            return self._arithmetic.grouped_weight(self._numbers(codes[rows]), scales[rows], group_of)
+        return self._decoded(self._rounded(rows))
 
-    def _decoded(self, codes: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None) -> torch.Tensor:
+    def _decoded(self, rounded: RoundedWeight) -> torch.Tensor:
+        codes, scales, zero_points = rounded
         if self.g_idx is None:
             return decoded(codes, scales, zero_points, self._scheme.group_size, self._scheme.codes)
         values = self._numbers(codes).to(torch.float32)
@@ -129,12 +145,8 @@ class WeightOnlyLinear(Int8Module):
         kind = self._scheme.codes
         return codes if kind == "int" else float_values(codes, kind)
 
-    def _codes(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-        scheme = self._scheme
-        codes = unpack(self.qweight[rows], scheme.bits, self.weight_shape[1], signed=scheme.symmetric)
-        if self.qzeros is None:
-            return codes, None
-        return codes, unpack(self.qzeros[rows], scheme.bits, self.scales.shape[1], signed=False)
+    def _rounded(self, rows: slice) -> RoundedWeight:
+        return self.layout.unpacked(self._buffers, self._scheme, self.weight_shape[1], rows)
 
 
 def group_of_each(scheme: WeightOnlyScheme, inputs: int) -> torch.Tensor:
@@ -155,17 +167,11 @@ def packed_buffers(
     group_of: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor | None]:
     """The buffers of a `WeightOnlyLinear` for `Int8Module.adopt`; without ``group_of`` neighbours share a group."""
-    return {
-        "qweight": pack(rounded.codes, scheme.bits),
-        "scales": rounded.scales,
-        "qzeros": None if rounded.zero_points is None else pack(rounded.zero_points, scheme.bits),
-        "bias": bias,
-        "g_idx": None if group_of is None else group_of.to(torch.int32),
-    }
+    return OWN.packed(rounded, scheme, bias, group_of)
 
 
 def empty_buffers(
-    weight: torch.Tensor, scheme_name: str, *, bias: bool, reordered: bool = False
+    weight: torch.Tensor, scheme_name: str, *, bias: bool, reordered: bool = False, layout: WordLayout = OWN
 ) -> dict[str, torch.Tensor | None]:
     """Buffers of the right shapes, ready for ``load_state_dict``.
 
@@ -174,18 +180,8 @@ def empty_buffers(
         scheme_name: A scheme of weights alone.
         bias: Whether there is one.
         reordered: Whether ``g_idx`` says which group an input belongs to.
+        layout: Of the buffers.
     """
-    scheme, (outputs, inputs) = named_weight_only(scheme_name), weight.shape
-    groups = 1 if scheme.group_size == -1 else -(-inputs // scheme.group_size)
-    count = codes_in_word(scheme.bits)
-
-    def words(codes: int) -> torch.Tensor:
-        return torch.zeros(outputs, -(-codes // count), dtype=torch.int32, device=weight.device)
-
-    return {
-        "qweight": words(inputs),
-        "scales": torch.ones(outputs, groups, dtype=torch.float32, device=weight.device),
-        "qzeros": None if scheme.symmetric else words(groups),
-        "bias": torch.zeros(outputs, dtype=torch.float32, device=weight.device) if bias else None,
-        "g_idx": torch.zeros(inputs, dtype=torch.int32, device=weight.device) if reordered else None,
-    }
+    outputs, inputs = weight.shape
+    scheme = named_weight_only(scheme_name)
+    return layout.empty(scheme, (outputs, inputs), weight.device, bias=bias, reordered=reordered)
