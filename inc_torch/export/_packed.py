@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from inc_torch.quantizers import (
     named_weight_only,
 )
 
-__all__ = ["export_compressed_model", "layout_of", "packed_copy"]
+__all__ = ["export_compressed_model", "layout_of", "packed_copy", "refuse_layers"]
 
 _NAME = "export_compressed_model"
 
@@ -101,8 +101,13 @@ def export_compressed_model(  # noqa: PLR0913, PLR0917  the arguments of INC, in
     return copy
 
 
-def packed_copy(model: nn.Module, layout: WordLayout) -> nn.Module:
-    """Copy a model with the weights of all its `WeightOnlyLinear` in this layout.
+def packed_copy(model: nn.Module, layout: WordLayout, names: Collection[str] | None = None) -> nn.Module:
+    """Copy a model with the weights of its `WeightOnlyLinear` in this layout.
+
+    Args:
+        model: It stays as it is.
+        layout: Of all of them.
+        names: Of some of them; None is all.
 
     Raises:
         ModelError: There is none, or one that the layout has no place for.
@@ -114,7 +119,8 @@ def packed_copy(model: nn.Module, layout: WordLayout) -> nn.Module:
             'quantization.fit with PostTrainingQuantConfig(approach="weight_only").'
         )
         raise ModelError(message)
-    _refuse(layers, lambda layer: _obstacle(layer, layout))
+    layers = layers if names is None else {name: layers[name] for name in names}
+    refuse_layers(layers, lambda layer: _obstacle(layer, layout))
     lent = [
         buffer
         for module in model.modules()
@@ -123,8 +129,8 @@ def packed_copy(model: nn.Module, layout: WordLayout) -> nn.Module:
         if buffer is not None
     ]
     copy = borrowing_copy(model, lent)
-    for module in copy.modules():
-        if isinstance(module, WeightOnlyLinear):
+    for name, module in copy.named_modules():
+        if name in layers and isinstance(module, WeightOnlyLinear):
             module.lay_out(layout)
     attach_report(copy, measured_report(copy, attached_report(model)))
     return copy
@@ -142,8 +148,9 @@ def layout_of(
         >>> layout_of(torch.int8, 0, torch.float16, use_optimum_format=False).name
         'int8-dim0-float16'
     """
-    if not isinstance(use_optimum_format, bool):
-        raise _wrong("use_optimum_format", use_optimum_format, "True or False")
+    if use_optimum_format not in {True, False}:
+        wrong = _wrong("use_optimum_format", use_optimum_format, "True or False")
+        raise wrong
     given = {
         "compression_dtype": (compression_dtype, CONTAINERS, (torch.int32,)),
         "compression_dim": (compression_dim, (0, 1), (1,)),
@@ -151,7 +158,8 @@ def layout_of(
     }
     for name, (value, known, of_optimum) in given.items():
         if isinstance(value, bool) or value not in known:
-            raise _wrong(name, value, f"one of {', '.join(map(str, known))}")
+            want = f"one of {', '.join(map(str, known))}"
+            raise _wrong(name, value, want)
         if use_optimum_format and value not in of_optimum:
             want = f"{of_optimum[-1]}, as optimum's layout has it. Leave it out, or give use_optimum_format=False"
             raise _wrong(name, value, want)
@@ -182,13 +190,24 @@ def _is_lost(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     return bool((overflows | vanishes).any())
 
 
-def _refuse(layers: Mapping[str, WeightOnlyLinear], obstacle: Callable[[WeightOnlyLinear], str | None]) -> None:
-    """Refuse all at once, by the reason of the first."""
+def refuse_layers(
+    layers: Mapping[str, WeightOnlyLinear], obstacle: Callable[[WeightOnlyLinear], str | None], asked: str = _NAME
+) -> None:
+    """Refuse all layers at once that there is the same obstacle for as for the first.
+
+    Args:
+        layers: By name.
+        obstacle: Gives a reason as part of a sentence, and the way out; None where there is none.
+        asked: What has no place for them.
+
+    Raises:
+        ModelError: There is an obstacle.
+    """
     reasons = {name: reason for name, layer in layers.items() if (reason := obstacle(layer)) is not None}
     if reasons:
         first = next(iter(reasons.values()))
         same = [name or "(root)" for name, reason in reasons.items() if reason == first]
-        message = f"{_NAME} has no place for {listed(same)}: {first}."
+        message = f"{asked} has no place for {listed(same)}: {first}."
         raise ModelError(message)
 
 
@@ -197,7 +216,9 @@ def _device(device: str | torch.device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         first = str(error).partition("\n")[0]
-        raise _wrong("device", device, f"a device of this machine ({first})") from error
+        want = f"a device of this machine ({first})"
+        wrong = _wrong("device", device, want)
+        raise wrong from error
 
 
 def _wrong(name: str, value: object, want: str) -> ConfigError:

@@ -55,7 +55,7 @@ from inc_torch.quantizers._spec import (
     WeightOnlyScheme,
 )
 from inc_torch.quantizers._statistics import TensorStatistics
-from inc_torch.quantizers._weight_only import decoded, round_to_nearest, rounded_values
+from inc_torch.quantizers._weight_only import RoundedWeight, decoded, round_to_nearest, rounded_values
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, group_of_each
 from inc_torch.quantizers._weight_only_model import adopt_rounded, quantize_weights, round_weights
 from inc_torch.quantizers._word_layout import CONTAINERS, OPTIMUM, SCALE_DTYPES, WordLayout
@@ -99,6 +99,7 @@ __all__ = [
     "QuantRule",
     "QuantScheme",
     "QuantSpec",
+    "RoundedWeight",
     "Scheme",
     "SmoothQuant",
     "TensorStatistics",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from inc_torch.quantizers._fake_quant_modules import input_channels
 from inc_torch.quantizers._float_codes import float_values
 from inc_torch.quantizers._int8_module import Int8Module, output_dtype
-from inc_torch.quantizers._scheme_names import named_weight_only
+from inc_torch.quantizers._scheme_names import named_weight_only, weight_only_name
 from inc_torch.quantizers._spec import WeightOnlyScheme
 from inc_torch.quantizers._weight_only import RoundedWeight, decoded
 from inc_torch.quantizers._word_layout import OWN, WordLayout
@@ -110,8 +110,19 @@ class WeightOnlyLinear(Int8Module):
     def lay_out(self, layout: WordLayout) -> None:
         """Hold the same codes in another layout, in place; scales and bias are rounded to its dtype."""
         if layout != self.layout:
-            self._buffers.update(layout.packed(self.rounded(), self._scheme, self.bias, self.g_idx))
-            self.layout = layout
+            self.hold(self.rounded(), self._scheme, self.bias, self.g_idx, layout)
+
+    def hold(
+        self,
+        rounded: RoundedWeight,
+        scheme: WeightOnlyScheme,
+        bias: torch.Tensor | None,
+        group_of: torch.Tensor | None = None,
+        layout: WordLayout = OWN,
+    ) -> None:
+        """Take a weight of the same shape in the place of the one that is there; see `packed_buffers`."""
+        self._buffers.update(layout.packed(rounded, scheme, bias, group_of))
+        self.__dict__.update(scheme=weight_only_name(scheme), layout=layout)
 
     def rounded(self) -> RoundedWeight:
         """Codes, scales and zero points as rounding gave them, whatever the layout: symmetric codes lie around 0."""
