@@ -40,7 +40,7 @@ def gptq_copy(model: PreTrainedModel) -> Any:  # noqa: ANN401  a PreTrainedModel
     """Copy a model so that its ``save_pretrained`` writes what readers of GPTQ open; the copy is for that alone.
 
     Layers in the blocks hold the tensors of AutoGPTQ, in the format "gptq", or "gptq_v2" where a zero point is 0, of
-    which "gptq" would keep one less. Layers outside of the blocks, such as the head, are float again, with the values of
+    which "gptq" keeps one less. Layers outside of the blocks, such as the head, are float again, with the values of
     their codes: readers look for codes in the blocks alone.
 
     Args:

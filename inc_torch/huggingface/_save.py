@@ -59,10 +59,10 @@ def save_for_huggingface_upstream(
         tokenizer: Tokenizer, image processor or processor to save too; None to save none.
         output_dir: Made if it does not exist.
         max_shard_size: Split the weights into files of at most this size (``"2GB"``); None leaves it to transformers.
-        quant_method: ``"gptq"`` writes a language model of ``approach="weight_only"`` as AutoGPTQ and GPTQModel do, which
-            they, vLLM and transformers with optimum open without inc_torch; `OptimizedModel` opens it too. All layers in
-            the blocks have one number of bits, 2, 4 or 8, and one group size; scales and biases become float16; layers
-            outside of the blocks, such as the head, are written in float.
+        quant_method: ``"gptq"`` writes a language model of ``approach="weight_only"`` as AutoGPTQ and GPTQModel do,
+            which they, vLLM and transformers with optimum open without inc_torch; `OptimizedModel` opens it too. All
+            layers in the blocks have one number of bits, 2, 4 or 8, and one group size; scales and biases become
+            float16; layers outside of the blocks, such as the head, are written in float.
 
     Raises:
         ModelError: ``model`` is no Hugging Face model, or still has adapters of PEFT; GPTQ has no place for a layer.
@@ -117,7 +117,8 @@ def _write(
         from inc_torch.huggingface._quantizer import adopt
 
         adopt(model)
-    report = measured_report(model, attached_report(model))
+    report = attached_report(model) if quant_method == _GPTQ else None  # of the codes, not of zero points less one
+    report = report or measured_report(model, attached_report(model))
     _warn_of_float(report)
     target.mkdir(parents=True, exist_ok=True)
     _clear(target)
