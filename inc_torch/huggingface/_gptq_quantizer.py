@@ -1,11 +1,12 @@
 """Directories that GPTQ was written to, opened by transformers into `WeightOnlyLinear` layers.
 
-transformers has a reader of its own, which needs optimum and gptqmodel. `reads_gptq` puts this one in its place, for
-one call of ``from_pretrained``. Only imported once transformers is.
+transformers has a reader of its own, which needs optimum and gptqmodel. `for_reading_gptq` puts this one in its place,
+for one call of ``from_pretrained``. Only imported once transformers is.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Final, final
 
@@ -27,7 +28,7 @@ from inc_torch.quantizers import (
     weight_only_name,
 )
 
-__all__ = ["GPTQ", "GptqQuantizer", "GptqReading", "reads_gptq"]
+__all__ = ["GPTQ", "GptqQuantizer", "GptqReading", "for_reading_gptq"]
 
 GPTQ: Final = "gptq"
 _METHOD: Final = "inc_torch_gptq"
@@ -36,11 +37,11 @@ _LEAVES: Final = ("qweight", "qzeros", "scales", "g_idx", "bias")
 _MADE_ANEW: Final = "Make the directory again with the program that made it."
 
 
-def reads_gptq(config: Any) -> bool:  # noqa: ANN401  of transformers
-    """Have ``from_pretrained`` with this configuration open a directory of GPTQ by ours; False if it is none.
+def for_reading_gptq(config: Any) -> Any | None:  # noqa: ANN401  of transformers
+    """A configuration with which ``from_pretrained`` opens a directory of GPTQ by ours; None if it is none.
 
     Args:
-        config: As it was read from the directory; it is changed.
+        config: As it was read from the directory; it stays as it is.
 
     Raises:
         ArtifactError: Its ``quantization_config`` asks for what cannot be read.
@@ -48,13 +49,14 @@ def reads_gptq(config: Any) -> bool:  # noqa: ANN401  of transformers
     found = getattr(config, "quantization_config", None)
     given = found.to_dict() if isinstance(found, QuantizationConfigMixin) else found
     if not isinstance(given, Mapping):
-        return False
+        return None
     method = given.get("quant_method", "")
     if getattr(method, "value", method) != GPTQ:
-        return False
+        return None
     _numbers(given)
-    config.quantization_config = {**given, "quant_method": _METHOD}
-    return True
+    changed = copy.deepcopy(config)
+    changed.quantization_config = {**given, "quant_method": _METHOD}
+    return changed
 
 
 def _numbers(given: Mapping[str, Any]) -> GptqNumbers:

@@ -84,26 +84,26 @@ class OptimizedModel:
         if config is None:
             config = AutoConfig.from_pretrained(name_or_path, **hub)
         report_path = _report_file(name_or_path, {key: hub[key] for key in REPORT_OPTIONS if key in hub})
-        is_gptq = _reads_gptq(config)
-        if is_gptq:
-            options["config"] = config
+        gptq = _for_reading_gptq(config)
+        if gptq is not None:
+            options["config"] = gptq
         options = {"use_safetensors": True, **options}
         model = class_of(config, name_or_path).from_pretrained(name_or_path, **options)
         loaded = model[0] if isinstance(model, tuple) else model
-        if is_gptq:
+        if gptq is not None:
             _adopt(loaded)
         if report_path is not None and attached_report(loaded) is None:
             _prove(loaded, report_path)
         return model
 
 
-def _reads_gptq(config: object) -> bool:
-    """Whether a directory with this configuration is one of GPTQ; it is then changed so that ours opens it."""
+def _for_reading_gptq(config: object) -> object | None:
+    """The configuration with which ours opens a directory of GPTQ; None if this is of something else."""
     if getattr(config, "quantization_config", None) is None:
-        return False
-    from inc_torch.huggingface._gptq_quantizer import reads_gptq
+        return None
+    from inc_torch.huggingface._gptq_quantizer import for_reading_gptq
 
-    return reads_gptq(config)
+    return for_reading_gptq(config)
 
 
 def _adopt(model: nn.Module) -> None:

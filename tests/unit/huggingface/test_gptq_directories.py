@@ -253,6 +253,12 @@ def test_what_is_opened_computes_as_what_was_packed(saved):
     ]
 
 
+def test_a_configuration_that_is_given_stays_as_it_is(saved):
+    config = transformers.AutoConfig.from_pretrained(saved[1])
+    OptimizedModel.from_pretrained(saved[1], config=config)
+    assert config.quantization_config["quant_method"] == "gptq"
+
+
 def test_it_can_be_saved_again_in_both_ways(saved, tmp_path):
     again = OptimizedModel.from_pretrained(saved[1])
     save_for_huggingface_upstream(again, None, tmp_path / "own")

@@ -65,6 +65,21 @@ def test_it_is_nearer_than_rounding_to_the_nearest(make, scheme, settings, tmp_p
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "hub")), logits(made))
 
 
+def test_codes_from_a_table_are_nearer_too(tmp_path):
+    model, head = llama(), {"lm_head": {"weight": {"dtype": "fp32"}}}
+
+    def made_by(algorithm):
+        weight = {"dtype": "nf4", "group_size": 16, "algorithm": algorithm}
+        rules = {"op_type_dict": {".*": {"weight": weight}}, "op_name_dict": head}
+        return fit(model, PostTrainingQuantConfig(approach="weight_only", **rules), calib_dataloader=BATCHES)
+
+    made = made_by("GPTQ")
+    assert error(made, model) < 0.85 * error(made_by("RTN"), model)
+    assert made.model.layers[0].mlp.up_proj.scheme == "nf4-g16"
+    made.save(tmp_path)
+    assert torch.equal(logits(inc_torch.load(tmp_path, llama())), logits(made))
+
+
 def test_later_blocks_are_rounded_for_what_the_earlier_ones_make():
     """With one block in float, the other one sees float inputs, and gets other codes."""
     model = llama()
