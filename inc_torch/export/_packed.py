@@ -183,11 +183,10 @@ def _obstacle(layer: WeightOnlyLinear, layout: WordLayout) -> str | None:
 
 
 def _is_lost(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a finite value becomes infinite, or one that matters 0."""
+    """Whether a finite value becomes infinite, or all of them 0."""
     cast = tensor.to(dtype)
     overflows = tensor.isfinite() & ~cast.isfinite()
-    vanishes = (tensor.abs() >= torch.finfo(torch.float32).tiny) & (cast == 0)
-    return bool((overflows | vanishes).any())
+    return bool(overflows.any()) or bool(tensor.any()) > bool(cast.any())
 
 
 def refuse_layers(

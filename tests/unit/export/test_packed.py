@@ -356,6 +356,20 @@ def test_scales_that_float16_cannot_hold_are_refused(factor, leaf):
     assert torch.equal(small.export_compressed_model(use_optimum_format=False)[2].weight, small[2].weight)
 
 
+def test_single_values_that_are_as_good_as_zero_are_no_obstacle():
+    model = net()
+    with torch.no_grad():
+        model[0].weight[3].mul_(1e-12)
+        model[0].bias[2] = 1e-20
+    packed = fitted({}, model).export_compressed_model()
+    assert not packed[0].weight[3].any()
+    assert packed[0].weight[4].any()
+    with torch.no_grad():
+        model[0].bias[2] = 1e9
+    with pytest.raises(ModelError, match="no place for '0': float16 cannot hold its bias"):
+        fitted({}, model).export_compressed_model()
+
+
 def test_a_model_without_packed_weights_is_refused():
     with pytest.raises(ModelError, match="was given a Sequential without packed weights: expected a model of"):
         export_compressed_model(net())
