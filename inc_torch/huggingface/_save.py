@@ -60,7 +60,7 @@ def save_for_huggingface_upstream(
         output_dir: Made if it does not exist.
         max_shard_size: Split the weights into files of at most this size (``"2GB"``); None leaves it to transformers.
         quant_method: ``"gptq"`` writes a language model of ``approach="weight_only"`` as AutoGPTQ and GPTQModel do,
-            which they, vLLM and transformers with optimum open without inc_torch; `OptimizedModel` opens it too. All
+            which transformers opens with optimum and gptqmodel, without inc_torch; `OptimizedModel` opens it too. All
             layers in the blocks have one number of bits, 2, 4 or 8, and one group size; scales and biases become
             float16; layers outside of the blocks, such as the head, are written in float.
 
