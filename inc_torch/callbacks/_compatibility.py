@@ -18,7 +18,7 @@ from inc_torch.core.names import named_layers
 from inc_torch.core.sharding import plain_class
 from inc_torch.core.user_warning import warn_user
 from inc_torch.pruners import Pruner
-from inc_torch.quantizers import Int8Module, WeightOnlyLinear, fake_quant_modules
+from inc_torch.quantizers import Int8Module, code_name, fake_quant_modules
 
 __all__ = ["COMBINATIONS", "COMPRESSING", "Combination", "check_callbacks", "check_configs"]
 
@@ -114,8 +114,8 @@ def _check_model(asked: str, model: nn.Module) -> None:
     int8 = {name: module for name, module in named_layers(model) if isinstance(module, Int8Module)}
     if int8:
         first = next(iter(int8.values()))
-        bits = first.code_bits if isinstance(first, WeightOnlyLinear) else 8
-        raise _refused(ModelError, INT8_MODEL, _found(asked, model, list(int8), f"converted to int{bits}"))
+        done = f"converted to {code_name(first.scheme)}"
+        raise _refused(ModelError, INT8_MODEL, _found(asked, model, list(int8), done))
     prepared = [name for name, module in fake_quant_modules(model) if module.has_weight]
     if prepared:
         raise _refused(ModelError, PREPARED_MODEL, _found(asked, model, prepared, "prepared for quantization"))

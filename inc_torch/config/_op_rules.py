@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, final
 from inc_torch.config._checks import Check, Place, integer, items_of, list_of, text
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.core.errors import did_you_mean
-from inc_torch.quantizers import OBSERVERS, FloatType, QuantRule, QuantSpec, Scheme, WeightOnlyScheme
+from inc_torch.quantizers import OBSERVERS, Codes, FloatType, QuantRule, QuantSpec, Scheme, WeightOnlyScheme
 
 __all__ = [
     "DEFAULT_RULE",
@@ -30,6 +30,12 @@ DEFAULT_RULE = "default_qconfig"
 
 _FLOATS = {"fp32": FloatType.FLOAT32, "bf16": FloatType.BFLOAT16}
 _BITS = {"int8": 8, "int4": 4}
+_FLOAT_CODES: Mapping[str, Codes] = {
+    "nf4": "nf4",
+    "fp4": "fp4_e2m1_bnb",
+    "fp4_e2m1_bnb": "fp4_e2m1_bnb",
+    "fp4_e2m1": "fp4_e2m1",
+}
 
 
 @final
@@ -107,9 +113,9 @@ POST_TRAINING: RuleWords = {
 WEIGHT_ONLY: RuleWords = {
     "weight": {
         "dtype": _Words(
-            ("int", "int4", "int8", "fp32", "bf16"),
-            ("uint8", "nf4", "fp4", "fp4_e2m1_bnb", "fp4_e2m1", "fp16"),
-            " Weights become integers of 2 to 8 bits; float types of 4 bits come with a later version of inc_torch.",
+            ("int", "int4", "int8", *_FLOAT_CODES, "fp32", "bf16"),
+            ("uint8", "fp16"),
+            " Weights become integers of 2 to 8 bits, or numbers from a table of 4 bits.",
         ),
         "scheme": _Words(("sym", "asym"), ("asym_float",), " Zero points are integers."),
         "algorithm": _Words(
@@ -176,7 +182,20 @@ def _side(known: Mapping[str, _Words], numbers: Numbers, entries: object, place:
             checked[key] = tuple(numbers[key](entry, here) for entry in listed)
         else:
             checked[key] = _checked_words(known[key], value, here)
+    _check_float_codes(checked, place)
     return checked
+
+
+def _check_float_codes(checked: Mapping[str, object], place: Place) -> None:
+    """Refuse a rule that asks for codes from a table and for what such codes cannot be."""
+    dtypes = _listed(checked, "dtype")
+    if not dtypes or not set(dtypes) <= _FLOAT_CODES.keys():
+        return
+    for key, only in (("bits", 4), ("scheme", "sym")):
+        if key in checked and only not in _listed(checked, key):
+            got = _listed(checked, key)[0] if len(_listed(checked, key)) == 1 else _listed(checked, key)
+            hint = f" Codes of dtype {dtypes[0]!r} have four bits and no zero point: leave {key!r} out."
+            raise place.item(key).error(got, repr(only), hint)
 
 
 def _checked_words(words: _Words, value: object, place: Place) -> tuple[str, ...]:
@@ -267,10 +286,12 @@ def _int8_changes(given: _Given, numbers: Mapping[str, int]) -> dict[str, Any]:
 def _weight_only_changes(given: _Given, numbers: Mapping[str, int]) -> dict[str, Any]:
     """As in INC a rule that leaves bits or the group size out asks for the defaults, whatever one before it said."""
     default = WeightOnlyScheme()
-    of_dtype = _BITS.get(given.get(("weight", "dtype"), ""), default.bits)
+    dtype = given.get(("weight", "dtype"), "")
+    codes = _FLOAT_CODES.get(dtype, default.codes)
     changes: dict[str, Any] = {
-        "bits": numbers.get("bits", of_dtype),
+        "bits": numbers.get("bits", _BITS.get(dtype, default.bits)),
         "group_size": numbers.get("group_size", default.group_size),
+        "codes": codes,
         "algorithm": given.get(("weight", "algorithm"), "RTN").lower(),
     }
     if (scheme := given.get(("weight", "scheme"))) is not None:

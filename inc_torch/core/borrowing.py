@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any, final
 
 import torch
@@ -13,11 +14,15 @@ from inc_torch.core.errors import ModelError
 __all__ = ["Snapshot", "borrowing_copy", "own_parameters_"]
 
 
-def borrowing_copy(model: nn.Module) -> nn.Module:
+def borrowing_copy(model: nn.Module, lent: Iterable[torch.Tensor] = ()) -> nn.Module:
     """Copy a model, but for its Parameters, which both have afterwards: the copy takes almost no memory.
 
     Whoever changes a Parameter of the copy has to give it a new one, see `own_parameters_`. Tables of embeddings with
     ``max_norm`` are copied, because each forward shortens rows of them.
+
+    Args:
+        model: The model.
+        lent: Buffers that both have afterwards too.
 
     Raises:
         ModelError: The model holds something that cannot be copied.
@@ -29,9 +34,11 @@ def borrowing_copy(model: nn.Module) -> nn.Module:
         (False, True)
     """
     written = {id(module._parameters.get("weight")) for module in model.modules() if _writes_weight(module)}
-    shared = {id(parameter): parameter for parameter in model.parameters() if id(parameter) not in written}
+    shared: dict[int, torch.Tensor] = {
+        id(parameter): parameter for parameter in model.parameters() if id(parameter) not in written
+    }
     try:
-        return copy.deepcopy(model, memo=dict(shared))
+        return copy.deepcopy(model, memo={**shared, **{id(tensor): tensor for tensor in lent}})
     except Exception as error:
         message = (
             f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}. Pass inplace=True to change "

@@ -194,7 +194,7 @@ class CompressionReport:
         tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
         rows: list[ModuleReport] = []
         owner: dict[int, str] = {}
-        packed: set[str] = set()
+        packed: dict[str, set[int]] = {}
         for name, module in named_layers(model):
             weights = _stored_weights(module, name in asked)
             if not weights:
@@ -205,10 +205,11 @@ class CompressionReport:
             owner[id(weights[0])] = name
             rows.append(_measure_module(name, module, weights))
             if isinstance(module, _PackedWeight):
-                packed.add(name)
+                packed[name] = {id(tensor) for tensor in module._buffers.values()}
         listed = sum(row.numel for row in rows)
         parameters = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
-        codes = sum(tensor.numel() for tensor in tensors.values() if tensor.dtype == torch.int8)
+        words = set().union(*packed.values())
+        codes = sum(x.numel() for key, x in tensors.items() if x.dtype == torch.int8 and key not in words)
         codes += sum(row.numel for row in rows if row.name in packed)
         return cls(
             modules=tuple(_merge(row, asked[row.name]) for row in rows),

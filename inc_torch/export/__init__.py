@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from inc_torch.export._artifact import load, save
+from inc_torch.export._packed import export_compressed_model
 from inc_torch.export._proof import attach_report, attached_report
 from inc_torch.export._surface import adorn, attach_tuning
 
-__all__ = ["adorn", "attach_report", "attach_tuning", "attached_report", "load", "save"]
+__all__ = ["adorn", "attach_report", "attach_tuning", "attached_report", "export_compressed_model", "load", "save"]

@@ -25,6 +25,7 @@ __all__ = [
     "read_tensor",
     "read_tensors",
     "tensor_names",
+    "tensor_shape",
     "weight_files",
     "write_json",
     "write_tensors",
@@ -100,6 +101,12 @@ def read_tensor(path: Path, name: str) -> torch.Tensor:
     with safe_open(path, framework="pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
     return tensor
+
+
+def tensor_shape(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of one tensor of a whole safetensors file, from its header."""
+    with safe_open(path, framework="pt") as file:
+        return tuple(file.get_slice(name).get_shape())
 
 
 def tensor_names(path: Path, way_out: str) -> set[str]:

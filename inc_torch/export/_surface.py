@@ -1,4 +1,4 @@
-"""What a compressed model can do by itself: ``save``, ``report``, ``export``, ``tuning``; ``model`` for old scripts."""
+"""What a compressed model can do by itself: ``save``, ``report``, ``export`` and others; ``model`` for old scripts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from inc_torch.core.report import CompressionReport
 from inc_torch.export._artifact import save
+from inc_torch.export._packed import export_compressed_model
 from inc_torch.export._proof import attached_report, measured_report
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
 def adorn(model: nn.Module) -> None:
-    """Give ``model`` the methods ``save``, ``report``, ``export``, ``tuning``, and ``model`` for itself, in place.
+    """Give ``model`` the members of a compressed model, in place.
+
+    These are ``save``, ``report``, ``export``, ``export_compressed_model``, ``tuning``, and ``model`` for itself.
 
     The object stays the same; its class becomes a subclass of the same name. A member that the class or the
     object has already is left alone. Doing it twice changes nothing.
@@ -79,6 +82,7 @@ _MEMBERS: dict[str, Any] = {
     "save": _save,
     "report": _report,
     "export": _export,
+    "export_compressed_model": export_compressed_model,
     "tuning": property(_tuning),
     "model": property(_itself),
 }

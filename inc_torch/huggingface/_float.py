@@ -28,7 +28,7 @@ FLOAT_CLASSES: Final = MappingProxyType(
 )
 """Kind of int8 module -> what it was, or what computes the same (``nn.Linear`` for transformers' ``Conv1D``)."""
 
-INT8_STATE: Final = ("scheme", "float_dtype", "_plan")
+INT8_STATE: Final = ("scheme", "float_dtype", "layout", "_plan")
 """What int8 modules keep beside their buffers."""
 
 
@@ -53,7 +53,7 @@ def to_float(module: nn.Module, kind: str) -> None:
         module.__dict__.update(out_features=weight.shape[0], in_features=weight.shape[1])
     module.register_parameter("weight", nn.Parameter(weight))
     if kind != "embedding":
-        module.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        module.register_parameter("bias", None if bias is None else nn.Parameter(bias.to(torch.float32)))
 
 
 def _weight(module: nn.Module, kind: str) -> torch.Tensor:

@@ -50,7 +50,8 @@ class OptimizedModel:
 
         Unlike ``AutoModelFor….from_pretrained`` it needs no task, opens safetensors only, and measures the report of
         float models again too. It also opens the directories of int8 models that INC's `save_for_huggingface_upstream`
-        wrote, from ``pytorch_model.bin``, of which nothing but tensors and plain values is read.
+        wrote, from ``pytorch_model.bin``, of which nothing but tensors and plain values is read, and directories of
+        GPTQ (``"quant_method": "gptq"``), whose layers become weight-only ones with the same values.
 
         Args:
             name_or_path: A directory, or the name of a model on the Hub.
@@ -63,6 +64,7 @@ class OptimizedModel:
 
         Raises:
             ArtifactError: The directory is damaged, pickled, foreign, or its weights are not those of its report.
+                Of GPTQ: it has codes of 3 bits, or in another form than ``"gptq"`` and ``"gptq_v2"``.
         """
         require("transformers", "hf", "OptimizedModel")
         # Imported here, as `import inc_torch` must not import transformers.
@@ -82,12 +84,32 @@ class OptimizedModel:
         if config is None:
             config = AutoConfig.from_pretrained(name_or_path, **hub)
         report_path = _report_file(name_or_path, {key: hub[key] for key in REPORT_OPTIONS if key in hub})
+        gptq = _for_reading_gptq(config)
+        if gptq is not None:
+            options["config"] = gptq
         options = {"use_safetensors": True, **options}
         model = class_of(config, name_or_path).from_pretrained(name_or_path, **options)
         loaded = model[0] if isinstance(model, tuple) else model
+        if gptq is not None:
+            _adopt(loaded)
         if report_path is not None and attached_report(loaded) is None:
             _prove(loaded, report_path)
         return model
+
+
+def _for_reading_gptq(config: object) -> object | None:
+    """The configuration with which ours opens a directory of GPTQ; None if this is of something else."""
+    if getattr(config, "quantization_config", None) is None:
+        return None
+    from inc_torch.huggingface._gptq_quantizer import for_reading_gptq
+
+    return for_reading_gptq(config)
+
+
+def _adopt(model: nn.Module) -> None:
+    from inc_torch.huggingface._quantizer import adopt
+
+    adopt(model)
 
 
 def modern(kwargs: dict[str, object]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import final
 
 import torch
@@ -18,7 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from inc_torch.core.errors import ArtifactError, did_you_mean
-from inc_torch.export._files import read_json, read_tensor, tensor_names
+from inc_torch.export._files import read_json
 from inc_torch.export._proof import attach_report, measured_report, prove_report, read_report
 from inc_torch.export._tensors import (
     bfloat16_modules,
@@ -29,10 +28,11 @@ from inc_torch.export._tensors import (
     tied_groups,
 )
 from inc_torch.huggingface._float import to_float
-from inc_torch.huggingface._layout import REPORT, SAVE_AGAIN, VERSION, alarms, ignore_alarms, untie
+from inc_torch.huggingface._layout import SAVE_AGAIN, VERSION, alarms, ignore_alarms, untie
+from inc_torch.huggingface._source import Source, files_of
 from inc_torch.huggingface.registration import QUANT_METHOD, install
 from inc_torch.precision import compute_in_float, describe_bfloat16, reasons_against_bfloat16, rebuild_bfloat16
-from inc_torch.quantizers import describe_int8, rebuild_int8
+from inc_torch.quantizers import WeightOnlyLinear, describe_int8, rebuild_int8
 
 __all__ = ["IncTorchConfig", "IncTorchQuantizer", "adopt"]
 
@@ -94,14 +94,14 @@ class IncTorchQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._config = quantization_config
         self._names: dict[str, str] = {}
-        self._source: _Source | None = None
+        self._source: Source | None = None
 
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: object
     ) -> nn.Module:
         config = self._config
         self._names = _names_in(model, config)
-        self._source = _Source(checkpoint_files or _files_of(model))
+        self._source = Source(checkpoint_files or files_of(model))
         names = self._names
         rebuild_int8(model, {names[name]: entry for name, entry in config.modules.items() if name in names})
         rebuild_bfloat16(model, {names[name]: kind for name, kind in config.bfloat16.items() if name in names})
@@ -137,10 +137,11 @@ class IncTorchQuantizer(HfQuantizer):
 
     def _restore_rounded(self, modules: Mapping[str, nn.Module]) -> None:
         """Read float tensors of compressed modules again where transformers 4.57 cast them to the model's dtype."""
-        source = self._source or _Source(())
+        source = self._source or Source(())
         for saved_name, name in self._names.items():
             own = modules[name]
-            dtype = torch.bfloat16 if saved_name in self._config.bfloat16 else torch.float32
+            dtype = own.layout.scale_dtype if isinstance(own, WeightOnlyLinear) else torch.float32
+            dtype = torch.bfloat16 if saved_name in self._config.bfloat16 else dtype
             for leaf, tensor in [*own._parameters.items(), *own._buffers.items()]:
                 if tensor is None or not tensor.is_floating_point() or tensor.dtype == dtype:
                     continue
@@ -149,7 +150,7 @@ class IncTorchQuantizer(HfQuantizer):
 
     def _check(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         """Make sure that each compressed module holds what was saved, and prove the report."""
-        source = self._source or _Source(())
+        source = self._source or Source(())
         tied = tied_groups(dict(model.named_parameters(remove_duplicate=False)))
         seconds = {*tied, *tied.values()}
         for saved_name, name in self._names.items():
@@ -166,7 +167,7 @@ class IncTorchQuantizer(HfQuantizer):
         attach_report(model, prove_report(model, stored, os.fspath(path)))
 
     def _check_module(
-        self, saved_name: str, name: str, module: nn.Module, source: _Source, tied: Collection[str]
+        self, saved_name: str, name: str, module: nn.Module, source: Source, tied: Collection[str]
     ) -> None:
         # Tied tensors are in the files once, under either name.
         leaves = [leaf for leaf in module.state_dict() if f"{name}.{leaf}" not in tied]
@@ -278,54 +279,6 @@ def _names_in(model: nn.Module, config: IncTorchConfig) -> dict[str, str]:
             )
             raise ArtifactError(message)
     return names
-
-
-def _files_of(model: nn.Module) -> list[str]:
-    """The weights in the directory that ``model`` is loaded from, which transformers 4.57 does not hand over."""
-    name = model.config.name_or_path  # type: ignore[union-attr]
-    directory = Path(str(name))
-    if not name or not directory.is_dir():
-        return []
-    return [os.fspath(path) for path in sorted(directory.glob("model*.safetensors")) or directory.glob("*.bin")]
-
-
-@final
-class _Source:
-    """The files that a model is loaded from."""
-
-    def __init__(self, files: Iterable[str]) -> None:
-        self._files: dict[str, Path] = {}
-        self._directory: Path | None = None
-        for file in map(Path, files):
-            if file.suffix != ".safetensors":
-                message = (
-                    f"{os.fspath(file)!r} holds pickled weights, expected *.safetensors. Pickled files are never "
-                    f"opened, as opening them can run code. {SAVE_AGAIN}"
-                )
-                raise ArtifactError(message)
-            self._files.update(dict.fromkeys(tensor_names(file, SAVE_AGAIN), file))
-            self._directory = file.parent
-
-    @property
-    def where(self) -> str:
-        return "the given state dict" if self._directory is None else repr(os.fspath(self._directory))
-
-    def name_of(self, module: str, leaf: str) -> str | None:
-        """The name of a tensor in the files, which may be with or without the name of the body in front."""
-        name = f"{module}.{leaf}"
-        if name in self._files:
-            return name
-        return next((other for other in self._files if other.endswith(f".{name}") or name.endswith(f".{other}")), None)
-
-    def tensor(self, module: str, leaf: str) -> torch.Tensor | None:
-        """Read one tensor as it was saved; None if it is not there."""
-        name = self.name_of(module, leaf)
-        return None if name is None else read_tensor(self._files[name], name)
-
-    def report_path(self) -> Path | None:
-        """The report that was saved beside the weights, if there is one; of a Hub model, if it was downloaded too."""
-        path = None if self._directory is None else self._directory / REPORT
-        return path if path is not None and path.is_file() else None
 
 
 install()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from inc_torch.callbacks._lora import holds_adapters
-from inc_torch.core.errors import ArtifactError, InexactWarning, ModelError
+from inc_torch.core.errors import ArtifactError, ConfigError, InexactWarning, ModelError, did_you_mean
 from inc_torch.core.names import unwrapped
 from inc_torch.core.optional import require
 from inc_torch.core.report import CompressionReport
@@ -21,13 +21,16 @@ from inc_torch.export._proof import attach_report, attached_report, bits_asked, 
 from inc_torch.export._ranks import assembled, write_once
 from inc_torch.huggingface._card import write_card
 from inc_torch.huggingface._layout import REPORT
-from inc_torch.huggingface.registration import install
+from inc_torch.huggingface.registration import QUANT_METHOD, install
 from inc_torch.precision import Bfloat16Module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["save_for_huggingface_upstream"]
+
+_GPTQ = "gptq"
+_METHODS = (QUANT_METHOD, _GPTQ)
 
 
 def save_for_huggingface_upstream(
@@ -36,6 +39,7 @@ def save_for_huggingface_upstream(
     output_dir: str | os.PathLike[str],
     *,
     max_shard_size: int | str | None = None,
+    quant_method: str = QUANT_METHOD,
 ) -> None:
     """Write a directory that ``AutoModelFor….from_pretrained`` opens after ``import inc_torch``, ready for the Hub.
 
@@ -55,13 +59,19 @@ def save_for_huggingface_upstream(
         tokenizer: Tokenizer, image processor or processor to save too; None to save none.
         output_dir: Made if it does not exist.
         max_shard_size: Split the weights into files of at most this size (``"2GB"``); None leaves it to transformers.
+        quant_method: ``"gptq"`` writes a language model of ``approach="weight_only"`` as AutoGPTQ and GPTQModel do,
+            which transformers opens with optimum and gptqmodel, without inc_torch; `OptimizedModel` opens it too. All
+            layers in the blocks have one number of bits, 2, 4 or 8, and one group size; scales and biases become
+            float16; layers outside of the blocks, such as the head, are written in float.
 
     Raises:
-        ModelError: ``model`` is no Hugging Face model, or still has adapters of PEFT.
+        ModelError: ``model`` is no Hugging Face model, or still has adapters of PEFT; GPTQ has no place for a layer.
+        ConfigError: There is no such ``quant_method``.
         ArtifactError: ``output_dir`` is a file, or a plain inc_torch directory.
 
     Warns:
-        InexactWarning: Modules that were to be int8 are still float, as the training has not ended.
+        InexactWarning: Modules that were to be int8 are still float, as the training has not ended; or are written in
+            float, as GPTQ has no codes for them.
 
     Reference:
         INC 2.6.1 ``save_for_huggingface_upstream`` wrote a pickled ``pytorch_model.bin`` and ``torch_dtype: int8``.
@@ -75,12 +85,17 @@ def save_for_huggingface_upstream(
         )
         raise ModelError(message)
     _refuse_adapters(pretrained)
+    if quant_method not in _METHODS:
+        want = " or ".join(map(repr, _METHODS))
+        message = f"save_for_huggingface_upstream(quant_method={quant_method!r}): expected {want}."
+        raise ConfigError(message + did_you_mean(str(quant_method), _METHODS))
     install()
     complete = assembled(pretrained, without_wrappers=True)
 
     def write() -> None:
-        report = _write(complete, save_tokenizer, Path(output_dir), max_shard_size)
-        attach_report(pretrained, report)
+        report = _write(complete, save_tokenizer, Path(output_dir), max_shard_size, quant_method)
+        if quant_method == QUANT_METHOD:
+            attach_report(pretrained, report)
 
     write_once(output_dir, write)
 
@@ -90,13 +105,20 @@ def _write(
     save_tokenizer: Callable[[Path], object] | None,
     directory: Path,
     max_shard_size: int | str | None,
+    quant_method: str,
 ) -> CompressionReport:
     target = _target(directory)
-    # After transformers itself, whose import registers what this module holds; not before it.
-    from inc_torch.huggingface._quantizer import adopt
+    # After transformers itself, whose import registers what these modules hold; not before it.
+    if quant_method == _GPTQ:
+        from inc_torch.huggingface._gptq_writer import gptq_copy
 
-    adopt(model)
-    report = measured_report(model, attached_report(model))
+        model = gptq_copy(model)
+    else:
+        from inc_torch.huggingface._quantizer import adopt
+
+        adopt(model)
+    report = attached_report(model) if quant_method == _GPTQ else None  # of the codes, not of zero points less one
+    report = report or measured_report(model, attached_report(model))
     _warn_of_float(report)
     target.mkdir(parents=True, exist_ok=True)
     _clear(target)
@@ -109,7 +131,7 @@ def _write(
             model.save_pretrained(target, max_shard_size=max_shard_size)
     _correct_dtype(model, target)
     write_json(target / REPORT, report.to_dict())
-    write_card(target, model, report)
+    write_card(target, model, report, needs_import=quant_method == QUANT_METHOD)
     return report
 
 

@@ -15,6 +15,7 @@ __all__ = ["FewBitsWeight"]
 
 _WORD_BITS: Final = 32
 _FEWEST, _MOST = 2, 8
+_TABLE_BITS: Final = 4
 _STEP = "FewBitsWeight"
 
 
@@ -33,6 +34,7 @@ class FewBitsWeight:
         group: How many neighbouring inputs share a scale.
         group_of: int32 [in], the group of each input where neighbours share none.
         bias: float32 [out].
+        table: float32 [16], what codes of up to 4 bits stand for; None: integers.
 
     Attributes:
         shape: Outputs and inputs.
@@ -61,6 +63,7 @@ class FewBitsWeight:
         group: int,
         group_of: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
+        table: torch.Tensor | None = None,
     ) -> None:
         check(_FEWEST <= bits <= _MOST, _STEP, "bits", bits, f"{_FEWEST} to {_MOST}")
         check(inputs > 0 and group > 0, _STEP, "inputs and group", (inputs, group), "numbers above 0")
@@ -79,10 +82,13 @@ class FewBitsWeight:
             check(inside, _STEP, "group_of", "of numbers outside of the groups", f"numbers in [0, {groups})")
         if bias is not None:
             dense(bias, _STEP, "bias", (torch.float32,), outputs)
+        if table is not None:
+            dense(table, _STEP, "table", (torch.float32,), 2**_TABLE_BITS)
+            check(bits <= _TABLE_BITS, _STEP, "bits", bits, f"at most {_TABLE_BITS} with a table")
         self.shape = torch.Size((outputs, inputs))
         self.words = words
-        self._kept = (words, scales, zeros, group_of, bias)
-        given = dict(zip(("words", "scales", "zeros", "group_of", "bias"), self._kept, strict=True))
+        self._kept = (words, scales, zeros, group_of, bias, table)
+        given = dict(zip(("words", "scales", "zeros", "group_of", "bias", "table"), self._kept, strict=True))
         self._arguments = FewBitsArguments(inputs=inputs, outputs=outputs, groups=groups, group=group, bits=bits)
         for name, tensor in given.items():
             setattr(self._arguments, name, None if tensor is None else tensor.data_ptr())

@@ -24,12 +24,12 @@ from inc_torch.quantizers import (
     WeightOnlyScheme,
     adopt_rounded,
     decide,
-    decoded,
     group_of_each,
     output_changes,
     round_by_gptq,
     round_to_nearest,
     round_weights,
+    rounded_values,
     trace_flow,
     weight_only_name,
 )
@@ -91,7 +91,11 @@ def quantize_weights_by_data(
         notes |= {row.name: "; ".join(row.notes) for row in report.modules if row.name in in_blocks and row.notes}
         notes |= {name: _OUTSIDE for name in in_blocks if name not in inside}
     round_weights(model, spec, decisions)
-    return {name: made._replace(reason=notes[name]) if name in notes else made for name, made in decisions.items()}
+    return {name: made._replace(reason=_joined(made.reason, notes.get(name))) for name, made in decisions.items()}
+
+
+def _joined(*notes: str | None) -> str | None:
+    return "; ".join(filter(None, notes)) or None
 
 
 def _in_blocks(model: nn.Module, wanted: Mapping[str, WeightOnlyScheme]) -> list[str]:
@@ -162,7 +166,7 @@ class _Rounding(Technique[SeenInputs]):
         matrix, moments = layer.matrix(), seen.moments()
         made = round_by_gptq(matrix, moments, scheme, scheme.gptq or GptqSettings())
         nearest = round_to_nearest(matrix, scheme)
-        values = decoded(*nearest, scheme.group_size)
+        values = rounded_values(nearest, scheme)
         weight = matrix.to(torch.float32)
         if output_changes(values - weight, moments).sum() < output_changes(made.values - weight, moments).sum():
             adopt_rounded(layer.module, nearest, scheme)

@@ -42,12 +42,13 @@ from inc_torch.quantizers._prepare import (
     stop_observing,
 )
 from inc_torch.quantizers._producers import divide_output_
-from inc_torch.quantizers._scheme_names import named_scheme, weight_only_name
+from inc_torch.quantizers._scheme_names import code_name, named_scheme, named_weight_only, weight_only_name
 from inc_torch.quantizers._sensitivity import ModelErrors, OutputError, output_errors
 from inc_torch.quantizers._smoothing import SmoothingGroup, SmoothQuant
 from inc_torch.quantizers._snap import Int8Snap
 from inc_torch.quantizers._spec import (
     AwqSettings,
+    Codes,
     FloatType,
     GptqSettings,
     QuantRule,
@@ -60,18 +61,23 @@ from inc_torch.quantizers._spec import (
 )
 from inc_torch.quantizers._statistics import TensorStatistics
 from inc_torch.quantizers._teq import learn_scales, learnable_scales
-from inc_torch.quantizers._weight_only import decoded, round_to_nearest
+from inc_torch.quantizers._weight_only import RoundedWeight, decoded, round_to_nearest, rounded_values
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, group_of_each
 from inc_torch.quantizers._weight_only_model import adopt_rounded, quantize_weights, round_weights
+from inc_torch.quantizers._word_layout import CONTAINERS, OPTIMUM, SCALE_DTYPES, WordLayout
 from inc_torch.quantizers.fx import GraphStage, describe_graph, folded_norms, graph_of, is_graph, set_executor, ungraft
 
 __all__ = [
+    "CONTAINERS",
     "LEFT_BY_SEARCH",
     "NO_POST_OPERATION",
     "OBSERVERS",
+    "OPTIMUM",
     "PLAIN_OUTPUT",
+    "SCALE_DTYPES",
     "AwqSettings",
     "Calibration",
+    "Codes",
     "ComputePath",
     "FloatType",
     "Flow",
@@ -101,6 +107,7 @@ __all__ = [
     "QuantRule",
     "QuantScheme",
     "QuantSpec",
+    "RoundedWeight",
     "Scheme",
     "SmoothQuant",
     "SmoothingGroup",
@@ -109,10 +116,12 @@ __all__ = [
     "Treatment",
     "WeightOnlyLinear",
     "WeightOnlyScheme",
+    "WordLayout",
     "adopt_codes",
     "adopt_rounded",
     "batch_norms",
     "calibrate",
+    "code_name",
     "computing_by",
     "computing_with",
     "convert",
@@ -142,6 +151,7 @@ __all__ = [
     "learnable_scales",
     "load_observer_state",
     "named_scheme",
+    "named_weight_only",
     "observe",
     "observer_state",
     "open_to_search",
@@ -157,6 +167,7 @@ __all__ = [
     "round_by_gptq",
     "round_to_nearest",
     "round_weights",
+    "rounded_values",
     "rounding_share",
     "search_clips",
     "search_scale",

@@ -20,7 +20,7 @@ import torch
 
 from inc_torch.quantizers._codes import SMALLEST_SCALE
 from inc_torch.quantizers._spec import WeightOnlyScheme
-from inc_torch.quantizers._weight_only import decoded, round_to_nearest
+from inc_torch.quantizers._weight_only import round_to_nearest, rounded_values
 
 __all__ = ["awq_scale", "output_changes", "search_clips", "search_scale", "weight_importance"]
 
@@ -183,5 +183,5 @@ def _errors(
 ) -> torch.Tensor:
     values = weight.detach().to(torch.float32)
     scaled = values if scale is None else values * scale
-    rounded = decoded(*round_to_nearest(scaled, scheme, clip_ratio), scheme.group_size)
+    rounded = rounded_values(round_to_nearest(scaled, scheme, clip_ratio), scheme)
     return output_changes((rounded if scale is None else rounded / scale) - values, moments)

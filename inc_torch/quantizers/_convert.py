@@ -19,16 +19,17 @@ from inc_torch.quantizers._int8_linear import Int8DynamicLinear
 from inc_torch.quantizers._int8_module import Int8Module
 from inc_torch.quantizers._int8_modules import INT8_CLASSES, int8_class
 from inc_torch.quantizers._prepare import fake_quant_modules, fold_ranges
-from inc_torch.quantizers._scheme_names import is_scheme_name, is_weight_only_name
+from inc_torch.quantizers._scheme_names import is_scheme_name, is_weight_only_name, named_weight_only
 from inc_torch.quantizers._snap import FakeQuantSnap
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear, empty_buffers
+from inc_torch.quantizers._word_layout import OWN, is_layout_name, named_layout
 from inc_torch.quantizers.fx._description import capture_described, rebuild_graph
 
 __all__ = ["convert", "convert_calibrated", "describe_int8", "int8_kernels", "rebuild_int8"]
 
 REQUIRED_KEYS: Final = frozenset({"kind", "scheme", "shape", "bias"})
-DESCRIPTION_KEYS: Final = REQUIRED_KEYS | {"smoothed", "reordered"}
-"""Older descriptions know nothing of smoothing and of inputs that are grouped in another order."""
+DESCRIPTION_KEYS: Final = REQUIRED_KEYS | {"smoothed", "reordered", "layout"}
+"""Older descriptions know nothing of smoothing, of inputs that are grouped in another order, and of other layouts."""
 
 
 def convert(model: nn.Module, ranks: Ranks | None = None) -> None:
@@ -128,7 +129,7 @@ def describe_int8(model: nn.Module) -> dict[str, dict[str, object]]:
     Returns:
         By module name: ``kind``, ``scheme``, ``shape`` of the weight, whether there is a ``bias``, and whether inputs
         are ``smoothed``, which means multiplied with a factor for each channel. Also ``reordered``, where inputs of a
-        group are no neighbours.
+        group are no neighbours, and ``layout``, where that of packed codes is not the one that quantization makes.
 
     Example:
         >>> describe_int8(nn.Linear(2, 2))
@@ -142,10 +143,17 @@ def describe_int8(model: nn.Module) -> dict[str, dict[str, object]]:
             "bias": module._buffers.get("bias") is not None,
             "smoothed": module._buffers.get("input_factor") is not None,
             **({"reordered": True} if module._buffers.get("g_idx") is not None else {}),
+            **_other_layout(module),
         }
         for name, module in model.named_modules()
         if isinstance(module, Int8Module)
     }
+
+
+def _other_layout(module: Int8Module) -> dict[str, object]:
+    if not isinstance(module, WeightOnlyLinear) or module.layout == OWN:
+        return {}
+    return {"layout": module.layout.name}
 
 
 def int8_kernels(model: nn.Module) -> dict[str, str]:
@@ -195,6 +203,9 @@ def _check_entry(name: str, entry: Mapping[str, object], module: nn.Module) -> N
     if is_weight_only_name(entry["scheme"]) != (entry["kind"] == WeightOnlyLinear.kind):
         message = f"{where} is of kind {entry['kind']!r}, to which the scheme {entry['scheme']!r} does not belong."
         raise ArtifactError(message)
+    if (problem := _problem_of_layout(entry)) is not None:
+        message = f"{where} has the layout {entry['layout']!r}: {problem}."
+        raise ArtifactError(message)
     present = fake_quant_class(type(module))
     if present is None or present.kind != INT8_CLASSES[str(entry["kind"])].replaces:
         message = f"{where} is of kind {entry['kind']!r}, but the model has a {type(module).__name__} there."
@@ -210,6 +221,15 @@ def _check_entry(name: str, entry: Mapping[str, object], module: nn.Module) -> N
         raise ArtifactError(message)
 
 
+def _problem_of_layout(entry: Mapping[str, object]) -> str | None:
+    name, scheme = entry.get("layout", OWN.name), entry["scheme"]
+    if not isinstance(name, str) or not is_layout_name(name):
+        return f"expected one such as {OWN.name!r}. It may come from a newer version of inc_torch"
+    if not is_weight_only_name(scheme):
+        return f"codes of the scheme {scheme!r} are not packed" if "layout" in entry else None
+    return named_layout(name).reason_against(named_weight_only(str(scheme)))
+
+
 def _rebuild_module(module: nn.Module, entry: Mapping[str, object]) -> None:
     present, kind = fake_quant_class(type(module)), INT8_CLASSES[str(entry["kind"])]
     if present is None:
@@ -217,9 +237,10 @@ def _rebuild_module(module: nn.Module, entry: Mapping[str, object]) -> None:
     parameter = module.get_parameter("weight")
     weight, device = present.arranged(module, parameter), parameter.device
     if kind is WeightOnlyLinear:
-        scheme = str(entry["scheme"])
-        options = {name: bool(entry.get(name)) for name in ("bias", "reordered", "smoothed")}
-        kind.adopt(module, scheme, empty_buffers(weight, scheme, **options))
+        scheme, layout = str(entry["scheme"]), named_layout(str(entry.get("layout", OWN.name)))
+        has = {name: bool(entry.get(name)) for name in ("bias", "reordered", "smoothed")}
+        kind.adopt(module, scheme, empty_buffers(weight, scheme, layout=layout, **has))
+        module.__dict__["layout"] = layout
         return
     buffers: dict[str, torch.Tensor | None] = {
         "qweight": torch.zeros(weight.shape, dtype=torch.int8, device=device),

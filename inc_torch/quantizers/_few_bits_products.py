@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Final, final
 
 import torch
 
+from inc_torch.quantizers._float_codes import float_values
 from inc_torch.quantizers._paths import allows
 from inc_torch.quantizers._spec import WeightOnlyScheme
 from inc_torch.quantizers._torch_products import MOST_ROWS, TorchProduct, torch_product
@@ -15,8 +17,10 @@ from inc_torch.quantizers._weight_only import unpack
 if TYPE_CHECKING:
     from inc_torch.kernels import FewBitsWeight
 
-__all__ = ["FewBitsProducts", "PackedWeight"]
+__all__ = ["FewBitsProducts"]
 
+_CODES: Final = 16
+"""Of 4 bits."""
 _FEW_ROWS: Final = 16
 """Up to so many rows of inputs weights are unpacked as they are multiplied; for more it pays to unpack them before."""
 _FEW_NARROW_ROWS: Final = 8
@@ -24,29 +28,28 @@ _FEW_NARROW_ROWS: Final = 8
 
 
 @final
-class PackedWeight(NamedTuple):
-    """What a `WeightOnlyLinear` holds, under the names of its buffers."""
-
-    qweight: torch.Tensor
-    scales: torch.Tensor
-    qzeros: torch.Tensor | None
-    bias: torch.Tensor | None
-    g_idx: torch.Tensor | None
-
-
-@final
 class FewBitsProducts:
     """Products with a packed weight: by compiled code, else by torch's operators where they are fast.
 
     Args:
-        packed: The codes, which are not copied.
-        scheme: What they are of.
+        source: The codes that all of it follows from.
+        buffers: Returns codes, scales and what else a layer has in our own layout, which are not copied.
+        scheme: What the codes are of.
         inputs: How many there are.
+
+    Attributes:
+        source: As given.
     """
 
-    def __init__(self, packed: PackedWeight, scheme: WeightOnlyScheme, inputs: int) -> None:
-        self.source = packed.qweight
-        self._packed, self._scheme, self._inputs = packed, scheme, inputs
+    def __init__(
+        self,
+        source: torch.Tensor,
+        buffers: Callable[[], Mapping[str, torch.Tensor | None]],
+        scheme: WeightOnlyScheme,
+        inputs: int,
+    ) -> None:
+        self.source = source
+        self._buffers, self._scheme, self._inputs = buffers, scheme, inputs
 
     def times(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         """The output of the layer for few rows of inputs; None where floats are faster.
@@ -63,7 +66,8 @@ class FewBitsProducts:
         if dtype != torch.bfloat16 or not 0 < count <= MOST_ROWS or not allows("torch") or self._native is None:
             return None
         product = self._native.times(rows.to(dtype).contiguous())
-        return product if self._packed.bias is None else product + self._packed.bias.to(dtype)
+        bias = self._buffers()["bias"]
+        return product if bias is None else product + bias.to(dtype)
 
     def floats(self, outputs: slice, dtype: torch.dtype) -> torch.Tensor | None:
         """The weights of some outputs, unpacked by compiled code; None where there is none."""
@@ -78,23 +82,34 @@ class FewBitsProducts:
 
         if not kernels.available():
             return None
-        packed, scheme = self._packed, self._scheme
+        buffers, scheme = self._buffers(), self._scheme
+        words, scales = _there(buffers, "qweight"), _there(buffers, "scales")
         return kernels.FewBitsWeight(
-            packed.qweight,
-            packed.scales,
-            packed.qzeros,
+            words,
+            scales,
+            buffers["qzeros"],
             inputs=self._inputs,
             bits=scheme.bits,
             group=self._inputs if scheme.group_size == -1 else scheme.group_size,
-            group_of=packed.g_idx,
-            bias=packed.bias,
+            group_of=buffers["g_idx"],
+            bias=None if (bias := buffers["bias"]) is None else bias.to(torch.float32),
+            table=None if scheme.codes == "int" else float_values(torch.arange(_CODES), scheme.codes),
         )
 
     @cached_property
     def _native(self) -> TorchProduct | None:
-        packed, bits = self._packed, self._scheme.bits
-        if packed.g_idx is not None:
+        buffers, bits = self._buffers(), self._scheme.bits
+        if buffers["g_idx"] is not None or self._scheme.codes != "int":
             return None
-        codes = unpack(packed.qweight, bits, self._inputs, signed=packed.qzeros is None)
-        zeros = None if packed.qzeros is None else unpack(packed.qzeros, bits, packed.scales.shape[1], signed=False)
-        return torch_product(codes, packed.scales, zeros, self._scheme)
+        words, scales, zeros = _there(buffers, "qweight"), _there(buffers, "scales"), buffers["qzeros"]
+        codes = unpack(words, bits, self._inputs, signed=zeros is None)
+        zeros = None if zeros is None else unpack(zeros, bits, scales.shape[1], signed=False)
+        return torch_product(codes, scales, zeros, self._scheme)
+
+
+def _there(buffers: Mapping[str, torch.Tensor | None], name: str) -> torch.Tensor:
+    found = buffers[name]
+    if found is None:
+        message = f"A layer without {name} holds no weight."
+        raise ValueError(message)
+    return found

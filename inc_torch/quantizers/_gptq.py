@@ -8,6 +8,7 @@ import torch
 
 from inc_torch.core.errors import ModelError
 from inc_torch.quantizers._codes import SMALLEST_SCALE
+from inc_torch.quantizers._float_codes import float_codes, float_values, greatest_value
 from inc_torch.quantizers._spec import GptqSettings, WeightOnlyScheme
 from inc_torch.quantizers._weight_only import RoundedWeight
 
@@ -44,9 +45,9 @@ def round_by_gptq(
 
     Column after column is rounded; the error, over the diagonal of the inverse Hessian's Cholesky factor, is taken from
     the columns that are still to come, so that the output of the layer changes least. Grids are those of
-    `round_to_nearest`, but symmetric ones have ``scale = 2 * max|w| / (2**bits - 1)``. A group's grid is fitted to its
-    weights as they stand when its block of columns begins. A weight that is exactly 0 stays 0: a
-    pruned layer keeps its zeros, but what is handed on to them is lost, so there may be little to win.
+    `round_to_nearest`, but symmetric integers have ``scale = 2 * max|w| / (2**bits - 1)``. A group's grid is fitted to
+    its weights as they stand when its block of columns begins. A weight that is exactly 0 stays 0: a pruned layer keeps
+    its zeros, but what is handed on to them is lost, so there may be little to win.
 
     Args:
         weight: ``[out, in]``, any floating dtype; it stays.
@@ -117,12 +118,17 @@ def _fit(values: torch.Tensor, scheme: WeightOnlyScheme) -> _Grid:
         low = -high
     is_zero = high - low < SMALLEST_SCALE
     low, high = torch.where(is_zero, -1.0, low), torch.where(is_zero, 1.0, high)
+    if scheme.codes != "int":
+        return _Grid(high / greatest_value(scheme.codes), torch.zeros_like(high))
     scale = (high - low) / (2**scheme.bits - 1)
     zero = torch.full_like(scale, 2 ** (scheme.bits - 1)) if scheme.symmetric else torch.round(-low / scale)
     return _Grid(scale, zero)
 
 
 def _encode(values: torch.Tensor, grid: _Grid, scheme: WeightOnlyScheme) -> torch.Tensor:
+    """Codes as floats; of a table the numbers themselves."""
+    if scheme.codes != "int":
+        return float_values(float_codes(values / grid.scale, scheme.codes), scheme.codes)
     return (torch.round(values / grid.scale) + grid.zero).clamp_(0, 2**scheme.bits - 1)
 
 
@@ -147,6 +153,8 @@ def _factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
 
 def _rounded(codes: torch.Tensor, grids: list[_Grid], scheme: WeightOnlyScheme) -> RoundedWeight:
     scales, zeros = (torch.stack([grid[place] for grid in grids], dim=1) for place in (0, 1))
+    if scheme.codes != "int":
+        return RoundedWeight(float_codes(codes, scheme.codes), scales, None)
     if scheme.symmetric:
         return RoundedWeight((codes - 2 ** (scheme.bits - 1)).to(torch.int8), scales, None)
     return RoundedWeight(codes.to(torch.uint8), scales, zeros.to(torch.uint8))

@@ -18,7 +18,7 @@ from inc_torch.quantizers._eligibility import close_fast_paths, matrix_modules, 
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule, fake_quant_class
 from inc_torch.quantizers._input_range import InputRange, fold_pending, pending_extremes
 from inc_torch.quantizers._int8_module import Int8Module
-from inc_torch.quantizers._scheme_names import weight_only_name
+from inc_torch.quantizers._scheme_names import code_name, weight_only_name
 from inc_torch.quantizers._spec import FloatType, QuantRule, QuantScheme, QuantSpec, WeightOnlyScheme
 from inc_torch.quantizers._weight_only_linear import WeightOnlyLinear
 
@@ -43,7 +43,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         scheme: ``"w8a8-static"`` and the like; None if it stays in float.
-        reason: Why it stays in float; None if it does not.
+        reason: Why it stays in float, or what there is to say of how it is quantized.
         float_type: What it is to compute in, if it stays in float because somebody asked for that; None if there is
             no int8 version of it.
     """
@@ -112,10 +112,17 @@ def _decide(name: str, module: nn.Module, spec: QuantSpec) -> Prepared:
     if isinstance(treatment, WeightOnlyScheme):
         if kind.kind != WeightOnlyLinear.replaces:
             return Prepared(None, "weights alone are quantized in linear layers only", FloatType.FLOAT32)
-        return Prepared(weight_only_name(treatment))
+        weight = kind.arranged(module, module.get_parameter("weight"))
+        return Prepared(weight_only_name(treatment), _one_group(treatment, weight))
     if treatment.dynamic and not kind.can_be_dynamic:
         return Prepared(None, f"{own.__name__} has no int8 version with dynamic ranges")
     return Prepared(kind.name_of(treatment))
+
+
+def _one_group(scheme: WeightOnlyScheme, weight: torch.Tensor) -> str | None:
+    """Say that groups are longer than rows, where they are; None where they are not."""
+    inputs = weight.shape[1]
+    return f"each row of {inputs} is one group" if scheme.group_size > inputs else None
 
 
 _LEFT_IN_FLOAT = {
@@ -127,8 +134,11 @@ _LEFT_IN_FLOAT = {
 def _refuse_second_preparation(model: nn.Module) -> None:
     for name, module in named_layers(model):
         if isinstance(module, (FakeQuantModule, Int8Module)):
-            bits = module.code_bits if isinstance(module, WeightOnlyLinear) else 8
-            done = "prepared for quantization" if isinstance(module, FakeQuantModule) else f"converted to int{bits}"
+            done = (
+                "prepared for quantization"
+                if isinstance(module, FakeQuantModule)
+                else f"converted to {code_name(module.scheme)}"
+            )
             message = f"Module {name!r} is already {done}. Give one quantization config, and the float model."
             raise ModelError(message)
 

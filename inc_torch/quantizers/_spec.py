@@ -14,6 +14,7 @@ from inc_torch.quantizers.observers.minmax import MinMax
 
 __all__ = [
     "AwqSettings",
+    "Codes",
     "FloatType",
     "GptqSettings",
     "QuantRule",
@@ -24,6 +25,10 @@ __all__ = [
     "Treatment",
     "WeightOnlyScheme",
 ]
+
+
+Codes = Literal["int", "nf4", "fp4_e2m1", "fp4_e2m1_bnb"]
+"""What the codes of a weight are: integers in even steps, or places of four bits in a table of floats."""
 
 
 @final
@@ -125,6 +130,8 @@ class WeightOnlyScheme:
         bits: 2 to 8.
         group_size: How many neighbouring weights of a row share a scale; -1 gives the whole row one.
         symmetric: Codes are signed and lie around zero; otherwise they begin at 0, and each group has a zero point.
+        codes: Integers, or four bits for a number of a table, see `_float_codes`. Those are symmetric, have four bits
+            and know no full range, whatever the other fields were given as.
         full_range: Symmetric codes use the least one too, which has no counterpart above zero.
         clip_search: Ranges are narrowed by the ratio that makes the error of the weight least.
         algorithm: ``"rtn"``, `round_to_nearest`, which needs no data; ``"gptq"``, `round_by_gptq`; ``"awq"``,
@@ -135,12 +142,18 @@ class WeightOnlyScheme:
     bits: int = 4
     group_size: int = 32
     symmetric: bool = True
+    codes: Codes = "int"
     full_range: bool = False
     clip_search: bool = False
     algorithm: Literal["rtn", "gptq", "awq", "teq"] = "rtn"
     gptq: GptqSettings | None = None
     awq: AwqSettings | None = None
     teq: TeqSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.codes != "int":  # so that a search over fields makes one scheme of what is one
+            for name, value in (("bits", 4), ("symmetric", True), ("full_range", False)):
+                object.__setattr__(self, name, value)
 
 
 Scheme = QuantScheme | WeightOnlyScheme
@@ -219,10 +232,8 @@ class QuantSpec:
             else:
                 options |= {field: (value,) for field, value in rule.outcome.items()} | dict(rule.options)
         ordered = [field.name for field in fields(treatment) if field.name in options]
-        return tuple(
-            replace(treatment, **dict(zip(ordered, values, strict=True)))
-            for values in product(*(options[name] for name in ordered))
-        )
+        choices = product(*(options[name] for name in ordered))
+        return tuple(dict.fromkeys(replace(treatment, **dict(zip(ordered, values, strict=True))) for values in choices))
 
     def all_of(self, field: str) -> set[object]:
         """Every value of a field of schemes that the default or a rule names.

@@ -7,8 +7,10 @@ A weight is a matrix [out, in]. Groups lie along the inputs; the last one of a r
     asymmetric    scale = (high - low) / (2**bits - 1)                  code = round(w / scale) + zero point
                   zero point = round(-low / scale), low <= 0 <= high
 
+    from a table  scale = max|w| / its greatest number                 code of the nearest number to w / scale
+
 Codes are clamped to those that the bits allow. Rounding is to the nearest, ties to even; all of it is computed in
-float32, whatever the dtype of the weight. A weight of 0 is given back as 0.
+float32, whatever the dtype of the weight. A weight of 0 is given back as 0. Tables are in `_float_codes`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from inc_torch.quantizers._codes import SMALLEST_SCALE
-from inc_torch.quantizers._spec import WeightOnlyScheme
+from inc_torch.quantizers._float_codes import float_codes, float_values, greatest_value
+from inc_torch.quantizers._spec import Codes, WeightOnlyScheme
 
 __all__ = [
     "RoundedWeight",
@@ -27,13 +30,13 @@ __all__ = [
     "decoded",
     "pack",
     "round_to_nearest",
+    "rounded_values",
     "search_clip",
     "straight_through",
     "unpack",
 ]
 
-_WORD_BITS: Final = 32
-"""Codes are packed into words of int32."""
+_BYTE: Final = 8
 
 _CLIP_RATIOS: Final = tuple(1.0 - step / 200 for step in range(40))
 """1.0, 0.995 and so on to 0.805."""
@@ -43,7 +46,7 @@ class RoundedWeight(NamedTuple):
     """A weight as codes, and what they mean.
 
     Attributes:
-        codes: [out, in], int8 if symmetric, else uint8.
+        codes: [out, in], int8 if symmetric or from a table, else uint8.
         scales: [out, groups], float32; below 0 where a full range is turned around.
         zero_points: [out, groups], uint8; None if symmetric.
     """
@@ -74,12 +77,16 @@ def round_to_nearest(
     values = _grouped(weight.detach().to(torch.float32), _group_length(scheme.group_size, weight.shape[1]))
     ratio = clip_ratio.view(-1, 1, 1) if isinstance(clip_ratio, torch.Tensor) else clip_ratio
     low, high = (bound * ratio for bound in _bounds(values))
+    if scheme.codes != "int":
+        scales = _magnitude(low, high) / greatest_value(scheme.codes)
+        codes = float_codes(values / scales, scheme.codes)
+        return RoundedWeight(_ungrouped(codes, weight.shape[1]), scales.squeeze(-1), None)
     scales, zero_points = _symmetric(low, high, scheme) if scheme.symmetric else _asymmetric(low, high, scheme)
     least, greatest = _code_range(scheme)
     codes = torch.round(values / scales).add_(0 if zero_points is None else zero_points).clamp_(least, greatest)
     dtype = torch.int8 if scheme.symmetric else torch.uint8
     return RoundedWeight(
-        codes.to(dtype).flatten(1)[:, : weight.shape[1]].contiguous(),
+        _ungrouped(codes.to(dtype), weight.shape[1]),
         scales.squeeze(-1),
         None if zero_points is None else zero_points.squeeze(-1).to(torch.uint8),
     )
@@ -103,7 +110,7 @@ def search_clip(weight: torch.Tensor, scheme: WeightOnlyScheme) -> float:
     values = weight.detach().to(torch.float32)
 
     def error(clip_ratio: float) -> float:
-        rounded = decoded(*round_to_nearest(values, scheme, clip_ratio), scheme.group_size)
+        rounded = rounded_values(round_to_nearest(values, scheme, clip_ratio), scheme)
         return F.mse_loss(rounded, values).item()
 
     return min(_CLIP_RATIOS, key=error)
@@ -126,7 +133,7 @@ def straight_through(values: torch.Tensor, scheme: WeightOnlyScheme) -> torch.Te
         tensor([[0.9429, 1.0000]])
     """
     with torch.no_grad():
-        errors = decoded(*round_to_nearest(values, scheme), scheme.group_size) - values
+        errors = rounded_values(round_to_nearest(values, scheme), scheme) - values
     length = _group_length(scheme.group_size, values.shape[1])
     low, high = _bounds(_grouped(values, length))
     extent = torch.maximum(high, -low) if scheme.symmetric else high - low
@@ -134,8 +141,23 @@ def straight_through(values: torch.Tensor, scheme: WeightOnlyScheme) -> torch.Te
     return values + (_grouped(errors, length) * growth).flatten(1)[:, : values.shape[1]]
 
 
+def rounded_values(rounded: RoundedWeight, scheme: WeightOnlyScheme) -> torch.Tensor:
+    """Return the float32 values [out, in] of a rounded weight, whatever kind of codes it has.
+
+    Example:
+        >>> scheme = WeightOnlyScheme(codes="fp4_e2m1")
+        >>> rounded_values(round_to_nearest(torch.tensor([[6.0, 2.6, 0.0]]), scheme), scheme)
+        tensor([[6., 3., 0.]])
+    """
+    return decoded(*rounded, scheme.group_size, scheme.codes)
+
+
 def decoded(
-    codes: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None, group_size: int
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    zero_points: torch.Tensor | None,
+    group_size: int,
+    kind: Codes = "int",
 ) -> torch.Tensor:
     """Return the float32 values [out, in] that codes stand for: ``(code - zero point) * scale``.
 
@@ -144,28 +166,31 @@ def decoded(
         scales: [out, groups].
         zero_points: [out, groups], or None.
         group_size: Of the scheme.
+        kind: Of the scheme: other than ``"int"``, a code counts as its number in the table.
     """
     columns = codes.shape[1]
-    values = _grouped(codes.to(torch.float32), _group_length(group_size, columns))
+    numbers = codes.to(torch.float32) if kind == "int" else float_values(codes, kind)
+    values = _grouped(numbers, _group_length(group_size, columns))
     if zero_points is not None:
         values.sub_(zero_points.unsqueeze(-1))
     return values.mul_(scales.unsqueeze(-1)).flatten(1)[:, :columns]
 
 
-def codes_in_word(bits: int) -> int:
+def codes_in_word(bits: int, container: torch.dtype = torch.int32) -> int:
     """How many whole codes fit into a word."""
-    return _WORD_BITS // bits
+    return container.itemsize * _BYTE // bits
 
 
-def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+def pack(codes: torch.Tensor, bits: int, container: torch.dtype = torch.int32) -> torch.Tensor:
     """Put the codes of each row into words, the first one into the lowest bits; bits that no code fills are 0.
 
     Args:
         codes: [rows, columns] of any integer dtype, negative ones as two's complement.
         bits: Of a code.
+        container: What words are: int8, int16, int32 or int64.
 
     Returns:
-        [rows, words], int32.
+        [rows, words] of the container.
 
     Source: INC 2.6.1, ``export_compressed_model(use_optimum_format=False)``; the same words.
 
@@ -173,19 +198,19 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         >>> pack(torch.tensor([[1, 2, -1]]), bits=4).tolist() == [[0xF21]]
         True
     """
-    count = codes_in_word(bits)
-    words = torch.zeros(len(codes), -(-codes.shape[1] // count), dtype=torch.int32, device=codes.device)
+    count, wide = codes_in_word(bits, container), torch.int64 if container == torch.int64 else torch.int32
+    words = torch.zeros(len(codes), -(-codes.shape[1] // count), dtype=wide, device=codes.device)
     for place in range(count):
-        column = (codes[:, place::count].to(torch.int32) & (2**bits - 1)) << (bits * place)
+        column = (codes[:, place::count].to(wide) & (2**bits - 1)) << (bits * place)
         words[:, : column.shape[1]] |= column
-    return words
+    return words.to(container)
 
 
 def unpack(words: torch.Tensor, bits: int, columns: int, *, signed: bool) -> torch.Tensor:
     """Take codes out of words; the way back from `pack`.
 
     Args:
-        words: [rows, words], int32.
+        words: [rows, words] of any container.
         bits: Of a code.
         columns: How many codes a row has.
         signed: Whether codes are two's complement.
@@ -197,8 +222,9 @@ def unpack(words: torch.Tensor, bits: int, columns: int, *, signed: bool) -> tor
         >>> unpack(torch.tensor([[0xF21]], dtype=torch.int32), bits=4, columns=3, signed=True).tolist()
         [[1, 2, -1]]
     """
-    shifts = torch.arange(0, codes_in_word(bits) * bits, bits, dtype=torch.int32, device=words.device)
-    codes = (words.unsqueeze(-1) >> shifts).bitwise_and_(2**bits - 1).flatten(1)[:, :columns]
+    wide = words if words.dtype == torch.int64 else words.to(torch.int32)
+    shifts = torch.arange(0, codes_in_word(bits, words.dtype) * bits, bits, dtype=wide.dtype, device=words.device)
+    codes = (wide.unsqueeze(-1) >> shifts).bitwise_and_(2**bits - 1).to(torch.int32).flatten(1)[:, :columns]
     middle = 2 ** (bits - 1)
     return codes.bitwise_xor_(middle).sub_(middle) if signed else codes
 
@@ -213,6 +239,10 @@ def _grouped(values: torch.Tensor, length: int) -> torch.Tensor:
     return (F.pad(values, (0, missing)) if missing else values).view(len(values), -1, length)
 
 
+def _ungrouped(codes: torch.Tensor, columns: int) -> torch.Tensor:
+    return codes.flatten(1)[:, :columns].contiguous()
+
+
 def _bounds(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The least and the greatest value of each group, and 0: [out, groups, 1]."""
     least, greatest = torch.aminmax(values, dim=-1, keepdim=True)
@@ -225,9 +255,14 @@ def _code_range(scheme: WeightOnlyScheme) -> tuple[int, int]:
     return 0, 2**scheme.bits - 1
 
 
-def _symmetric(low: torch.Tensor, high: torch.Tensor, scheme: WeightOnlyScheme) -> tuple[torch.Tensor, None]:
+def _magnitude(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The greatest magnitude of each group; 1 where there is nothing but 0."""
     magnitude = torch.maximum(high, -low)
-    magnitude = torch.where(magnitude >= SMALLEST_SCALE, magnitude, 1.0)
+    return torch.where(magnitude >= SMALLEST_SCALE, magnitude, 1.0)
+
+
+def _symmetric(low: torch.Tensor, high: torch.Tensor, scheme: WeightOnlyScheme) -> tuple[torch.Tensor, None]:
+    magnitude = _magnitude(low, high)
     least, greatest = _code_range(scheme)
     if not scheme.full_range:
         return magnitude / greatest, None

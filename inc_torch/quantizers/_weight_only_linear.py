@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self, final
 
 import torch
@@ -10,11 +10,13 @@ import torch.nn.functional as F
 
 from inc_torch.core.observed import is_observed
 from inc_torch.quantizers._fake_quant_modules import input_channels
-from inc_torch.quantizers._few_bits_products import FewBitsProducts, PackedWeight
+from inc_torch.quantizers._few_bits_products import FewBitsProducts
+from inc_torch.quantizers._float_codes import float_values
 from inc_torch.quantizers._int8_module import Int8Module, output_dtype
-from inc_torch.quantizers._scheme_names import named_weight_only
+from inc_torch.quantizers._scheme_names import named_weight_only, weight_only_name
 from inc_torch.quantizers._spec import WeightOnlyScheme
-from inc_torch.quantizers._weight_only import RoundedWeight, codes_in_word, decoded, pack, unpack
+from inc_torch.quantizers._weight_only import RoundedWeight, decoded
+from inc_torch.quantizers._word_layout import OWN, WordLayout
 
 if TYPE_CHECKING:
     from inc_torch.quantizers._arithmetic import Arithmetic
@@ -43,8 +45,9 @@ class WeightOnlyLinear(Int8Module):
         g_idx    int32    [in], the group of each input, or None if neighbours share one
         input_factor  float32  [in], what inputs are multiplied with first, or None
 
-    In a forward the weight is unpacked, in pieces if it is large, and never kept. Where `inc_torch.kernels` can be used
-    compiled code does that, and for few rows of inputs while it multiplies. Gradients reach the input.
+    So it is after quantization; another ``layout`` has the same things elsewhere, see `WordLayout`. In a forward the
+    weight is unpacked, in pieces if it is large, and never kept. Where `inc_torch.kernels` can be used compiled code
+    does that, and for few rows of inputs while it multiplies. Gradients reach the input.
 
     Example:
         >>> from inc_torch.quantizers import QuantSpec, WeightOnlyScheme, quantize_weights
@@ -58,7 +61,8 @@ class WeightOnlyLinear(Int8Module):
     kind = "weight_only_linear"
     replaces = "linear"
 
-    _unpacked: tuple[torch.Tensor, torch.Tensor] | None = None
+    layout: WordLayout = OWN
+    _unpacked: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     scales: torch.Tensor
     qzeros: torch.Tensor | None
     bias: torch.Tensor | None
@@ -78,7 +82,8 @@ class WeightOnlyLinear(Int8Module):
             if product is not None:
                 return product.view(*input.shape[:-1], outputs)
         at_once = max(1, (_PIECE if self.qweight.device.type == "cpu" else _ACCELERATOR_PIECE) // inputs)
-        if at_once >= outputs or torch.compiler.is_compiling():  # which fuses unpacking by itself
+        is_whole = at_once >= outputs or not (self.layout.in_pieces or products)
+        if is_whole or torch.compiler.is_compiling():  # which fuses unpacking by itself
             return F.linear(input, self._floats(slice(0, outputs), dtype, products), bias)
         pieces = [
             F.linear(input, self._floats(part, dtype, products), None if bias is None else bias[part])
@@ -97,9 +102,16 @@ class WeightOnlyLinear(Int8Module):
             return None
         products: FewBitsProducts | None = self.__dict__.get(_PRODUCTS)
         if products is None or products.source is not self.qweight:
-            packed = PackedWeight(self.qweight, self.scales, self.qzeros, self.bias, self.g_idx)
-            products = self.__dict__[_PRODUCTS] = FewBitsProducts(packed, self._scheme, self.weight_shape[1])
+            products = self.__dict__[_PRODUCTS] = FewBitsProducts(
+                self.qweight, self._own_buffers, self._scheme, self.weight_shape[1]
+            )
         return products
+
+    def _own_buffers(self) -> Mapping[str, torch.Tensor | None]:
+        """What the layer holds, in our own layout."""
+        if self.layout == OWN:
+            return self._buffers
+        return OWN.packed(self.rounded(), self._scheme, self.bias, self.g_idx)
 
     def _floats(self, part: slice, dtype: torch.dtype, products: FewBitsProducts | None) -> torch.Tensor:
         """The weights of some outputs."""
@@ -120,7 +132,7 @@ class WeightOnlyLinear(Int8Module):
     @property
     def weight_shape(self) -> torch.Size:
         """Outputs and inputs."""
-        return torch.Size((len(self.qweight), input_channels(self)))
+        return torch.Size((self.layout.outputs(self._buffers), input_channels(self)))
 
     @property
     def code_bits(self) -> int:
@@ -140,14 +152,37 @@ class WeightOnlyLinear(Int8Module):
         if arithmetic is not None:
             group_of = self.g_idx if self.g_idx is not None else group_of_each(self._scheme, self.weight_shape[1])
             narrow = torch.int8 if self.code_bits < _BYTE else torch.int16
-            self.__dict__["_unpacked"] = self.signed_codes().to(narrow), group_of.to(self.qweight.device)
+            scales = self._rounded(slice(None)).scales
+            self.__dict__["_unpacked"] = self.signed_codes().to(narrow), scales, group_of.to(self.qweight.device)
 
     def signed_codes(self) -> torch.Tensor:
-        """The codes less their zero points, int32 [out, in]: 0 where the weight is 0."""
-        codes, zero_points = self._codes(slice(None))
+        """The codes less their zero points, int32 [out, in]: 0 where the weight is 0, also with codes from a table."""
+        codes, scales, zero_points = self._rounded(slice(None))
         if zero_points is None:
             return codes
-        return self._decoded(codes, torch.ones_like(self.scales), zero_points).to(torch.int32)
+        return self._decoded(RoundedWeight(codes, torch.ones_like(scales), zero_points)).to(torch.int32)
+
+    def lay_out(self, layout: WordLayout) -> None:
+        """Hold the same codes in another layout, in place; scales and bias are rounded to its dtype."""
+        if layout != self.layout:
+            self.hold(self.rounded(), self._scheme, self.bias, self.g_idx, layout)
+
+    def hold(
+        self,
+        rounded: RoundedWeight,
+        scheme: WeightOnlyScheme,
+        bias: torch.Tensor | None,
+        group_of: torch.Tensor | None = None,
+        layout: WordLayout = OWN,
+    ) -> None:
+        """Take a weight of the same shape in the place of the one that is there; see `packed_buffers`."""
+        self._buffers.update(layout.packed(rounded, scheme, bias, group_of))
+        self.__dict__.update(scheme=weight_only_name(scheme), layout=layout)
+
+    def rounded(self) -> RoundedWeight:
+        """Codes, scales and zero points as rounding gave them, whatever the layout: symmetric codes lie around 0."""
+        found = self._rounded(slice(None))
+        return RoundedWeight(self.signed_codes(), found.scales, None) if self._scheme.symmetric else found
 
     @property
     def _scheme(self) -> WeightOnlyScheme:
@@ -158,25 +193,26 @@ class WeightOnlyLinear(Int8Module):
 
     def _float_rows(self, rows: slice) -> torch.Tensor:
         if self._arithmetic is not None and self._unpacked is not None:
-            codes, group_of = self._unpacked
-            return self._arithmetic.grouped_weight(codes[rows], self.scales[rows], group_of)
-        codes, zero_points = self._codes(rows)
-        return self._decoded(codes, self.scales[rows], zero_points)
+            codes, scales, group_of = self._unpacked
+            return self._arithmetic.grouped_weight(self._numbers(codes[rows]), scales[rows], group_of)
+        return self._decoded(self._rounded(rows))
 
-    def _decoded(self, codes: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None) -> torch.Tensor:
+    def _decoded(self, rounded: RoundedWeight) -> torch.Tensor:
+        codes, scales, zero_points = rounded
         if self.g_idx is None:
-            return decoded(codes, scales, zero_points, self._scheme.group_size)
-        values = codes.to(torch.float32)
+            return decoded(codes, scales, zero_points, self._scheme.group_size, self._scheme.codes)
+        values = self._numbers(codes).to(torch.float32)
         if zero_points is not None:
             values -= zero_points[:, self.g_idx]
         return values * scales[:, self.g_idx]
 
-    def _codes(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-        scheme = self._scheme
-        codes = unpack(self.qweight[rows], scheme.bits, self.weight_shape[1], signed=scheme.symmetric)
-        if self.qzeros is None:
-            return codes, None
-        return codes, unpack(self.qzeros[rows], scheme.bits, self.scales.shape[1], signed=False)
+    def _numbers(self, codes: torch.Tensor) -> torch.Tensor:
+        """What codes are to be multiplied by their scales as: themselves, or their numbers in a table."""
+        kind = self._scheme.codes
+        return codes if kind == "int" else float_values(codes, kind)
+
+    def _rounded(self, rows: slice) -> RoundedWeight:
+        return self.layout.unpacked(self._buffers, self._scheme, self.weight_shape[1], rows)
 
 
 def group_of_each(scheme: WeightOnlyScheme, inputs: int) -> torch.Tensor:
@@ -198,18 +234,17 @@ def packed_buffers(
     factor: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor | None]:
     """The buffers of a `WeightOnlyLinear` for `Int8Module.adopt`; without ``group_of`` neighbours share a group."""
-    return {
-        "qweight": pack(rounded.codes, scheme.bits),
-        "scales": rounded.scales,
-        "qzeros": None if rounded.zero_points is None else pack(rounded.zero_points, scheme.bits),
-        "bias": bias,
-        "g_idx": None if group_of is None else group_of.to(torch.int32),
-        "input_factor": factor,
-    }
+    return {**OWN.packed(rounded, scheme, bias, group_of), "input_factor": factor}
 
 
 def empty_buffers(
-    weight: torch.Tensor, scheme_name: str, *, bias: bool, reordered: bool = False, smoothed: bool = False
+    weight: torch.Tensor,
+    scheme_name: str,
+    *,
+    bias: bool,
+    reordered: bool = False,
+    smoothed: bool = False,
+    layout: WordLayout = OWN,
 ) -> dict[str, torch.Tensor | None]:
     """Buffers of the right shapes, ready for ``load_state_dict``.
 
@@ -219,19 +254,9 @@ def empty_buffers(
         bias: Whether there is one.
         reordered: Whether ``g_idx`` says which group an input belongs to.
         smoothed: Whether inputs are multiplied with a factor.
+        layout: Of the buffers.
     """
-    scheme, (outputs, inputs) = named_weight_only(scheme_name), weight.shape
-    groups = 1 if scheme.group_size == -1 else -(-inputs // scheme.group_size)
-    count = codes_in_word(scheme.bits)
-
-    def words(codes: int) -> torch.Tensor:
-        return torch.zeros(outputs, -(-codes // count), dtype=torch.int32, device=weight.device)
-
-    return {
-        "qweight": words(inputs),
-        "scales": torch.ones(outputs, groups, dtype=torch.float32, device=weight.device),
-        "qzeros": None if scheme.symmetric else words(groups),
-        "bias": torch.zeros(outputs, dtype=torch.float32, device=weight.device) if bias else None,
-        "g_idx": torch.zeros(inputs, dtype=torch.int32, device=weight.device) if reordered else None,
-        "input_factor": torch.ones(inputs, device=weight.device) if smoothed else None,
-    }
+    outputs, inputs = weight.shape
+    scheme, device = named_weight_only(scheme_name), weight.device
+    buffers = layout.empty(scheme, (outputs, inputs), device, bias=bias, reordered=reordered)
+    return {**buffers, "input_factor": torch.ones(inputs, device=device) if smoothed else None}

@@ -155,6 +155,14 @@ def test_weights_alone(tmp_path, scheme, bits, group):
     assert made.error < 1e-4
 
 
+@pytest.mark.parametrize(("dtype", "group"), [("nf4", 32), ("fp4", 20), ("fp4_e2m1", -1)])
+def test_weights_alone_with_codes_from_a_table(tmp_path, dtype, group):
+    weight = {"dtype": dtype, "group_size": group}
+    model = _fitted(Tokens(), {"ids": IDS}, approach="weight_only", op_type_dict={".*": {"weight": weight}})
+    made = export_onnx(model, tmp_path / "model.onnx", Torch2ONNXConfig(example_inputs={"ids": IDS}))
+    assert made.error < 1e-4
+
+
 def test_modules_in_bfloat16_are_written_in_float(tmp_path):
     rule = {"weight": {"dtype": "bf16"}, "activation": {"dtype": "bf16"}}
     model = _fitted(Tokens(), {"ids": IDS}, op_name_dict={"down": rule})

@@ -16,7 +16,7 @@ from tests.unit.huggingface.conftest import gpt2
 from tests.unit.huggingface.test_generation import llama
 
 TOKENS = torch.arange(3, 11)[None]
-RULES = {"default": {}, "3 bits asym": {"bits": 3, "group_size": 5, "scheme": "asym"}}
+RULES = {"default": {}, "3 bits asym": {"bits": 3, "group_size": 5, "scheme": "asym"}, "nf4": {"dtype": "nf4"}}
 
 
 def built(build):
@@ -79,6 +79,14 @@ def test_the_card_and_the_report_tell_the_true_bits(tmp_path):
     assert "- int4\n- int8\n" in card
     assert "| int4 modules | 12 of 15 |\n| int8 modules | 2 of 15 |" in card
     assert "refuses to load" in card
+
+
+def test_the_card_names_codes_from_a_table(tmp_path):
+    model = fitted(built(llama), {"dtype": "nf4"}, op_name_dict={"lm_head": {"weight": {"bits": 8}}})
+    save_for_huggingface_upstream(model, None, tmp_path)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "- int8\n- nf4\n" in card
+    assert "| int8 modules | 1 of 16 |\n| nf4 modules | 14 of 16 |" in card
 
 
 def test_codes_and_scales_are_exact_in_a_model_of_another_dtype(tmp_path):

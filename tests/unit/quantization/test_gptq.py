@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import inc_torch
-from inc_torch import TuningCriterion, save_for_huggingface_upstream
+from inc_torch import PostTrainingQuantConfig, TuningCriterion, save_for_huggingface_upstream
 from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning, ModelError
 from inc_torch.quantization import fit
 from inc_torch.quantizers import WeightOnlyLinear
@@ -39,6 +39,21 @@ def test_it_is_nearer_than_rounding_to_the_nearest(make, scheme, settings, tmp_p
     assert any(reordered) == (settings == {"act_order": True})
     save_for_huggingface_upstream(made, None, tmp_path / "hub")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "hub")), logits(made))
+
+
+def test_codes_from_a_table_are_nearer_too(tmp_path):
+    model, head = llama(), {"lm_head": {"weight": {"dtype": "fp32"}}}
+
+    def made_by(algorithm):
+        weight = {"dtype": "nf4", "group_size": 16, "algorithm": algorithm}
+        rules = {"op_type_dict": {".*": {"weight": weight}}, "op_name_dict": head}
+        return fit(model, PostTrainingQuantConfig(approach="weight_only", **rules), calib_dataloader=BATCHES)
+
+    made = made_by("GPTQ")
+    assert error(made, model) < 0.85 * error(made_by("RTN"), model)
+    assert made.model.layers[0].mlp.up_proj.scheme == "nf4-g16"
+    made.save(tmp_path)
+    assert torch.equal(logits(inc_torch.load(tmp_path, llama())), logits(made))
 
 
 def test_later_blocks_are_rounded_for_what_the_earlier_ones_make():

@@ -9,7 +9,7 @@ from torch import nn
 from inc_torch import AccuracyCriterion, PostTrainingQuantConfig, TuningCriterion, load, quantization
 from inc_torch.core.errors import ConfigError, GoalMissedError, InexactWarning
 from inc_torch.export import attached_report
-from inc_torch.quantizers import FloatType, QuantSpec, WeightOnlyScheme, quantize_weights
+from inc_torch.quantizers import FloatType, QuantSpec, WeightOnlyScheme, quantize_weights, weight_only_name
 
 
 def small():
@@ -55,7 +55,11 @@ def test_in_place_it_is_the_same_object():
         ({"dtype": "int"}, WeightOnlyScheme(4, 32)),
         ({"dtype": ["int8"]}, WeightOnlyScheme(8, 32)),
         ({"bits": 3, "group_size": -1, "scheme": "asym", "algorithm": "RTN"}, WeightOnlyScheme(3, -1, symmetric=False)),
-        ({"dtype": ["nf4", "int4"], "algorithm": ["AUTOROUND", "RTN"]}, WeightOnlyScheme(4, 32)),
+        ({"dtype": ["uint8", "int4"], "algorithm": ["AUTOROUND", "RTN"]}, WeightOnlyScheme(4, 32)),
+        ({"dtype": "nf4"}, WeightOnlyScheme(codes="nf4")),
+        ({"dtype": "fp4", "group_size": -1}, WeightOnlyScheme(4, -1, codes="fp4_e2m1_bnb")),
+        ({"dtype": "fp4_e2m1_bnb", "bits": 4}, WeightOnlyScheme(codes="fp4_e2m1_bnb")),
+        ({"dtype": "fp4_e2m1", "scheme": "sym"}, WeightOnlyScheme(codes="fp4_e2m1")),
     ],
 )
 def test_rules_say_bits_groups_and_symmetry(weight, expected):
@@ -96,9 +100,15 @@ def test_the_arguments_of_rounding_count():
             {"weight": {"algorithm": "AUTOROUND"}},
             r"'AUTOROUND': expected one of 'RTN', 'GPTQ', 'AWQ', 'TEQ'. AutoRound is a package of its own",
         ),
-        ({"weight": {"dtype": "nf4"}}, "'nf4': expected one of 'int', 'int4', .* come with a later version"),
+        ({"weight": {"dtype": "nf5"}}, "'nf5': expected one of 'int', 'int4', .* Did you mean 'nf4'?"),
+        ({"weight": {"dtype": "uint8"}}, "'uint8': expected one of .* integers of 2 to 8 bits, or numbers from a tab"),
+        ({"weight": {"dtype": "nf4", "bits": 8}}, r"\['bits'\]=8: expected 4. Codes of dtype 'nf4' have four bits and"),
+        ({"weight": {"dtype": "fp4", "scheme": "asym"}}, r"\['scheme'\]='asym': expected 'sym'.*leave 'scheme' out"),
         ({"weight": {"bits": 1}}, "expected an integer from 2 to 8"),
+        ({"weight": {"bits": 9}}, "expected an integer from 2 to 8"),
+        ({"weight": {"bits": 4.5}}, "expected an integer from 2 to 8"),
         ({"weight": {"group_size": 0}}, "=0: expected -1, which is a whole row, or an integer above 0"),
+        ({"weight": {"group_size": -2}}, "=-2: expected -1, which is a whole row, or an integer above 0"),
         ({"weight": {"scheme": "asymm"}}, "Did you mean 'asym'"),
         ({"op_name_dict": {"0": {"activation": {"dtype": "int8"}}}}, "leaves inputs in float: leave this side"),
         ({"recipes": {"rtn_args": {"group_dim": 0}}}, r"rtn_args'\]\['group_dim'\]=0: expected 1"),
@@ -108,6 +118,27 @@ def test_the_arguments_of_rounding_count():
 def test_what_is_wrong_is_refused_when_the_configuration_is_built(options, message):
     with pytest.raises(ConfigError, match=message):
         config(**options)
+
+
+def test_codes_from_a_table_take_the_place_of_what_an_earlier_rule_says():
+    rules = config({"bits": 8, "scheme": "asym"}, op_name_dict={"0": {"weight": {"dtype": "nf4"}}})
+    quant = rules.to_spec().quant
+    assert quant.treatment_of("0", "Linear") == WeightOnlyScheme(codes="nf4")
+    assert quant.treatment_of("1", "Linear") == WeightOnlyScheme(8, symmetric=False)
+
+
+def test_a_search_sees_each_kind_of_codes_once():
+    weight = {"dtype": ["nf4", "int"], "scheme": ["sym", "asym"], "bits": [4, 8]}
+    found = config(weight).to_spec().quant.choices_of("0", "Linear")
+    labels = [weight_only_name(scheme) for scheme in found]
+    assert labels[0] == "nf4-g32"
+    assert sorted(labels[1:]) == ["w4-g32-asym", "w4-g32-sym", "w8-g32-asym", "w8-g32-sym"]
+
+
+def test_the_report_says_where_a_row_is_shorter_than_a_group():
+    quantized = quantization.fit(small(), config({"group_size": 12}))
+    notes = {row.name: row.notes for row in quantized.report().modules}
+    assert notes == {"0": ("each row of 8 is one group",), "2": ()}
 
 
 def test_a_rule_that_matches_nothing_is_refused():

@@ -30,13 +30,23 @@ from inc_torch.quantizers import (
     quantize_weights,
     rebuild_int8,
 )
-from inc_torch.quantizers._weight_only import codes_in_word, decoded, pack, round_to_nearest, search_clip, unpack
+from inc_torch.quantizers._weight_only import (
+    RoundedWeight,
+    codes_in_word,
+    decoded,
+    pack,
+    round_to_nearest,
+    rounded_values,
+    search_clip,
+    unpack,
+)
 from tests.unit.kernels.needed import needs_processor
 
 _FILE = Path(__file__).parents[2] / "vectors" / "quantization.json"
 VECTORS = json.loads(_FILE.read_text(encoding="utf-8"))["weight_only"]
 WEIGHT = torch.tensor(VECTORS["W"])
-INTEGER_RUNS = [run for run in VECTORS["rtn"] if "data_type" not in run["args"]]
+CODES = {"fp4": "fp4_e2m1_bnb"}
+"""INC's second name of a table."""
 
 
 def run_name(run):
@@ -60,7 +70,7 @@ def quantized(module, *scheme, **fields):
 # ------------------------------------------------------------------------------ what INC was seen to do
 
 
-@pytest.mark.parametrize("run", INTEGER_RUNS, ids=run_name)
+@pytest.mark.parametrize("run", VECTORS["rtn"], ids=run_name)
 def test_codes_scales_and_zero_points_are_those_of_inc(run):
     arguments, integers = run["args"], run["int"]
     scheme = WeightOnlyScheme(
@@ -68,16 +78,17 @@ def test_codes_scales_and_zero_points_are_those_of_inc(run):
         arguments["group_size"],
         symmetric=arguments["scheme"] == "sym",
         full_range=arguments.get("full_range", False),
+        codes=CODES.get(arguments.get("data_type"), "int"),
     )
     codes, scales, zero_points = round_to_nearest(WEIGHT, scheme, arguments.get("quantile", 1.0))
     assert codes.tolist() == integers["int"]
     assert scales.tolist() == integers["scale"]
     assert (zero_points if zero_points is None else zero_points.tolist()) == integers["zp"]
-    assert decoded(codes, scales, zero_points, scheme.group_size).tolist() == run["qdq"]
+    assert rounded_values(RoundedWeight(codes, scales, zero_points), scheme).tolist() == run["qdq"]
 
 
-def test_only_the_runs_with_float_codes_are_left_out():
-    assert len(VECTORS["rtn"]) - len(INTEGER_RUNS) == 1
+def test_the_runs_of_inc_include_one_with_codes_from_a_table():
+    assert [run["args"]["data_type"] for run in VECTORS["rtn"] if "data_type" in run["args"]] == ["fp4"]
 
 
 @pytest.mark.parametrize(("name", "symmetric"), [("sym4", True), ("asym4", False)])
