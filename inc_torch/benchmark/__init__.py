@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from inc_torch.benchmark._cores import Placement, allowed_cpus, physical_cores, place
+from inc_torch.benchmark._cores import Placement, allowed_cpus, cpu_quota, physical_cores, place
 from inc_torch.benchmark._diagnosis import profile_table, write_profile
 from inc_torch.benchmark._raw_command import benchmark_with_raw_cmd
 from inc_torch.benchmark._result import BenchmarkResult, InstanceResult, ModelResult
@@ -53,8 +53,8 @@ def fit(  # noqa: PLR0913  the arguments of INC, and what its files of settings 
     the caller changes: not the model, the config, the environment, or the working directory.
 
     Args:
-        model: A module; a directory of ``manager.save`` or ``save_for_huggingface_upstream``; any Hugging Face directory;
-            or a file of `torch.save` with a ``state_dict``. Nothing that is opened can run code.
+        model: A module; a directory of ``manager.save`` or ``save_for_huggingface_upstream``; any Hugging Face
+            directory; or a file of `torch.save` with a ``state_dict``. Nothing that is opened can run code.
         conf: Warm-up, iterations, instances, cores and threads.
         b_dataloader: Batches: tensors, dicts, tuples of inputs, or ``(input, label)``. Each instance reads them for
             itself. It is read again if ``iteration`` asks for more. Without it, and without ``b_func``, inputs are made
@@ -103,7 +103,8 @@ def fit(  # noqa: PLR0913  the arguments of INC, and what its files of settings 
         _check_device(source, settings)
     placements = _placements(settings, sources, clip=clip)
     scores = _accuracies(sources, b_dataloader, metric)
-    found, profile = [], []
+    found: list[ModelResult] = []
+    profile: list[dict[str, Any]] = []
     for source, score in zip(sources, scores, strict=True):
         diagnosis = settings.diagnosis and not found
         task = MeasureTask(source.model, settings.replace(diagnosis=diagnosis), b_dataloader, b_func, batch_size)
@@ -137,7 +138,7 @@ def _config_of(conf: object, config: object) -> BenchmarkConfig:
 
 def _check_arguments(data: object, function: object, metric: object, batch_size: object) -> None:
     if data is not None and not isinstance(data, Iterable):
-        message = f"benchmark.fit got b_dataloader of type {type(data).__name__}: expected batches, as in a list or DataLoader."
+        message = f"benchmark.fit got b_dataloader of type {type(data).__name__}: expected batches, as in a list."
         raise ConfigTypeError(message)
     if function is not None and not callable(function):
         message = f"benchmark.fit got b_func of type {type(function).__name__}: expected a function of a model."
@@ -163,20 +164,30 @@ def _check_device(source: Source, config: BenchmarkConfig) -> None:
     devices = {tensor.device.type for tensor in [*source.model.parameters(), *source.model.buffers()]}
     if devices - {"cuda"}:
         message = (
-            f"BenchmarkConfig.device={config.device!r}, but {source.name} lies on {', '.join(sorted(devices))}: expected "
-            "it on 'cuda'. Move it there first: model.to('cuda')."
+            f"BenchmarkConfig.device={config.device!r}, but {source.name} lies on {', '.join(sorted(devices))}: "
+            "expected it on 'cuda'. Move it there first: model.to('cuda')."
         )
         raise ConfigError(message)
 
 
 def _placements(config: BenchmarkConfig, sources: list[Source], *, clip: bool) -> tuple[Placement, ...]:
     if can_fork(*(source.model for source in sources)):
-        return place(config, physical_cores(allowed_cpus()), clip=clip)
+        placements = place(config, physical_cores(allowed_cpus()), clip=clip)
+        used, quota = sum(len(placement.cpus) for placement in placements), cpu_quota()
+        if quota is not None and quota < used:
+            message = (
+                f"The instances run on {used} cores, but this container may use the time of {quota:g}: it is stopped "
+                "again and again, which the slowest batches show. Ask for fewer cores, or run with a greater limit."
+            )
+            warn_user(message, InexactWarning)
+        return placements
     if config.num_of_instance > 1:
-        where = "a model on another device than the CPU is" if torch.cuda.is_available() else "on this system a model is"
+        where = (
+            "a model on another device than the CPU is" if torch.cuda.is_available() else "on this system a model is"
+        )
         message = (
-            f"BenchmarkConfig.num_of_instance={config.num_of_instance}: expected 1, as {where} measured in this process. "
-            "Processes of their own need Linux and models on the CPU."
+            f"BenchmarkConfig.num_of_instance={config.num_of_instance}: expected 1, as {where} measured in this "
+            "process. Processes of their own need Linux and models on the CPU."
         )
         if not clip:
             raise ConfigError(message)
@@ -199,9 +210,7 @@ def _accuracies(sources: list[Source], data: Iterable[Any] | None, metric: objec
     placement = Placement(0, tuple(core.cpu for core in cores), len(cores))
     if not can_fork(*(source.model for source in sources)):
         placement = Placement(0, (), None)
-    return [
-        accuracy_of(source, AccuracyTask(source.model, data, measure, reference), placement) for source in sources
-    ]
+    return [accuracy_of(source, AccuracyTask(source.model, data, measure, reference), placement) for source in sources]
 
 
 def _print(result: BenchmarkResult) -> None:

@@ -45,8 +45,8 @@ def advice_on(model: nn.Module, dispatched: Mapping[str, int]) -> list[str]:
     Example:
         >>> pruned = nn.Linear(64, 64)
         >>> _ = pruned.weight.data[:32].zero_()
-        >>> advice_on(pruned, {})[0][:58]
-        "50.0% of the weights of 1 float layer ('') are zeros, whic"
+        >>> advice_on(pruned, {})[0][:52]
+        "50.0% of the weights of 1 float layer ('') are zeros"
     """
     return [*_of_fake_quant(model), *_of_zeros(model), *_of_weight_only(model), *_of_int8(model, dispatched)]
 
@@ -54,7 +54,8 @@ def advice_on(model: nn.Module, dispatched: Mapping[str, int]) -> list[str]:
 def _of_fake_quant(model: nn.Module) -> Iterator[str]:
     names = [name for name, _ in fake_quant_modules(model)]
     # Those of torch.ao, whose classes are not imported for that.
-    names += [name for name, module in model.named_modules() if "FakeQuant" in type(module).__name__ and name not in names]
+    others = [name for name, module in model.named_modules() if "FakeQuant" in type(module).__name__]
+    names += [name for name in others if name not in names]
     if names:
         yield (
             f"Fake-quant is left in {_layers(names)}: rounding is computed beside float, which is slower than float. "
@@ -85,8 +86,8 @@ def _of_weight_only(model: nn.Module) -> Iterator[str]:
     names = [name for name, module in named_layers(model) if isinstance(module, WeightOnlyLinear)]
     if names:
         yield (
-            f"Weights of {_layers(names)} are codes of a few bits that are unpacked in each forward: that saves memory, "
-            "and takes time."
+            f"Weights of {_layers(names)} are codes of a few bits that are unpacked in each forward: that saves "
+            "memory, and takes time."
         )
 
 
@@ -109,8 +110,8 @@ def _of_int8(model: nn.Module, dispatched: Mapping[str, int]) -> Iterator[str]:
     small = [name for name, module in layers.items() if module.qweight.numel() < _SMALL]
     if len(small) > len(layers) / 2:
         yield (
-            f"{len(small)} of {len(layers)} int8 layers have less than {_SMALL} weights: rounding what goes in costs as "
-            "much as the product saves. Leave small layers in float, or give larger batches."
+            f"{len(small)} of {len(layers)} int8 layers have less than {_SMALL} weights: rounding what goes in costs "
+            "as much as the product saves. Leave small layers in float, or give larger batches."
         )
     if dispatched and not any(name.startswith(OWN) for name in dispatched) and not elsewhere:
         if kernels.available():

@@ -65,6 +65,7 @@ def _settle(inherited: Sequence[Connection], crash_log: IO[bytes]) -> None:
     """Depend on the parent, and on nothing else that it has."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = os.getppid()
     with suppress(OSError, AttributeError):

@@ -14,9 +14,10 @@ from inc_torch.config import BenchmarkConfig
 from inc_torch.core.errors import ConfigError, InexactWarning
 from inc_torch.core.user_warning import warn_user
 
-__all__ = ["Core", "Placement", "allowed_cpus", "parse_cpus", "physical_cores", "place"]
+__all__ = ["Core", "Placement", "allowed_cpus", "cpu_quota", "parse_cpus", "physical_cores", "place"]
 
 _SYSTEM: Final = Path("/sys/devices/system")
+_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 @final
@@ -84,6 +85,17 @@ def physical_cores(allowed: Collection[int], system: Path = _SYSTEM) -> tuple[Co
     return tuple(sorted(found.values()))
 
 
+def cpu_quota(file: Path = _QUOTA) -> float | None:
+    """How many cores' worth of time a container may use, whatever it is allowed to run on; None without a limit.
+
+    Example:
+        >>> cpu_quota(Path("nowhere")) is None
+        True
+    """
+    quota, _, period = _text(file).strip().partition(" ")
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
+
+
 def place(config: BenchmarkConfig, cores: Sequence[Core], *, clip: bool) -> tuple[Placement, ...]:
     """Give each instance its own cores, next to each other.
 
@@ -130,7 +142,7 @@ def _numbers(config: BenchmarkConfig, present: int, *, clip: bool) -> tuple[int,
     if not clip:
         message = (
             f"BenchmarkConfig.{found}. Ask for less, such as num_of_instance={fitting[0]} and "
-            f"cores_per_instance={fitting[1]}, or pass clip=True to take what there is."
+            f"cores_per_instance={fitting[1]}, or pass clip=True (--clip) to take what there is."
         )
         raise ConfigError(message)
     warn_user(f"{found}: {fitting[0]} x {fitting[1]} are used, as clip=True says.", InexactWarning)

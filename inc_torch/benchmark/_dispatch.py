@@ -105,7 +105,8 @@ def _profiling(device: str) -> Iterator[list[Any]]:
     """Fill the list with torch's averages, one for each operator, when the block is through."""
     events: list[Any] = []
     if device == "cpu" and hasattr(torch.autograd, "profiler_legacy"):
-        profiler: Any = torch.autograd.profiler_legacy.profile()
+        legacy: Any = torch.autograd.profiler_legacy
+        profiler: Any = legacy.profile()
     else:
         profiler = torch.profiler.profile()
     with profiler:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from inc_torch.core.batches import Inputs, described, output_of
+from inc_torch.core.batches import Inputs, described, on_device, output_of
 from inc_torch.core.errors import ModelError
 from inc_torch.core.names import unwrapped
 
@@ -53,9 +53,7 @@ def made_up_inputs(model: nn.Module, batch_size: int) -> Inputs:
     reason = "no layer says what it takes"
     cause: Exception | None = None
     for made in candidates:
-        inputs = Inputs(
-            tuple(value.to(device) for value in made.args), {name: _moved(made.kwargs[name], device) for name in made.kwargs}
-        )
+        inputs = Inputs(on_device(made.args, device), on_device(dict(made.kwargs), device))
         try:
             output_of(model, inputs)
         except Exception as error:  # noqa: BLE001  the next one may fit
@@ -65,11 +63,6 @@ def made_up_inputs(model: nn.Module, batch_size: int) -> Inputs:
             return inputs
     message = f"No input could be made up for {type(inner).__name__}: {reason}. {_DATA}"
     raise ModelError(message) from cause
-
-
-def _moved(value: Any, device: torch.device) -> torch.Tensor:  # noqa: ANN401  a tensor
-    moved: torch.Tensor = value.to(device)
-    return moved
 
 
 def _is_of_transformers(model: nn.Module) -> bool:
@@ -143,7 +136,7 @@ def _require_one_argument(model: nn.Module) -> None:
     required = [one.name for one in parameters if one.kind in kinds and one.default is one.empty]
     if len(required) > 1:
         message = (
-            f"No input could be made up for {type(model).__name__}: its forward requires {', '.join(required)}, and only "
-            f"models with one input are guessed. {_DATA}"
+            f"No input could be made up for {type(model).__name__}: its forward requires {', '.join(required)}, and "
+            f"only models with one input are guessed. {_DATA}"
         )
         raise ModelError(message)

@@ -28,8 +28,8 @@ _LEFT, _TOP, _RIGHT, _BOTTOM = 56, 64, 380, 268
 _BARS, _BAR_WIDTH, _BAR = 430, 200, 16
 """Left of the bars, their greatest length, and their height."""
 _TICKS: Final = 4
-_MARKS: Final = (50, 90, 99)
-_SHOWN: Final = 99
+_MARKS: Final = (50, 90)
+_SHOWN: Final = 95
 """Times above this percentile are not drawn: one slow batch would flatten the rest."""
 _NAME: Final = 34
 
@@ -68,7 +68,7 @@ def _times(result: BenchmarkResult) -> Iterator[str]:
     top = step * (floor(greatest / step) + 1)
 
     def across(share: float) -> float:
-        return _LEFT + (_RIGHT - _LEFT) * share / 100
+        return _LEFT + (_RIGHT - _LEFT) * share / _SHOWN
 
     def down(milliseconds: float) -> float:
         return _BOTTOM - (_BOTTOM - _TOP) * milliseconds / top
@@ -80,7 +80,7 @@ def _times(result: BenchmarkResult) -> Iterator[str]:
     for share in (0, *_MARKS):
         yield f'<line x1="{across(share):.1f}" x2="{across(share):.1f}" y1="{_TOP}" y2="{_BOTTOM}" stroke="{_LINE}"/>'
         yield _text(across(share), _BOTTOM + 16, f"p{share}" if share else "fastest", anchor="middle")
-    shares = np.linspace(0, _SHOWN, 100)
+    shares = np.linspace(0, _SHOWN, _SHOWN + 1)
     for model, colour in zip(result.models, _COLOURS, strict=False):
         values = 1000 * np.percentile(model.seconds, shares)
         points = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in zip(shares, values, strict=True))

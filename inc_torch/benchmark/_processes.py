@@ -22,8 +22,8 @@ import signal
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -75,7 +75,7 @@ def run_forked(placements: Sequence[Placement], task: Task) -> list[Outcome]:
     instances: list[_Instance] = []
     try:
         for placement in placements:
-            instances.append(_Instance.start(placement, task, instances))
+            _Instance.start(placement, task, instances)
         _attend(instances)
         return [instance.outcome() for instance in instances]
     finally:
@@ -98,21 +98,24 @@ class _Instance:
     is_open: bool = field(default=True)
 
     @classmethod
-    def start(cls, placement: Placement, task: Task, others: Sequence[_Instance]) -> _Instance:
+    def start(cls, placement: Placement, task: Task, others: list[_Instance]) -> None:
+        """Start a process, and put it among the others, so that it is ended with them whatever happens."""
         context = multiprocessing.get_context("fork")
-        own, childs = context.Pipe()
+        own, given = context.Pipe()
         crash_log = tempfile.TemporaryFile()  # noqa: SIM115  closed by end()
         inherited = [own, *(other.pipe for other in others)]
         process = context.Process(
-            target=run_in_child, args=(placement, task, childs, inherited, crash_log), name=f"inc_torch-{placement.index}"
+            target=run_in_child,
+            args=(placement, task, given, inherited, crash_log),
+            name=f"inc_torch-{placement.index}",
         )
-        # Python warns of every fork beside threads, for locks that they may hold. Not `core.user_warning.ignored`: its
-        # own lock would be held in the new process for ever.
-        with warnings.catch_warnings():
+        others.append(cls(placement, process, own, crash_log))
+        # A Ctrl-C comes when the process is known. Python warns of every fork beside threads, for locks that they may
+        # hold; not `core.user_warning.ignored` here, whose own lock would be held in the new process for ever.
+        with _interrupts_later(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
-        childs.close()
-        return cls(placement, process, own, crash_log)
+        given.close()
 
     def listen(self) -> None:
         """Take in what the process has sent, or that it is gone."""
@@ -137,9 +140,12 @@ class _Instance:
         """Leave nothing of it."""
         with suppress(OSError):
             self.pipe.close()
+        if self.process.pid is None:  # it never began
+            self.crash_log.close()
+            return
         if self.found is not None or self.failure is not None:
             self.process.join(_GRACE)
-        if self.process.is_alive() and self.process.pid is not None:
+        if self.process.is_alive():
             # It leads a group of its own, with the workers of a loader that it may have started.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -147,6 +153,15 @@ class _Instance:
         self.process.join()
         self.process.close()
         self.crash_log.close()
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
 def _attend(instances: Sequence[_Instance]) -> None:

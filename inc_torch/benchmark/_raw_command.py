@@ -68,7 +68,8 @@ def benchmark_with_raw_cmd(
         >>> found["throughput"]
         500.0
     """
-    if not isinstance(raw_cmd, str) or not raw_cmd.strip():
+    given: object = raw_cmd
+    if not isinstance(given, str) or not given.strip():
         message = f"benchmark_with_raw_cmd got raw_cmd={raw_cmd!r}: expected a command for the shell."
         raise ConfigTypeError(message)
     settings = conf or config or BenchmarkConfig()
@@ -79,8 +80,8 @@ def benchmark_with_raw_cmd(
     if len(latencies) != len(outputs) or len(throughputs) != len(outputs):
         missing = len(outputs) - min(len(latencies), len(throughputs))
         message = (
-            f"{missing} of {len(outputs)} copies of {raw_cmd!r} printed no line 'Latency: x ms' or no line 'Throughput: "
-            f"x'; expected both. What the last one printed ends with: {outputs[-1][-_TAIL:]!r}."
+            f"{missing} of {len(outputs)} copies of {raw_cmd!r} printed no line 'Latency: x ms' or no line "
+            f"'Throughput: x'; expected both. What the last one printed ends with: {outputs[-1][-_TAIL:]!r}."
         )
         raise ConfigError(message)
     found = {"latency": fmean(latencies), "throughput": sum(throughputs), "instances": float(len(outputs))}
@@ -112,7 +113,9 @@ def _run_all(commands: Sequence[tuple[list[str], Placement]]) -> list[str]:
         processes: list[subprocess.Popen[bytes]] = []
         stack.callback(_end, processes)
         for (words, placement), log in zip(commands, logs, strict=True):
-            environment = os.environ | ({} if placement.threads is None else {"OMP_NUM_THREADS": str(placement.threads)})
+            environment = os.environ | (
+                {} if placement.threads is None else {"OMP_NUM_THREADS": str(placement.threads)}
+            )
             processes.append(
                 subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
             )
@@ -124,8 +127,8 @@ def _run_all(commands: Sequence[tuple[list[str], Placement]]) -> list[str]:
     for code, text in zip(codes, outputs, strict=True):
         if code:
             message = (
-                f"A copy of the command {commands[0][0][-1]!r} ended with exit code {code}: expected 0. What it printed "
-                f"ends with: {text[-_TAIL:]!r}."
+                f"A copy of the command {commands[0][0][-1]!r} ended with exit code {code}: expected 0. What it "
+                f"printed ends with: {text[-_TAIL:]!r}."
             )
             raise ConfigError(message)
     return outputs

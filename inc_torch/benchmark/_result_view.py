@@ -1,4 +1,4 @@
-"""How the result of a benchmark is shown: tables of rich, the same as plain text, CSV, and the lines that INC prints."""
+"""How the result of a benchmark is shown: tables of rich, the same as plain text, CSV, and the lines of INC."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def inc_lines(instance: InstanceResult) -> list[str]:
 
 
 def inc_summary(latency: float, throughput: float) -> list[str]:
-    """The table that INC prints of all instances together.
+    r"""The table that INC prints of all instances together.
 
     Args:
         latency: Seconds of a sample, the mean over instances.
         throughput: Samples in a second, the sum over instances.
 
     Example:
-        >>> print("\\n".join(inc_summary(0.125, 16.0)))
+        >>> print("\n".join(inc_summary(0.125, 16.0)))
         +------------------------------------------------------+
         |        **Multiple Instance Benchmark Summary**       |
         +---------------------------------------+--------------+

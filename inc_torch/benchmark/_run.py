@@ -43,10 +43,7 @@ def measured(
     Raises:
         ModelError: All instances failed.
     """
-    if can_fork(source.model):
-        outcomes = run_forked(placements, task)
-    else:
-        outcomes = [run_here(placements[0], task)]
+    outcomes = run_forked(placements, task) if can_fork(source.model) else [run_here(placements[0], task)]
     _require_one(source, outcomes)
     size = size_of_tensors(source.model)
     found: dict[str, Any] = next(outcome.found for outcome in outcomes if outcome.found is not None)

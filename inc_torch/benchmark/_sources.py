@@ -4,7 +4,7 @@
 |---|---|
 | a module | as it is |
 | a directory of ``manager.save`` | `inc_torch.load` into a copy of ``architecture`` |
-| a Hugging Face directory, or the name of a model on the Hub | `OptimizedModel.from_pretrained` |
+| a Hugging Face directory | `OptimizedModel.from_pretrained` |
 | a file of `torch.save` with a ``state_dict`` | tensors alone are read, into a copy of ``architecture`` |
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 import torch
 from torch import nn
@@ -26,7 +26,6 @@ from inc_torch.core.errors import ArtifactError, ConfigTypeError
 from inc_torch.export import load
 from inc_torch.export._files import ARTIFACT, HUB_CONFIG
 from inc_torch.huggingface import OptimizedModel
-from inc_torch.huggingface._load import is_path
 
 __all__ = ["Source", "open_model"]
 
@@ -52,7 +51,7 @@ def open_model(given: object, architecture: nn.Module | None, argument: str) -> 
     """Return the model that the user named.
 
     Args:
-        given: A module, a path, or a name on the Hub.
+        given: A module, or a path.
         architecture: The float model as the user's code builds it; it is copied, not changed.
         argument: What the user calls it, for messages.
 
@@ -65,31 +64,32 @@ def open_model(given: object, architecture: nn.Module | None, argument: str) -> 
     if not isinstance(given, str | os.PathLike):
         hint = f" {given.__name__} is a class: give an object of it." if isinstance(given, type) else ""
         message = (
-            f"benchmark.fit got {argument} of type {type(given).__name__}: expected a torch.nn.Module, or the path of a "
-            f"saved one.{hint}"
+            f"benchmark.fit got {argument} of type {type(given).__name__}: expected a torch.nn.Module, or the path of "
+            f"a saved one.{hint}"
         )
         raise ConfigTypeError(message)
     path = Path(given)
-    name = path.resolve().name if path.exists() else os.fspath(given)
+    name = path.resolve().name
     if path.is_file():
         return Source(name, _from_file(path, architecture, argument))
     if path.is_dir() and (path / ARTIFACT).is_file() and not (path / HUB_CONFIG).is_file():
         return Source(name, load(path, _copy_of(architecture, path, argument)))
-    if path.is_dir() or (isinstance(given, str) and not is_path(given)):
-        model: nn.Module = OptimizedModel.from_pretrained(os.fspath(given))
+    if path.is_dir():
+        opener: Any = OptimizedModel  # which has no instances, so mypy takes each call of it for the end
+        model: nn.Module = opener.from_pretrained(os.fspath(given))
         return Source(name, model)
     message = (
-        f"{os.fspath(given)!r} does not exist: expected a directory, a file of torch.save, or the name of a model on the "
-        f"Hub. Check the path (it is seen from {os.fspath(Path.cwd())!r})."
+        f"{os.fspath(given)!r} does not exist: expected a directory, or a file of torch.save. Check the path (it is "
+        f"seen from {os.fspath(Path.cwd())!r}). A model on the Hub is opened by OptimizedModel.from_pretrained(name)."
     )
     raise ArtifactError(message)
 
 
-def _copy_of(architecture: nn.Module | None, path: Path, argument: str) -> nn.Module:
+def _copy_of(architecture: object, path: Path, argument: str) -> nn.Module:
     if architecture is None:
         message = (
-            f"{argument}={os.fspath(path)!r} holds tensors, and not the code of the model. Pass architecture=, the float "
-            "model as your code builds it; on the command line --architecture module:function."
+            f"{argument}={os.fspath(path)!r} holds tensors, and not the code of the model. Pass architecture=, the "
+            "float model as your code builds it; on the command line --architecture module:function."
         )
         raise ArtifactError(message)
     if not isinstance(architecture, nn.Module):
@@ -101,8 +101,8 @@ def _copy_of(architecture: nn.Module | None, path: Path, argument: str) -> nn.Mo
 def _from_file(path: Path, architecture: nn.Module | None, argument: str) -> nn.Module:
     if _is_torchscript(path):
         message = (
-            f"{os.fspath(path)!r} is a TorchScript archive, which holds code. If you trust it, open it yourself and pass "
-            "the module: torch.jit.load(path)."
+            f"{os.fspath(path)!r} is a TorchScript archive, which holds code. If you trust it, open it yourself and "
+            "pass the module: torch.jit.load(path)."
         )
         raise ArtifactError(message)
     try:
@@ -110,8 +110,8 @@ def _from_file(path: Path, architecture: nn.Module | None, argument: str) -> nn.
     except Exception as error:
         # Whatever a file holds: torch's reader for weights alone raises many kinds of errors for those of others.
         message = (
-            f"{os.fspath(path)!r} holds more than tensors and plain values, or is damaged; opening it could run code, so "
-            "it is not opened. If you trust it, open it yourself and pass the module: torch.load(path, "
+            f"{os.fspath(path)!r} holds more than tensors and plain values, or is damaged; opening it could run code, "
+            "so it is not opened. If you trust it, open it yourself and pass the module: torch.load(path, "
             "weights_only=False). Better save model.state_dict(), and pass architecture=."
         )
         raise ArtifactError(message) from error
@@ -123,8 +123,8 @@ def _from_file(path: Path, architecture: nn.Module | None, argument: str) -> nn.
         model.load_state_dict(state)
     except RuntimeError as error:
         message = (
-            f"{os.fspath(path)!r} is not a state_dict of {type(model).__name__}: {error}. Pass the architecture that it "
-            "was saved from; a compressed model is saved with manager.save(directory)."
+            f"{os.fspath(path)!r} is not a state_dict of {type(model).__name__}: {error}. Pass the architecture that "
+            "it was saved from; a compressed model is saved with manager.save(directory)."
         )
         raise ArtifactError(message) from error
     return model.eval()

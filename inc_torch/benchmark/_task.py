@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Final, final
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from inc_torch.benchmark._child import Rendezvous
 from inc_torch.benchmark._cores import Placement
@@ -51,7 +53,7 @@ class MeasureTask:
     batch_size: int
 
     def __call__(self, placement: Placement, rendezvous: Rendezvous) -> dict[str, Any]:
-        """Return plain values: ``seconds`` and ``samples`` by iteration, ``growth``, ``kernels``, ``notes`` …"""
+        """Return plain values: seconds and samples by iteration, growth of memory, kernels, notes and others."""
         notes = self._set_interop_threads()
         if placement.spans_nodes:
             _move_to_own_node(self.model)
@@ -92,8 +94,8 @@ class MeasureTask:
             watch.time(lambda inputs=inputs: run(self.model, inputs), _samples(inputs))  # type: ignore[misc]
         if first is None:
             message = (
-                f"The b_dataloader of type {type(self.data).__name__} gave no batch: expected at least one. A generator "
-                "can be read only once; pass a DataLoader or a list."
+                f"The b_dataloader of type {type(self.data).__name__} gave no batch: expected at least one. A "
+                "generator can be read only once; pass a DataLoader or a list."
             )
             raise ConfigError(message)
         return first
@@ -101,7 +103,7 @@ class MeasureTask:
     def _batches(self) -> Iterator[Inputs]:
         """Those of the loader, which is read again where more iterations are asked for than it has batches."""
         done, wanted = 0, self.config.iteration
-        data: Iterable[Any] = () if self.data is None else self.data
+        data: Iterable[Any] = () if self.data is None else _without_workers(self.data)
         while True:
             before = done
             for batch in data:
@@ -162,6 +164,15 @@ class MeasureTask:
         return []
 
 
+def _without_workers(data: Iterable[Any]) -> Iterable[Any]:
+    """The same loader, without the workers that its owner may keep for it: those belong to another process."""
+    if getattr(data, "_iterator", None) is None or not isinstance(data, DataLoader):
+        return data
+    fresh = copy.copy(data)
+    fresh._iterator = None
+    return fresh
+
+
 @contextmanager
 def _calls_timed(model: nn.Module, watch: Stopwatch) -> Iterator[list[Inputs]]:
     """Time each call of ``model``, through a subclass for the while, as hooks would change how some models run."""
@@ -188,7 +199,9 @@ def _samples(inputs: Inputs) -> int:
 
 
 def _shown(inputs: Inputs) -> str:
-    return ", ".join([*map(described, inputs.args), *(f"{name}={described(inputs.kwargs[name])}" for name in inputs.kwargs)])
+    return ", ".join(
+        [*map(described, inputs.args), *(f"{name}={described(inputs.kwargs[name])}" for name in inputs.kwargs)]
+    )
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -24,7 +24,7 @@ class BenchmarkConfig(Config):
         inputs: Names of inputs, without effect for PyTorch.
         outputs: Names of outputs, without effect for PyTorch.
         backend: A label of INC, without effect; the model computes as it does anywhere else.
-        device: ``"cpu"``, or ``"gpu"`` (also ``"cuda"``) for a model that lies there. ``"npu"`` and ``"xpu"`` are INC's.
+        device: ``"cpu"``, or ``"gpu"`` (also ``"cuda"``) for a model that lies there; ``"npu"``, ``"xpu"`` as in INC.
         warmup: Leading iterations that do not count: kernels are chosen, weights packed and memory allocated in them.
         iteration: Batches to run, those of the warm-up included; -1 is one pass over the loader.
         model_name: A label of INC, without effect for PyTorch.
