@@ -23,7 +23,7 @@ import torch
 
 from inc_torch.benchmark._cores import Placement, parse_cpus
 
-__all__ = ["Rendezvous", "run_in_child"]
+__all__ = ["Rendezvous", "run_in_child", "story_of"]
 
 Rendezvous = Callable[[], None]
 """Returns when all instances are ready to begin."""
@@ -92,10 +92,23 @@ def _work(
             torch.set_num_threads(placement.threads)
         found = task(placement, rendezvous)
         told.append({"found": found | {"cpus": _bound_to(), "threads": torch.get_num_threads()}})
-    except BaseException:  # noqa: BLE001  SystemExit of the user's function too is told
-        told.append({"failure": traceback.format_exc()})
+    except BaseException as error:  # noqa: BLE001  SystemExit of the user's function too is told
+        told.append({"failure": story_of(error)})
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def story_of(error: BaseException) -> str:
+    """What went wrong in a line, then the trace.
+
+    Example:
+        >>> print(story_of(ValueError("no")))
+        ValueError: no
+        ValueError: no
+        <BLANKLINE>
+    """
+    headline = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{headline}\n{''.join(traceback.format_exception(error))}"
 
 
 def _bound_to() -> list[int]:

@@ -3,15 +3,19 @@
 A process that was forked shares the memory of its parent, and whatever else the parent holds counts as its own. So what
 is told of a model is the size of its tensors, and by how much running it makes the process grow:
 
-- what stays, such as packed weights, is what anonymous memory has grown by after the warm-up;
-- what comes and goes, such as activations, is how far the peak of the iterations is above that.
+- what stays, such as packed weights, is what anonymous memory has grown by once all iterations are through; pages of
+  libraries that were read for the first time would count otherwise;
+- what comes and goes, such as activations, is how far the peak of one more forward is above that.
 
-Anonymous memory is looked at, as pages of libraries that are read for the first time would count otherwise.
+The allocator of the C library keeps memory that was freed, now more, now less. Before it is looked it has to give that
+back, and for the last forward it has to take large blocks from the system and return them at once. By then nothing is
+timed any more.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,11 @@ _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _RESET_PEAK: Final = "5"
 """What to write there, see proc(5)."""
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
+"""Options of mallopt(3)."""
+_LARGE: Final = 2**16
+"""Bytes from which a block is taken from the system and returned at once."""
 
 
 def size_of_tensors(model: nn.Module) -> int:
@@ -42,46 +51,54 @@ def size_of_tensors(model: nn.Module) -> int:
 @final
 @dataclass(slots=True)
 class MemoryWatch:
-    """Follows the memory of this process, or of a CUDA device, from the start of a measurement.
+    """Follows the memory of a model that is run.
 
     Attributes:
         device: Where the model lies.
         start: Bytes before the first iteration; None where the system does not tell.
-        kept: By how much it had grown after the warm-up.
-        level: Resident bytes then.
     """
 
     device: torch.device
     start: int | None = None
-    kept: int = 0
-    level: int = 0
 
     def begin(self) -> None:
-        """Note where memory is now; freed memory is given back first, as growth into it would not be seen."""
+        """Note where memory is now."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.start = torch.cuda.memory_allocated(self.device)
-            return
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-        self.start = _status("RssAnon")
+        else:
+            _give_back()
+            self.start = _status("RssAnon")
 
-    def warmed_up(self) -> None:
-        """Note what the warm-up left, and forget the peak so far."""
-        if self.device.type == "cuda" or self.start is None:
-            return
-        with suppress(OSError):
-            _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
-        self.kept = max(0, (_status("RssAnon") or 0) - self.start)
-        self.level = _status("VmRSS") or 0
+    def growth(self, run_once: Callable[[], object], *, is_own_process: bool) -> int | None:
+        """Bytes that running the model added at the peak; None where that is not told.
 
-    def growth(self) -> int | None:
-        """Bytes that running the model added at the peak."""
+        Args:
+            run_once: One more forward.
+            is_own_process: Nobody else lives in this process, so its allocator may be set.
+        """
         if self.start is None:
             return None
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device)) - self.start
-        return self.kept + max(0, (_status("VmHWM") or 0) - self.level)
+        if not is_own_process:
+            return None
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL(None)
+            library.mallopt(_MMAP_THRESHOLD, _LARGE)
+            library.mallopt(_TRIM_THRESHOLD, 0)
+        _give_back()
+        with suppress(OSError):
+            _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+        kept, level = _status("RssAnon") or 0, _status("VmRSS") or 0
+        run_once()
+        return max(0, kept - self.start) + max(0, (_status("VmHWM") or 0) - level)
+
+
+def _give_back() -> None:
+    """Let the allocator return what was freed: growth into it would not be seen."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(name: str) -> int | None:

@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import signal
 import tempfile
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,7 +28,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import IO, Any, Final, final
 
-from inc_torch.benchmark._child import Rendezvous, run_in_child
+from inc_torch.benchmark._child import Rendezvous, run_in_child, story_of
 from inc_torch.benchmark._cores import Placement
 
 __all__ = ["Outcome", "run_forked", "run_here"]
@@ -51,7 +50,7 @@ class Outcome:
     Attributes:
         placement: Where it ran.
         found: What its task returned; None if it failed.
-        failure: The trace of what went wrong.
+        failure: What went wrong in a line, then the trace.
     """
 
     placement: Placement
@@ -63,8 +62,8 @@ def run_here(placement: Placement, task: Task) -> Outcome:
     """Do the task in this process."""
     try:
         return Outcome(placement, task(placement, lambda: None))
-    except Exception:  # noqa: BLE001  a failure is part of the result, as it is of a process
-        return Outcome(placement, None, traceback.format_exc())
+    except Exception as error:  # noqa: BLE001  a failure is part of the result, as it is of a process
+        return Outcome(placement, None, story_of(error))
 
 
 def run_forked(placements: Sequence[Placement], task: Task) -> list[Outcome]:

@@ -38,7 +38,7 @@ class InstanceResult:
         seconds: Of each iteration after the warm-up.
         samples: In all these iterations.
         memory: Bytes at the peak: the tensors of the model, and what running it added. None where that is not told.
-        failure: The trace, if the instance failed; then there are no numbers.
+        failure: What went wrong in a line, then the trace; there are no numbers then.
 
     Example:
         >>> instance = InstanceResult(0, (0, 1), 2, 4, (0.010, 0.012, 0.030), 12, None)

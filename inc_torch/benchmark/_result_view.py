@@ -113,6 +113,8 @@ def as_rich(result: BenchmarkResult) -> Group:
     notes: list[Text] = []
     for model in result.models:
         owner = "" if result.compared is None else f"{model.name}: "
+        failures = [(one.index, one.failure) for one in model.instances if one.failure is not None]
+        notes += [Text(f"{owner}instance {index}: {story.splitlines()[0]}", style="red") for index, story in failures]
         notes += [Text(f"{owner}{note}", style="yellow") for note in model.notes]
         if model.modules:
             counted = ", ".join(f"{count} {name}" for name, count in model.modules.items())
@@ -186,8 +188,7 @@ def _instances(result: BenchmarkResult) -> Table:
     for model in result.models:
         for instance in model.instances:
             if instance.failure is not None:
-                last = instance.failure.strip().splitlines()[-1]
-                grid.add_row(Text(model.name), str(instance.index), Text("failed"), "", "", "", Text(last))
+                grid.add_row(Text(model.name), str(instance.index), Text("failed"), "", "", "", "")
                 continue
             cells = (
                 _ranges(instance.cpus),

@@ -83,14 +83,14 @@ def _require_one(source: Source, outcomes: Sequence[Outcome]) -> None:
     if not failed:
         return
     first = failed[0]
-    trace = (first.failure or "").strip()
+    story = (first.failure or "").strip()
     which = f"{len(failed)} of {len(outcomes)} instance{'s' * (len(outcomes) > 1)} of {source.name} failed"
     if len(failed) == len(outcomes):
-        message = f"{which}. What happened in instance {first.placement.index}:\n{trace}"
+        message = f"{which}. What happened in instance {first.placement.index}:\n{story}"
         raise ModelError(message)
     message = (
-        f"{which}; numbers are those of the others. The trace of instance {first.placement.index} ends with: "
-        f"{trace.splitlines()[-1]} All of it is in result.model.instances[{first.placement.index}].failure."
+        f"{which}; numbers are those of the others. Instance {first.placement.index} says: "
+        f"{story.splitlines()[0]}. All of it is in result.model.instances[{first.placement.index}].failure."
     )
     warn_user(message, InexactWarning)
 

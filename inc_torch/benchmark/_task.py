@@ -57,31 +57,31 @@ class MeasureTask:
         notes = self._set_interop_threads()
         if placement.spans_nodes:
             _move_to_own_node(self.model)
+        device = _device_of(self.model)
         with evaluating(self.model), torch.no_grad():
-            first = None if self.function is not None or self.data is not None else self._made_up()
-            memory = MemoryWatch(_device_of(self.model))
+            made_up = self._made_up() if self.function is None and self.data is None else None
+            memory, watch = MemoryWatch(device), Stopwatch(self.config.warmup, rendezvous, device)
             memory.begin()
-
-            def begin() -> None:
-                rendezvous()
-                memory.warmed_up()
-
-            watch = Stopwatch(self.config.warmup, begin, _device_of(self.model))
-            seen = self._time_function(watch) if self.function is not None else self._time_batches(watch, first)
-            growth = memory.growth()
-            is_first = placement.index == 0 and seen is not None
-            return {
+            seen = self._time_function(watch) if self.function is not None else self._time_batches(watch, made_up)
+            found = {
                 "seconds": watch.seconds[watch.left_out() :],
                 "samples": watch.samples[watch.left_out() :],
                 "batch_size": watch.samples[0],
-                "growth": growth,
-                "inputs": "" if seen is None else _shown(seen),
-                "kernels": dispatched_kernels(self.model, seen) if is_first and seen is not None else {},
-                "profile": profile_rows(self.model, seen)
-                if is_first and seen is not None and self.config.diagnosis
-                else [],
                 "notes": [*notes, *self._notes(watch)],
             }
+            return found | self._seen_in_one_forward(seen, memory, placement)
+
+    def _seen_in_one_forward(self, inputs: Inputs | None, memory: MemoryWatch, placement: Placement) -> dict[str, Any]:
+        """What is found when nothing is timed any more."""
+        if inputs is None:
+            return {"growth": None, "inputs": "", "kernels": {}, "profile": []}
+        growth = memory.growth(lambda: run(self.model, inputs), is_own_process=bool(placement.cpus))
+        return {
+            "growth": growth,
+            "inputs": _shown(inputs),
+            "kernels": dispatched_kernels(self.model, inputs),
+            "profile": profile_rows(self.model, inputs) if self.config.diagnosis else [],
+        }
 
     def _made_up(self) -> Inputs:
         return made_up_inputs(self.model, self.batch_size)
