@@ -79,9 +79,9 @@ class TestPlace:
         with pytest.raises(ConfigError) as caught:
             place(BenchmarkConfig(num_of_instance=7, cores_per_instance=4), cores(8), clip=False)
         assert str(caught.value) == (
-            "BenchmarkConfig.num_of_instance=7 with cores_per_instance=4 need 28 physical cores, and this process may use "
-            "8. Ask for less, such as num_of_instance=7 and cores_per_instance=1, or pass clip=True (--clip) to take what "
-            "there is."
+            "BenchmarkConfig.num_of_instance=7 with cores_per_instance=4 need 28 physical cores, and this process may "
+            "use 8. Ask for less, such as num_of_instance=7 and cores_per_instance=1, or pass clip=True (--clip) to "
+            "take what there is."
         )
 
     @pytest.mark.parametrize(

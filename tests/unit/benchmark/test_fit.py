@@ -219,7 +219,7 @@ class TestFailures:
         assert json.loads(result.to_json())["model"]["instances"][0]["failure"] == broken.failure
 
     def test_all_are_an_error_with_the_trace(self):
-        with pytest.raises(ModelError, match="2 of 2 instances of Sequential failed(.|\n)*mat1 and mat2 shapes"):
+        with pytest.raises(ModelError, match=r"2 of 2 instances of Sequential failed(.|\n)*mat1 and mat2 shapes"):
             fit(mlp(), BenchmarkConfig(num_of_instance=2), [torch.ones(2, 3)] * 7)
 
     def test_a_loader_without_batches_is_one(self):
@@ -227,7 +227,7 @@ class TestFailures:
             fit(mlp(), None, [])
 
     def test_a_metric_that_fails_is_one(self):
-        with pytest.raises(ModelError, match="accuracy of Sequential could not be measured:(.|\n)*has no label"):
+        with pytest.raises(ModelError, match=r"accuracy of Sequential could not be measured:(.|\n)*has no label"):
             fit(mlp(), None, [torch.ones(2, 16)] * 7, metric="topk")
 
 
@@ -262,8 +262,8 @@ class TestArguments:
             ),
             (
                 lambda: fit(mlp(), None, iter([torch.ones(2, 16)]), metric="topk"),
-                "benchmark.fit got b_dataloader of type list_iterator, which can be read only once, and a metric: it is read "
-                "for the accuracy and again for the time. Pass a list or a DataLoader.",
+                "benchmark.fit got b_dataloader of type list_iterator, which can be read only once, and a metric: it "
+                "is read for the accuracy and again for the time. Pass a list or a DataLoader.",
             ),
             (
                 lambda: fit(mlp(), BenchmarkConfig(device="gpu")),
@@ -322,7 +322,9 @@ class TestConfig:
             BenchmarkConfig(**options)
 
     def test_a_typo_gets_a_suggestion(self):
-        with pytest.raises(ConfigTypeError, match="no option 'core_per_instance'. Did you mean 'cores_per_instance'?"):
+        with pytest.raises(
+            ConfigTypeError, match=r"no option 'core_per_instance'\. Did you mean 'cores_per_instance'\?"
+        ):
             BenchmarkConfig(core_per_instance=4)
 
     def test_it_goes_through_json(self):

@@ -246,12 +246,12 @@ def repeat(count):
         return {"value": float(model(torch.ones(1, 64)).sum())}
 
     run_forked(placements(2), work)
-    files, memory = len(os.listdir("/proc/self/fd")), resident()
+    files, memory = len(list(Path("/proc/self/fd").iterdir())), resident()
     for _ in range(count):
         run_forked(placements(2), work)
     assert not multiprocessing.active_children()
     assert not children_of(os.getpid())
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
     assert resident() - memory < 8e6
 
 
