@@ -64,7 +64,7 @@ def run_in_child(
 def _settle(inherited: Sequence[Connection], crash_log: IO[bytes]) -> None:
     """Depend on the parent, and on nothing else that it has."""
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that came before the line above too: it was blocked so far
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = os.getppid()

@@ -371,7 +371,8 @@ class TestCallersThings:
     def test_a_loader_with_workers_of_the_parent_gets_its_own(self):
         loader = DataLoader([torch.ones(16)] * 12, batch_size=2, num_workers=1, persistent_workers=True)
         next(iter(loader))
-        assert len(fit(mlp(), BenchmarkConfig(warmup=1), loader)["performance"][2]) == 5
+        found = fit(mlp(), BenchmarkConfig(warmup=1, num_of_instance=2), loader)
+        assert [len(instance.seconds) for instance in found.model.instances] == [5, 5]
         assert len(list(loader)) == 6
 
     def test_threads_of_the_caller_do_no_harm(self):

@@ -225,7 +225,7 @@ def test_after_ctrl_c_no_process_is_left(tmp_path):
     assert len(children) >= 4  # two instances, and a worker of a loader in each
     os.killpg(process.pid, signal.SIGINT)
     assert process.stdout.readline() == "interrupted\n"
-    assert gone(children)
+    assert gone(children, seconds=2)  # sooner than workers of a loader look whether they are still wanted
     assert not children_of(process.pid)
     process.kill()
     process.communicate()
