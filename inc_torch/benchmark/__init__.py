@@ -6,7 +6,6 @@ Linux, the model is measured in the process itself. The user's script is never r
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from inc_torch.benchmark._raw_command import benchmark_with_raw_cmd
 from inc_torch.benchmark._result import BenchmarkResult, InstanceResult, ModelResult
 from inc_torch.benchmark._result_view import inc_lines, inc_summary
 from inc_torch.benchmark._run import AccuracyTask, accuracy_of, can_fork, measured
-from inc_torch.benchmark._sources import Source, open_model
+from inc_torch.benchmark._sources import Source, open_model, told_apart
 from inc_torch.benchmark._task import MeasureTask
 from inc_torch.config import BenchmarkConfig
 from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning, did_you_mean
@@ -98,7 +97,7 @@ def fit(  # noqa: PLR0913  the arguments of INC, and what its files of settings 
     _check_arguments(b_dataloader, b_func, metric, batch_size)
     sources = [open_model(model, architecture, "model")]
     if compare is not None:
-        sources.append(_renamed(open_model(compare, architecture, "compare"), sources[0]))
+        sources = list(told_apart(sources[0], open_model(compare, architecture, "compare")))
     for source in sources:
         _check_device(source, settings)
     placements = _placements(settings, sources, clip=clip)
@@ -149,13 +148,6 @@ def _check_arguments(data: object, function: object, metric: object, batch_size:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         message = f"benchmark.fit got batch_size={batch_size!r}: expected a number of 1 or more."
         raise ConfigError(message)
-
-
-def _renamed(source: Source, other: Source) -> Source:
-    """Two models of one name are told apart."""
-    if source.name != other.name:
-        return source
-    return dataclasses.replace(source, name=f"{source.name} (compared)")
 
 
 def _check_device(source: Source, config: BenchmarkConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,7 @@ from inc_torch.core.evaluation import evaluate
 from inc_torch.core.modes import evaluating
 from inc_torch.core.user_warning import warn_user
 from inc_torch.metric import Measure
+from inc_torch.quantizers import Int8Module
 
 __all__ = ["AccuracyTask", "accuracy_of", "can_fork", "measured"]
 
@@ -43,6 +45,7 @@ def measured(
     Raises:
         ModelError: All instances failed.
     """
+    _import_what_captures(source.model)
     outcomes = run_forked(placements, task) if can_fork(source.model) else [run_here(placements[0], task)]
     _require_one(source, outcomes)
     size = size_of_tensors(source.model)
@@ -60,6 +63,14 @@ def measured(
         notes=tuple(notes),
     )
     return result, found["profile"]
+
+
+def _import_what_captures(model: nn.Module) -> None:
+    """Import what a first forward would import that captures a graph: else it counts as memory of the model."""
+    if any(
+        isinstance(module, Int8Module) or getattr(module, "_compiled_call_impl", None) for module in model.modules()
+    ):
+        importlib.import_module("torch._dynamo")
 
 
 def _instance(outcome: Outcome, size: int) -> InstanceResult:

@@ -15,7 +15,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -26,8 +26,9 @@ from inc_torch.core.errors import ArtifactError, ConfigTypeError
 from inc_torch.export import load
 from inc_torch.export._files import ARTIFACT, HUB_CONFIG
 from inc_torch.huggingface import OptimizedModel
+from inc_torch.quantizers import Int8Module, WeightOnlyLinear
 
-__all__ = ["Source", "open_model"]
+__all__ = ["Source", "open_model", "told_apart"]
 
 _WRAPPED: Final = ("state_dict", "model_state_dict", "model")
 """Under which key checkpoints of training loops keep the weights."""
@@ -83,6 +84,30 @@ def open_model(given: object, architecture: nn.Module | None, argument: str) -> 
         f"seen from {os.fspath(Path.cwd())!r}). A model on the Hub is opened by OptimizedModel.from_pretrained(name)."
     )
     raise ArtifactError(message)
+
+
+def told_apart(first: Source, second: Source) -> tuple[Source, Source]:
+    """The same two, by different names: of two with one name it is added what they compute in.
+
+    Example:
+        >>> pair = told_apart(Source("Net", nn.Linear(2, 2)), Source("Net", nn.Linear(2, 2).bfloat16()))
+        >>> [source.name for source in pair]
+        ['Net (float32)', 'Net (bfloat16)']
+    """
+    if first.name != second.name:
+        return first, second
+    kinds = _kind(first.model), _kind(second.model)
+    if kinds[0] == kinds[1]:
+        return first, replace(second, name=f"{second.name} (compared)")
+    return replace(first, name=f"{first.name} ({kinds[0]})"), replace(second, name=f"{second.name} ({kinds[1]})")
+
+
+def _kind(model: nn.Module) -> str:
+    modules = [module for module in model.modules() if isinstance(module, Int8Module)]
+    if modules:
+        return "weight-only" if all(isinstance(module, WeightOnlyLinear) for module in modules) else "int8"
+    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
+    return str(dtype).removeprefix("torch.")
 
 
 def _copy_of(architecture: object, path: Path, argument: str) -> nn.Module:

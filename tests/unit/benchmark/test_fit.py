@@ -97,6 +97,7 @@ class TestNumbers:
         batches = (torch.ones(2, 16) for _ in range(6))
         result = fit(mlp(), BenchmarkConfig(warmup=1, num_of_instance=2), batches, compare=mlp())
         assert [len(one.seconds) for model in result.models for one in model.instances] == [5] * 4
+        assert [model.name for model in result.models] == ["Sequential", "Sequential (compared)"]
 
     def test_labels_are_left_out_and_dicts_go_by_name(self):
         assert fit(mlp(), None, [(torch.ones(2, 16), torch.tensor([0, 1]))] * 7).model.inputs == "float32 [2, 16]"
@@ -143,7 +144,7 @@ class TestKernels:
         assert result.model.kernels["inc_torch.linear"] == 2
         assert dict(result.compared.kernels) == {"aten::addmm": 2}
         assert dict(result.model.modules) == {"Int8Linear": 2}
-        assert result.compared.name == f"{result.model.name} (compared)"
+        assert [model.name for model in result.models] == ["Sequential (int8)", "Sequential (float32)"]
         assert result.speedup == result.model.throughput / result.compared.throughput
 
     def test_layer_by_layer_it_is_onednn(self):
@@ -351,7 +352,7 @@ class TestCallersThings:
         script.write_text(
             "import torch\n"
             "from torch import nn\n"
-            "from inc_torch import BenchmarkConfig, benchmark\n"
+            "from inc_torch import BenchmarkConfig, PostTrainingQuantConfig, benchmark, quantization\n"
             "print('script')\n"
             "class Own(nn.Module):\n"
             "    def __init__(self):\n"
@@ -362,11 +363,14 @@ class TestCallersThings:
             "for _ in range(2):\n"
             "    result = benchmark.fit(Own(), BenchmarkConfig(num_of_instance=2, iteration=9), quiet=True)\n"
             "    print(len(result['performance'][2]))\n"
+            "model = quantization.fit(Own(), PostTrainingQuantConfig(), calib_dataloader=[torch.ones(1, 4)])\n"
+            "data = [torch.ones(1, 4)] * 9\n"  # so that the graph is captured while memory is watched
+            "print(benchmark.fit(model, BenchmarkConfig(), data, quiet=True).model.memory < 5e6)\n"
         )
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-W", "error", str(script)]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        assert (result.stdout, result.stderr) == ("script\n8\n8\n", "")
+        assert (result.stdout, result.stderr) == ("script\n8\n8\nTrue\n", "")
 
     def test_a_loader_with_workers_of_the_parent_gets_its_own(self):
         loader = DataLoader([torch.ones(16)] * 12, batch_size=2, num_workers=1, persistent_workers=True)
