@@ -25,11 +25,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkProcess
-from typing import IO, Any, Final, final
+from typing import IO, TYPE_CHECKING, Any, Final, final
+
+import torch
 
 from inc_torch.benchmark._child import Rendezvous, run_in_child, story_of
 from inc_torch.benchmark._cores import Placement
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkProcess  # not there on Windows
 
 __all__ = ["Outcome", "run_forked", "run_here"]
 
@@ -59,11 +63,16 @@ class Outcome:
 
 
 def run_here(placement: Placement, task: Task) -> Outcome:
-    """Do the task in this process."""
+    """Do the task in this process, whose threads are as many as before when it is done."""
+    before = torch.get_num_threads()
     try:
-        return Outcome(placement, task(placement, lambda: None))
+        if placement.threads is not None:
+            torch.set_num_threads(placement.threads)
+        return Outcome(placement, task(placement, lambda: None) | {"threads": torch.get_num_threads()})
     except Exception as error:  # noqa: BLE001  a failure is part of the result, as it is of a process
         return Outcome(placement, None, story_of(error))
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_forked(placements: Sequence[Placement], task: Task) -> list[Outcome]:

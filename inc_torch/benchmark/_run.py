@@ -79,8 +79,8 @@ def _instance(outcome: Outcome, size: int) -> InstanceResult:
         return InstanceResult(index, failure=outcome.failure)
     return InstanceResult(
         index=index,
-        cpus=tuple(found.get("cpus", ())) if outcome.placement.cpus else (),
-        threads=found.get("threads", torch.get_num_threads()),
+        cpus=tuple(found["cpus"]) if outcome.placement.cpus else (),
+        threads=found["threads"],
         batch_size=found["batch_size"],
         seconds=tuple(found["seconds"]),
         samples=sum(found["samples"]),

@@ -54,7 +54,7 @@ class MeasureTask:
 
     def __call__(self, placement: Placement, rendezvous: Rendezvous) -> dict[str, Any]:
         """Return plain values: seconds and samples by iteration, growth of memory, kernels, notes and others."""
-        notes = self._set_interop_threads()
+        notes = self._set_interop_threads(is_own_process=bool(placement.cpus))
         if placement.spans_nodes:
             _move_to_own_node(self.model)
         device = _device_of(self.model)
@@ -150,10 +150,12 @@ class MeasureTask:
             )
         return notes
 
-    def _set_interop_threads(self) -> list[str]:
+    def _set_interop_threads(self, *, is_own_process: bool) -> list[str]:
         wanted = self.config.inter_num_of_threads
         if wanted is None or wanted == torch.get_num_interop_threads():
             return []
+        if not is_own_process:
+            return [f"inter_num_of_threads={wanted} has no effect: torch takes it once, and this process is yours."]
         try:
             torch.set_num_interop_threads(wanted)
         except RuntimeError:

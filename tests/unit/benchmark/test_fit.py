@@ -400,6 +400,52 @@ class TestCallersThings:
         assert not set(places) & {tensor.data_ptr() for tensor in model.parameters()}
 
 
+class TestHere:
+    """Where processes cannot be forked the model is measured in this one."""
+
+    @pytest.fixture(autouse=True)
+    def _no_fork(self, monkeypatch):
+        for module in (benchmark, benchmark._run):
+            monkeypatch.setattr(module, "can_fork", lambda *_: False)
+
+    def test_it_is_measured_and_left_as_it_was(self):
+        model, threads, pids = mlp().train(), torch.get_num_threads(), []
+        model.register_forward_hook(lambda *_: pids.append(os.getpid()))
+        config = BenchmarkConfig(warmup=1, intra_num_of_threads=threads + 1, inter_num_of_threads=7)
+        data = [(torch.ones(2, 16), torch.tensor([0, 1]))] * 6
+        found = fit(model, config, data, metric="topk", compare=mlp()).model
+        (instance,) = found.instances
+        assert (len(instance.seconds), instance.cpus, instance.threads, found.memory) == (5, (), threads + 1, None)
+        assert "inter_num_of_threads=7 has no effect" in found.notes[0]
+        assert set(pids) == {os.getpid()}
+        assert (torch.get_num_threads(), model.training) == (threads, True)
+
+    def test_a_function_of_the_user_gets_the_model_itself(self):
+        model, seen = Sleeper(), []
+        fit(
+            model,
+            BenchmarkConfig(warmup=0),
+            b_func=lambda given: seen.append(given is model) or given(torch.zeros(1, 1)),
+        )
+        assert seen == [True]
+        assert type(model) is Sleeper
+
+    def test_several_instances_are_refused(self):
+        with pytest.raises(ConfigError, match=r"num_of_instance=2: expected 1, as .* measured in this process"):
+            fit(mlp(), BenchmarkConfig(num_of_instance=2))
+        with pytest.warns(InexactWarning, match="expected 1"):
+            assert len(fit(mlp(), BenchmarkConfig(num_of_instance=2), clip=True).model.instances) == 1
+
+    def test_a_failure_is_an_error(self):
+        with pytest.raises(ModelError, match=r"1 of 1 instance of Sequential failed(.|\n)*mat1 and mat2"):
+            fit(mlp(), None, [torch.ones(2, 3)])
+
+
+def test_a_model_on_another_device_is_not_forked():
+    assert benchmark._run.can_fork(mlp())
+    assert not benchmark._run.can_fork(mlp(), mlp().to("meta"))
+
+
 def result() -> BenchmarkResult:
     first = InstanceResult(0, (0, 1), 2, 4, (0.010, 0.020, 0.030), 12, 3_000_000)
     second = InstanceResult(1, (2, 3), 2, 4, (0.020, 0.020, 0.020), 12, 4_000_000)

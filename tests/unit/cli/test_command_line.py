@@ -105,7 +105,11 @@ def test_quiet_prints_nothing(models):
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["own_models:biuld"], 2, "MODEL got 'own_models:biuld': 'own_models' has no 'biuld'. Did you mean 'build'?"),
+        (
+            ["own_models:build_"],
+            2,
+            "MODEL got 'own_models:build_': 'own_models' has no 'build_'. Did you mean 'build'?",
+        ),
         (["own_models:number"], 2, "MODEL got 'own_models:number', which gives int: expected a torch.nn.Module."),
         (["no_such_module:build"], 2, "there is no module 'no_such_module'. Install it, or name a file: file.py:name."),
         (["nowhere.py:build"], 2, "there is no such file"),
