@@ -35,6 +35,8 @@ _MMAP_THRESHOLD: Final = -3
 """Options of mallopt(3)."""
 _LARGE: Final = 2**16
 """Bytes from which a block is taken from the system and returned at once."""
+_AT_THE_END: Final = 100_000
+"""Bytes of a block that is never taken from the system by itself, and large enough that freeing it joins blocks."""
 
 
 def size_of_tensors(model: nn.Module) -> int:
@@ -83,16 +85,24 @@ class MemoryWatch:
             return int(torch.cuda.max_memory_allocated(self.device)) - self.start
         if not is_own_process:
             return None
-        with suppress(OSError, AttributeError):
-            library = ctypes.CDLL(None)
-            library.mallopt(_MMAP_THRESHOLD, _LARGE)
-            library.mallopt(_TRIM_THRESHOLD, 0)
+        _keep_nothing()
         _give_back()
         with suppress(OSError):
             _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
         kept, level = _status("RssAnon") or 0, _status("VmRSS") or 0
         run_once()
         return max(0, kept - self.start) + max(0, (_status("VmHWM") or 0) - level)
+
+
+def _keep_nothing() -> None:
+    """Let the allocator return the end of this thread's heap, and from now on all that is freed."""
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.malloc.restype = ctypes.c_void_p
+        library.free.argtypes = [ctypes.c_void_p]
+        library.mallopt(_TRIM_THRESHOLD, 0)
+        library.free(library.malloc(_AT_THE_END))  # it looks at the end of a heap when such a block is freed
+        library.mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def _give_back() -> None:
