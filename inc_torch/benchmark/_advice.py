@@ -67,7 +67,7 @@ def _of_zeros(model: nn.Module) -> Iterator[str]:
     zeros = total = 0
     names = []
     for name, module in named_layers(model):
-        weight = module._parameters.get("weight")
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
         if weight is None or weight.dim() < _MATRIX or weight.is_meta or weight.layout is not torch.strided:
             continue
         own = weight.numel() - int(torch.count_nonzero(weight.detach()))
@@ -125,4 +125,4 @@ def _layers(names: list[str], kind: str = "layer") -> str:
 
 
 def _has_weights(module: nn.Module) -> bool:
-    return any(value is not None for value in [*module._parameters.values(), module._buffers.get("qweight")])
+    return any(True for _ in module.parameters(recurse=False)) or "qweight" in dict(module.named_buffers(recurse=False))

@@ -163,6 +163,20 @@ class TestKernels:
         assert fit(int8, None, batches).model.kernels["inc_torch.linear"] == 2
 
 
+class TestOtherModules:
+    def test_compiled_ones_are_measured_as_what_they_compile(self):
+        compiled = torch.compile(mlp(), backend="eager")
+        model = fit(compiled, None, [torch.ones(2, 16)] * 7).model
+        assert (dict(model.modules), dict(model.kernels)) == ({"Linear": 2}, {"aten::addmm": 2})
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of TorchScript
+    def test_traced_ones_too(self):
+        traced = torch.jit.trace(mlp(), torch.ones(2, 16))
+        model = fit(traced, None, [torch.ones(2, 16)] * 7).model
+        assert len(model.seconds) == 2
+        assert sum(model.modules.values()) == 2
+
+
 class TestUsersFunction:
     def test_each_call_of_the_model_is_an_iteration(self):
         def own(model):
