@@ -15,6 +15,7 @@ from inc_torch import lightning as _lightning
 from inc_torch.callbacks import Callback
 from inc_torch.config import (
     AccuracyCriterion,
+    BenchmarkConfig,
     DistillationConfig,
     IntermediateLayersKnowledgeDistillationLossConfig,
     KnowledgeDistillationLossConfig,
@@ -36,7 +37,7 @@ from inc_torch.huggingface.registration import install as _register_with_transfo
 from inc_torch.training import CompressionManager, prepare_compression
 
 if TYPE_CHECKING:
-    from inc_torch import quantization
+    from inc_torch import benchmark, quantization
 
     # Not in __all__: "import *" has to work without transformers and Lightning.
     from inc_torch.huggingface import INCCallback as INCCallback
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METRICS",
     "AccuracyCriterion",
+    "BenchmarkConfig",
     "Callback",
     "CompressionManager",
     "CompressionReport",
@@ -64,6 +66,7 @@ __all__ = [
     "TuningCriterion",
     "WeightPruningConfig",
     "__version__",
+    "benchmark",
     "load",
     "optimize_for_inference",
     "options",
@@ -79,6 +82,7 @@ __all__ = [
 
 __version__ = "0.1.0.dev0"
 
+_SUBMODULES = ("benchmark", "quantization")
 _LATER = {
     "METRICS": "metric",
     "Metric": "metric",
@@ -92,8 +96,8 @@ _register_with_transformers()
 
 def __getattr__(name: str) -> object:
     """Import what needs an optional package, or is not needed in a training loop, when it is asked for."""
-    if name == "quantization":
-        return importlib.import_module("inc_torch.quantization")
+    if name in _SUBMODULES:
+        return importlib.import_module(f"inc_torch.{name}")
     if name in _LATER:
         return getattr(importlib.import_module(f"inc_torch.{_LATER[name]}"), name)
     if name == "INCCallback":

@@ -7,6 +7,7 @@ through JSON, and ``to_spec`` (``to_specs`` for pruning) turns it into what the 
 from __future__ import annotations
 
 from inc_torch.config._base import Config
+from inc_torch.config._benchmark import BenchmarkConfig
 from inc_torch.config._criteria import AccuracyCriterion, TuningCriterion
 from inc_torch.config._distillation import DistillationConfig
 from inc_torch.config._distillation_losses import (
@@ -32,6 +33,7 @@ from inc_torch.config._readonly import FrozenConfigError
 __all__ = [
     "WRITTEN_OPSET",
     "AccuracyCriterion",
+    "BenchmarkConfig",
     "Config",
     "DistillationConfig",
     "FrozenConfigError",

@@ -22,7 +22,7 @@ from inc_torch.kernels._linear import linear
 from inc_torch.kernels._normalization import layer_norm
 from inc_torch.kernels._packing import PackedWeight, pack_conv, pack_linear
 from inc_torch.kernels._pooling import avg_pool2d, global_avg_pool, max_pool2d
-from inc_torch.kernels._program import JoinedStep, Program, Step
+from inc_torch.kernels._program import JoinedStep, Program, Step, counting_steps
 from inc_torch.kernels._rotation import rotate
 from inc_torch.kernels._rounding import dequantize, dynamic_range, quantize
 from inc_torch.kernels._selection import collect_prefix, count_digits, keep_largest
@@ -50,6 +50,7 @@ __all__ = [
     "collect_prefix",
     "conv2d",
     "count_digits",
+    "counting_steps",
     "dequantize",
     "dynamic_range",
     "gated",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -11,7 +13,7 @@ from inc_torch.core.errors import did_you_mean
 from inc_torch.kernels._checks import OperandError
 from inc_torch.kernels._library import library
 
-__all__ = ["JoinedStep", "Program", "Step"]
+__all__ = ["JoinedStep", "Program", "Step", "counting_steps"]
 
 MANTISSA = 2.0**23
 """What the kernels add to a number to round it: `inc_torch.quantizers._codes`."""
@@ -153,4 +155,28 @@ class Program:
 
     def run(self) -> None:
         """Run all steps."""
+        for counter in _COUNTERS:
+            counter.update(step.kind for step in self.steps)
         self._call(*self._arguments)
+
+
+_COUNTERS: list[Counter[str]] = []
+"""Who counts steps at present."""
+
+
+@contextmanager
+def counting_steps() -> Iterator[Counter[str]]:
+    """Count, by kind, the steps that programs of any thread run in the block.
+
+    Example:
+        >>> with counting_steps() as steps:
+        ...     pass
+        >>> steps
+        Counter()
+    """
+    counter: Counter[str] = Counter()
+    _COUNTERS.append(counter)
+    try:
+        yield counter
+    finally:
+        _COUNTERS[:] = [other for other in _COUNTERS if other is not counter]

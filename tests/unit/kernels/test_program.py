@@ -65,6 +65,22 @@ def test_threads_are_those_that_torch_was_given():
 
 
 @needs_processor
+def test_steps_are_counted_by_kind_while_somebody_counts():
+    grid, values = Grid(0.5, 3), torch.rand(4, 8)
+    middle, output = torch.empty(4, 8, dtype=torch.uint8), torch.empty(4, 8)
+    program = Program([kernels.quantize(values, middle, grid), kernels.dequantize(middle, grid, output)])
+    program.run()
+    with kernels.counting_steps() as outer:
+        program.run()
+        with kernels.counting_steps() as inner:
+            program.run()
+        program.run()
+    program.run()
+    assert dict(outer) == {"quantize": 3, "dequantize": 3}
+    assert dict(inner) == {"quantize": 1, "dequantize": 1}
+
+
+@needs_processor
 def test_steps_run_in_order_and_keep_their_operands_alive():
     values = torch.randn(4, 6)
     middle, output = codes(4, 6), torch.empty(4, 6)
