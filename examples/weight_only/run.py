@@ -68,7 +68,7 @@ def recipes() -> dict[str, PostTrainingQuantConfig]:
 
 @torch.inference_mode()
 def perplexity(model: nn.Module, tokens: torch.Tensor) -> float:
-    """exp of the mean cross entropy of each token given those before it in its window.
+    """The exponential of the mean cross entropy of each token given those before it in its window.
 
     Args:
         model: A causal language model.
@@ -99,7 +99,8 @@ def compare(models: dict[str, nn.Module], test: torch.Tensor, title: str) -> Tab
     prompt = test[:1, :16]
     write = {name: partial(_write, model, prompt) for name, model in models.items()}
     times = in_turns(write, rounds=5, warm_up=1)
-    table = Table(title=title, caption="MB: with the embedding, in float32. ms: for each token that is written, one thread.")
+    caption = "MB: with the embedding, in float32. ms: of each token that is written, one thread."
+    table = Table(title=title, caption=caption)
     table.add_column("weights", no_wrap=True)
     for column in ("perplexity", "to float", "MB", "ms"):
         table.add_column(column, justify="right")
@@ -163,8 +164,9 @@ def main() -> None:
     console.print(f"Rounding, {calibration.numel()} tokens to calibrate with:")
     models = {FLOAT: model, **quantize_all(model, calibration)}
     console.print(compare(models, test, f"{type(model).__name__}, {test.numel()} tokens of other texts"))
-    with tempfile.TemporaryDirectory() as folder:
-        console.print(check_in_fresh_process(models[SAVED], tokenizer, prompt, options.output or Path(folder) / "model"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.output or Path(temporary) / "model"
+        console.print(check_in_fresh_process(models[SAVED], tokenizer, prompt, folder))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from inc_torch.kernels._arguments import FewBitsArguments, Operation
 from inc_torch.kernels._checks import TYPES, check, dense
 from inc_torch.kernels._library import library
+from inc_torch.kernels._program import count_steps
 
 __all__ = ["FewBitsWeight"]
 
@@ -138,3 +139,4 @@ class FewBitsWeight:
     def _call(self, arguments: FewBitsArguments) -> None:
         steps = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         self._run(ctypes.addressof(steps), 1)
+        count_steps([Operation(arguments.operation).name.lower()])

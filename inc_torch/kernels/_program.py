@@ -151,12 +151,12 @@ class Program:
             *(ctypes.addressof(step.arguments) for step in self.steps)
         )
         self._arguments = (ctypes.addressof(self._addresses), len(self.steps))
+        self._kinds = tuple(step.kind for step in self.steps)
         self._call = library().inc_run
 
     def run(self) -> None:
         """Run all steps."""
-        for counter in _COUNTERS:
-            counter.update(step.kind for step in self.steps)
+        count_steps(self._kinds)
         self._call(*self._arguments)
 
 
@@ -164,9 +164,15 @@ _COUNTERS: list[Counter[str]] = []
 """Who counts steps at present."""
 
 
+def count_steps(kinds: Sequence[str]) -> None:
+    """Tell who counts that steps of these kinds run."""
+    for counter in _COUNTERS:
+        counter.update(kinds)
+
+
 @contextmanager
 def counting_steps() -> Iterator[Counter[str]]:
-    """Count, by kind, the steps that programs of any thread run in the block.
+    """Count, by kind, the steps that run in the block, in any thread.
 
     Example:
         >>> with counting_steps() as steps:

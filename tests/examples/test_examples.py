@@ -214,3 +214,12 @@ def test_crops_of_a_photograph(tmp_path, monkeypatch):
     assert left.item() == pytest.approx(0, abs=0.01)
     assert right.item() == pytest.approx(1, abs=0.01)
     assert (grey[0, 0, 112, 112]).item() == pytest.approx(0.5, abs=0.01)  # of the one in the middle
+
+
+def test_weights_of_a_few_bits():
+    output = run(EXAMPLES / "weight_only/run.py", "--quick", "--windows", 8, "--test-windows", 8)
+    names = ["float32", "8 bits, RTN", "4 bits, RTN", "4 bits, nf4", "3 bits, RTN", "3 bits, AWQ", "3 bits, GPTQ"]
+    found = {name: float(cells(output, name)[0]) for name in names}
+    assert abs(found["8 bits, RTN"] / found["float32"] - 1) < 0.01
+    assert all(80 < value < 120 for value in found.values())  # an untrained model knows nothing of 97 tokens
+    assert "A fresh process opened it and wrote the same" in output

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inc_torch import kernels
 from inc_torch.kernels import FewBitsWeight, OperandError
 from inc_torch.quantizers import WeightOnlyScheme, decoded, round_to_nearest
 from inc_torch.quantizers._weight_only import pack
@@ -124,6 +125,29 @@ def test_wrong_operands_are_refused(change, words):
     options.update({name: value for name, value in change.items() if name not in given_all})
     with pytest.raises(OperandError, match=words):
         FewBitsWeight(*given_all.values(), **options)
+
+
+def test_what_runs_is_counted():
+    made, _ = packed(torch.randn(4, 32), WeightOnlyScheme())
+    with kernels.counting_steps() as steps:
+        made.times(torch.randn(2, 32))
+        made.times(torch.randn(2, 32))
+        made.expanded()
+    assert steps == {"few_bits_product": 2, "expand_few_bits": 1}
+
+
+def test_codes_may_stand_for_numbers_of_a_table():
+    codes, table, scales = torch.randint(0, 16, (3, 40)), torch.randn(16), torch.rand(3, 5)
+    made = FewBitsWeight(pack(codes, 4), scales, None, inputs=40, bits=4, group=8, table=table)
+    expected = table[codes] * scales.repeat_interleave(8, dim=1)
+    assert torch.equal(made.expanded(), expected)
+    inputs = torch.randn(2, 40)
+    torch.testing.assert_close(made.times(inputs), inputs @ expected.T)
+    even = FewBitsWeight(pack(codes, 4), scales[:, :2].contiguous(), None, inputs=40, bits=4, group=32, table=table)
+    expected = table[codes] * torch.repeat_interleave(scales[:, :2], torch.tensor([32, 8]), dim=1)
+    torch.testing.assert_close(even.times(inputs), inputs @ expected.T)
+    with pytest.raises(OperandError, match="bits is 8, expected at most 4 with a table"):
+        FewBitsWeight(pack(codes, 8), scales, None, inputs=40, bits=8, group=8, table=table)
 
 
 def test_wrong_inputs_are_refused():
