@@ -42,7 +42,7 @@ _IN_BLOCKS = ("gptq", "awq")
 
 
 def samples_wanted(spec: QuantSpec, model: nn.Module, decisions: Mapping[str, Prepared], usual: int) -> int:
-    """How many samples algorithms are to see; 0 where all modules are rounded to the nearest.
+    """How many samples algorithms are to see, those that a search may choose too; 0 where nothing needs any.
 
     Args:
         spec: What to quantize how.
@@ -50,7 +50,12 @@ def samples_wanted(spec: QuantSpec, model: nn.Module, decisions: Mapping[str, Pr
         decisions: Of ``spec`` on it.
         usual: What those take that have no number of their own.
     """
-    schemes = _wanted(spec, model, decisions).values()
+    schemes = [
+        choice
+        for name, type_name in _decided(model, decisions)
+        for choice in spec.choices_of(name, type_name)
+        if isinstance(choice, WeightOnlyScheme) and choice.algorithm != "rtn"
+    ]
     return max(
         ((scheme.gptq or GptqSettings()).samples if scheme.algorithm == "gptq" else usual for scheme in schemes),
         default=0,
@@ -119,14 +124,19 @@ def _flow(model: nn.Module, wanted: Mapping[str, WeightOnlyScheme], batches: Seq
     return trace_flow(model, lambda model: run(model, inputs), scaled)
 
 
-def _wanted(spec: QuantSpec, model: nn.Module, decisions: Mapping[str, Prepared]) -> dict[str, WeightOnlyScheme]:
-    """The layers that are to be rounded for data, and how."""
+def _decided(model: nn.Module, decisions: Mapping[str, Prepared]) -> list[tuple[str, str]]:
+    """The modules that are quantized, and their classes by name."""
     modules = dict(model.named_modules())
-    treatments = {
-        name: spec.treatment_of(name, plain_class(type(modules[name])).__name__)
+    return [
+        (name, plain_class(type(modules[name])).__name__)
         for name, made in decisions.items()
         if made.scheme is not None and name in modules
-    }
+    ]
+
+
+def _wanted(spec: QuantSpec, model: nn.Module, decisions: Mapping[str, Prepared]) -> dict[str, WeightOnlyScheme]:
+    """The layers that are to be rounded for data, and how."""
+    treatments = {name: spec.treatment_of(name, type_name) for name, type_name in _decided(model, decisions)}
     return {
         name: treatment
         for name, treatment in treatments.items()

@@ -234,3 +234,18 @@ def test_inputs_of_other_types_are_scaled_in_theirs():
     assert layer(inputs.bfloat16()).dtype == torch.bfloat16
     torch.testing.assert_close(layer(inputs.bfloat16()).float(), expected, rtol=0.05, atol=0.05)
     torch.testing.assert_close(expected, (inputs * layer.input_factor) @ layer.weight.T)
+
+
+def test_a_search_chooses_between_algorithms():
+    """AWQ is the second choice, and nothing but it meets the goal."""
+    model = outlying(llama())
+    reference, nearest = logits(model), fit(model, rounding("RTN", op_name_dict=FLOAT_HEAD))
+    limit = 0.9 * error(nearest, model)
+
+    def closeness(candidate):
+        return 1.0 if candidate is model or (logits(candidate) - reference).square().mean() < limit else 0.5
+
+    conf = rounding(["RTN", "AWQ"], op_name_dict=FLOAT_HEAD)
+    made = fit(model, conf, calib_dataloader=BATCHES, eval_func=closeness)
+    assert "AWQ, 1024 tokens" in notes(made)["model.layers.0.mlp.up_proj"]
+    assert error(made, model) < limit
