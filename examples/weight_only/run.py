@@ -39,6 +39,8 @@ FLOAT = "float32"
 SAVED = "4 bits, RTN"
 HEAD_IN_FLOAT = {"lm_head": {"weight": {"dtype": "fp32"}}}
 """The output layer shares its weight with the embedding, which stays in float."""
+IN_ORDER = {"act_order": True, "static_groups": True}
+"""Columns whose inputs are great come first, and keep the groups of their neighbours."""
 console = Console()
 
 
@@ -62,7 +64,7 @@ def recipes() -> dict[str, PostTrainingQuantConfig]:
         "4 bits, nf4": rounding(dtype="nf4"),
         "3 bits, RTN": rounding(**three, algorithm="RTN"),
         "3 bits, AWQ": rounding(**three, algorithm="AWQ"),
-        "3 bits, GPTQ": rounding(**three, algorithm="GPTQ"),
+        "3 bits, GPTQ": rounding(**three, algorithm="GPTQ").replace(recipes={"gptq_args": IN_ORDER}),
     }
 
 

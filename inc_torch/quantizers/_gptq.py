@@ -14,6 +14,8 @@ from inc_torch.quantizers._weight_only import RoundedWeight
 
 __all__ = ["GptqWeight", "round_by_gptq"]
 
+_BLOCK: Final = 128
+"""Columns whose errors are handed on together, at most, unless settings say otherwise."""
 _ATTEMPTS: Final = 8
 """How often the damping is multiplied by ten before a Hessian is given up."""
 
@@ -85,8 +87,9 @@ def round_by_gptq(
     grids: list[_Grid] = []
     group_of = torch.zeros(columns, dtype=torch.int64)
     codes, values = torch.zeros_like(work), torch.zeros_like(work)
-    for begin in range(0, columns, settings.block_size):
-        end = min(begin + settings.block_size, columns)
+    size = settings.block_size or min(length, _BLOCK)
+    for begin in range(0, columns, size):
+        end = min(begin + size, columns)
         block, own = work[:, begin:end].clone(), factor[begin:end, begin:end]
         errors = torch.zeros_like(block)
         for column in range(begin, end):

@@ -76,14 +76,15 @@ class GptqSettings:
     Attributes:
         damping: Share of the Hessian's mean diagonal that is added to it.
         act_order: Take columns by the size of their inputs, the largest first.
-        block_size: Columns whose errors are handed on together; also when grids of groups are fitted.
+        block_size: Columns whose errors are handed on together; a grid is fitted to the weights as they are when its
+            block begins. None is those of a group, at most 128, so that every grid knows all errors before it.
         static_groups: Fit the grids of all groups before anything is rounded.
         samples: How many samples of the calibration data are run.
     """
 
     damping: float = 0.01
     act_order: bool = False
-    block_size: int = 128
+    block_size: int | None = None
     static_groups: bool = False
     samples: int = 128
 

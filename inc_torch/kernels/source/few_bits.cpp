@@ -35,6 +35,13 @@ struct Places {
     }
 };
 
+// Where in a row the next 16 codes are.
+struct Cursor {
+    const int32_t* words;
+    const int32_t* end;
+    int64_t turn = 0;  // of the period
+};
+
 // Codes of rows. WORDS: how many words 16 codes are in, 1, 2 or 4; 0 where they lie otherwise from one 16 to the next.
 template <int WORDS>
 struct Codes {
@@ -46,23 +53,28 @@ struct Codes {
         : places(places), words(ceil_div(count, places.in_word)), word(_mm512_load_si512(places.word[0])),
           shift(_mm512_load_si512(places.shift[0])) {}
 
-    // Codes 16 * chunk to 16 * chunk + 15 in the low bits of the lanes, with others above them; those behind the end of
-    // the row mean nothing.
-    INLINE __m512i at(const Codes& self, const int32_t* row, uint64_t chunk) {
+    // Before the first code of a row.
+    Cursor start(const int32_t* row) const { return {row, row + words}; }
+
+    // The next 16 codes in the low bits of the lanes, with others above them; those behind the end of the row mean
+    // nothing.
+    INLINE __m512i next(const Codes& self, Cursor& cursor) {
         const Places& p = self.places;
-        const uint64_t t = WORDS ? 0 : chunk % p.period;
-        const int64_t first = WORDS ? chunk * WORDS : chunk / p.period * p.words_of_period + p.first_word[t];
-        const int64_t left = std::min<int64_t>(self.words - first, 8);
-        const __m256i near = _mm256_maskz_loadu_epi32(__mmask8((1u << left) - 1), row + first);
-        const __m512i word = WORDS ? self.word : _mm512_load_si512(p.word[t]);
-        const __m512i shift = WORDS ? self.shift : _mm512_load_si512(p.shift[t]);
+        const int32_t* from = cursor.words + (WORDS ? 0 : p.first_word[cursor.turn]);
+        const int64_t left = std::min<int64_t>(cursor.end - from, 8);
+        const __m256i near = _mm256_maskz_loadu_epi32(__mmask8((1u << left) - 1), from);
+        const __m512i word = WORDS ? self.word : _mm512_load_si512(p.word[cursor.turn]);
+        const __m512i shift = WORDS ? self.shift : _mm512_load_si512(p.shift[cursor.turn]);
+        if (WORDS) cursor.words += WORDS;
+        else if (++cursor.turn == p.period) cursor.turn = 0, cursor.words += p.words_of_period;
         return _mm512_srlv_epi32(_mm512_permutexvar_epi32(word, _mm512_castsi256_si512(near)), shift);
     }
 
     // The same where all of the codes are there.
-    INLINE __m512i whole(const Codes& self, const int32_t* row, uint64_t chunk) {
-        if (!WORDS) return at(self, row, chunk);
-        const int32_t* from = row + chunk * WORDS;
+    INLINE __m512i whole(const Codes& self, Cursor& cursor) {
+        if (!WORDS) return next(self, cursor);
+        const int32_t* from = cursor.words;
+        cursor.words += WORDS;
         if (WORDS == 1) return _mm512_srlv_epi32(_mm512_set1_epi32(*from), self.shift);
         const __m128i near = WORDS == 2 ? _mm_loadl_epi64((const __m128i*)from) : _mm_loadu_si128((const __m128i*)from);
         return _mm512_srlv_epi32(_mm512_permutexvar_epi32(self.word, _mm512_castsi128_si512(near)), self.shift);
@@ -116,9 +128,10 @@ struct Kernel {
     template <typename Work>
     INLINE void each_weight(const FewBits& f, const C& codes, const V& values, const Row& row, const Work& work) {
         const bool even = !f.group_of && f.group % 16 == 0;
+        Cursor cursor = codes.start(row.words);
         for (int64_t input = 0; input < f.inputs; input += 16) {
             const __mmask16 mask = lanes(f.inputs - input);
-            const __m512i code = C::at(codes, row.words, uint64_t(input) / 16);
+            const __m512i code = C::next(codes, cursor);
             if (even) {
                 const uint64_t group = uint64_t(input) / uint64_t(f.group);
                 const __m512 value = V::of(values, code, V::prepared(values, _mm512_set1_ps(row.zeros[group])));
@@ -143,7 +156,7 @@ struct Kernel {
     INLINE void multiply_even(const FewBits& f, const C& given, const V& values, const Row& row, const float* input,
                               __m512* totals) {
         const C codes = given;  // in registers
-        const int32_t* words = row.words;
+        Cursor cursor = codes.start(row.words);
         const int64_t inputs = f.inputs, stride = f.input_stride, length = f.group;
         for (int64_t first = 0, group = 0; first < inputs; first += length, ++group) {
             const int64_t last = std::min(inputs, first + length);
@@ -152,12 +165,12 @@ struct Kernel {
             for (int m = 0; m < ROWS; ++m) sums[m] = _mm512_setzero_ps();
             int64_t i = first;
             for (; i + 16 <= last; i += 16) {
-                const __m512 value = V::of(values, C::whole(codes, words, uint64_t(i) / 16), prepared);
+                const __m512 value = V::of(values, C::whole(codes, cursor), prepared);
                 for (int m = 0; m < ROWS; ++m)
                     sums[m] = _mm512_fmadd_ps(value, _mm512_loadu_ps(input + m * stride + i), sums[m]);
             }
             if (i < last) {
-                const __m512 value = V::of(values, C::at(codes, words, uint64_t(i) / 16), prepared);
+                const __m512 value = V::of(values, C::next(codes, cursor), prepared);
                 for (int m = 0; m < ROWS; ++m)
                     sums[m] = _mm512_fmadd_ps(value, load_float(input + m * stride + i, lanes(last - i)), sums[m]);
             }
@@ -194,8 +207,9 @@ struct Kernel {
             const __m512i mask = _mm512_set1_epi32((1 << f.bits) - 1);
             std::vector<float> zeros(f.groups, V::zero(f, 0.0f));
             for (int64_t output = first; output < last; ++output) {
+                Cursor cursor = of_zeros.start(f.zeros + (f.zeros ? output * of_zeros.words : 0));
                 for (int64_t group = 0; f.zeros && group < f.groups; group += 16) {
-                    const __m512i code = C::at(of_zeros, f.zeros + output * of_zeros.words, uint64_t(group) / 16);
+                    const __m512i code = C::next(of_zeros, cursor);
                     const __m512 zero = _mm512_cvtepi32_ps(_mm512_and_si512(code, mask));
                     store_float(zeros.data() + group, _mm512_add_ps(zero, _mm512_set1_ps(V::zero(f, 0.0f))),
                                 lanes(f.groups - group));
