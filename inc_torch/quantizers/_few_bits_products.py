@@ -50,6 +50,7 @@ class FewBitsProducts:
     ) -> None:
         self.source = source
         self._buffers, self._scheme, self._inputs = buffers, scheme, inputs
+        self._native_of: tuple[tuple[int, ...], TorchProduct | None] | None = None
 
     def times(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         """The output of the layer for few rows of inputs; None where floats are faster.
@@ -63,9 +64,12 @@ class FewBitsProducts:
             if not 0 < count <= (_FEW_ROWS if dtype == torch.float32 else _FEW_NARROW_ROWS):
                 return None
             return self._compiled.times(rows.to(torch.float32).contiguous()).to(dtype)
-        if dtype != torch.bfloat16 or not 0 < count <= MOST_ROWS or not allows("torch") or self._native is None:
+        if dtype != torch.bfloat16 or not 0 < count <= MOST_ROWS or not allows("torch"):
             return None
-        product = self._native.times(rows.to(dtype).contiguous())
+        native = self._current_native()
+        if native is None:
+            return None
+        product = native.times(rows.to(dtype).contiguous())
         bias = self._buffers()["bias"]
         return product if bias is None else product + bias.to(dtype)
 
@@ -96,8 +100,15 @@ class FewBitsProducts:
             table=None if scheme.codes == "int" else float_values(torch.arange(_CODES), scheme.codes),
         )
 
-    @cached_property
-    def _native(self) -> TorchProduct | None:
+    def _current_native(self) -> TorchProduct | None:
+        """Torch's product, which is of a copy of the codes, packed again after they were written to."""
+        tensors = [tensor for tensor in self._buffers().values() if tensor is not None]
+        versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+        if self._native_of is None or self._native_of[0] != versions:
+            self._native_of = versions, self._pack_for_torch()
+        return self._native_of[1]
+
+    def _pack_for_torch(self) -> TorchProduct | None:
         buffers, bits = self._buffers(), self._scheme.bits
         if buffers["g_idx"] is not None or self._scheme.codes != "int":
             return None

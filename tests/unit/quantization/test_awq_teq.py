@@ -62,6 +62,15 @@ def test_awq_is_nearer_than_rounding_to_the_nearest(make, scheme, folding, tmp_p
     assert bool(factors) == (not folding)
 
 
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_scales_change_nothing_but_the_rounding(make):
+    """With 8 bits nearly nothing is rounded away, so that any scale that is not taken back would show."""
+    model = outlying(make())
+    made = fit(model, rounding("AWQ", bits=8, op_name_dict=FLOAT_HEAD), calib_dataloader=BATCHES)
+    nearest = fit(model, rounding("RTN", bits=8, op_name_dict=FLOAT_HEAD))
+    assert error(made, model) < error(nearest, model) < 1e-3 * logits(model).var()
+
+
 def test_where_the_scales_of_awq_go():
     model = outlying(llama())
     made = fit(model, rounding("AWQ"), calib_dataloader=BATCHES)

@@ -51,6 +51,37 @@ def test_a_norm_that_feeds_a_layer_absorbs(between):
     assert flow.refused["b"] in ("it did not run", "no norm or layer feeds it directly")
 
 
+PRODUCTS = {
+    "with a number": (lambda net, h: net.a(3 * h), ("a",)),
+    "with a tensor of its own": (lambda net, h: net.a(torch.sigmoid(net.b.weight[0].detach()) * h), ("a",)),
+    "with itself": (lambda net, h: net.a(h * h), None),
+    "with what is more": (lambda net, h: net.a(h[:, None] * torch.ones(1, 2, 1)), None),
+}
+
+
+@pytest.mark.parametrize(("between", "expected"), PRODUCTS.values(), ids=PRODUCTS)
+def test_a_product_follows_its_one_factor(between, expected):
+    found = flow_of(Net(between)).groups.get("norm")
+    assert found == expected
+
+
+def test_a_gated_layer_feeds_the_next_one_through_the_gate():
+    class Gated(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.gate, self.up, self.down, self.act = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4), act
+
+        def forward(self, x):
+            return self.down(self.act(self.gate(x)) * self.up(x))
+
+    assert flow_of(Gated(F.silu)).groups == {"up": ("down",)}
+    # A product of two layers could take a scale from either, and relu hands on that of its own.
+    for act in (F.relu, lambda x: x):
+        flow = flow_of(Gated(act))
+        assert flow.groups == {}
+        assert "aten.mul" in flow.refused["down"] or flow.refused["down"] == "no norm or layer feeds it directly"
+
+
 def test_all_layers_that_read_a_norm_are_one_group():
     assert flow_of(Net(lambda net, h: net.a(h) + net.b(F.relu(h)))).groups == {"norm": ("a", "b")}
 

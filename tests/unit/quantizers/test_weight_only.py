@@ -290,6 +290,36 @@ def test_all_ways_to_multiply_give_the_same(scheme, dtype, tokens, path):
     assert (output - exact).abs().max() <= limit
 
 
+@pytest.mark.parametrize("path", [pytest.param("inc_torch", marks=needs_processor), "torch", "reference"])
+def test_products_follow_what_becomes_of_the_layer(path):
+    layer, other = quantized(linear(16, 32)), quantized(linear(16, 32))
+    inputs = torch.randn(2, 32).bfloat16()
+    with torch.no_grad(), computing_by(path):
+        before = layer(inputs)
+        for tensor in other.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(2)
+        layer.load_state_dict(other.state_dict())
+        torch.testing.assert_close(layer(inputs), 2 * before, rtol=0.02, atol=0.02)
+        layer.scales.mul_(0.5)  # in place
+        layer.bias.mul_(0.5)
+        torch.testing.assert_close(layer(inputs), before, rtol=0.02, atol=0.02)
+        layer.qweight.bitwise_not_()  # of two's complement: -1 - code
+        other.qweight.bitwise_not_()
+        other.scales.mul_(0.5)
+        other.bias.mul_(0.5)
+        torch.testing.assert_close(layer(inputs), other(inputs), rtol=0.02, atol=0.02)
+
+
+def test_torch_multiplies_codes_with_zero_points_precisely():
+    """Offsets of zero points are small numbers, or bfloat16 would lose them."""
+    layer = quantized(linear(48, 96), 2, -1, symmetric=False)
+    inputs = torch.randn(4, 96).bfloat16()
+    exact = inputs.float() @ layer.weight.T + layer.bias
+    with computing_by("torch"):
+        assert (layer(inputs) - exact).norm() < 5e-3 * exact.norm()
+
+
 @needs_processor
 def test_compiled_code_follows_what_becomes_of_the_layer():
     layer, other = quantized(linear()), quantized(linear())
