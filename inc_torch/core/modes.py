@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["evaluating", "without_compiling"]
+__all__ = ["evaluating", "without_cache", "without_compiling"]
 
 
 @contextmanager
@@ -37,6 +38,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             model.train()  # for modules that do more there than to set a flag
         for submodule, training in modes:
             submodule.training = training
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Let models of transformers give back no cache of keys and values, for a while.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes))
+        >>> with without_cache(model):
+        ...     model(torch.tensor([[1, 2]])).past_key_values is None
+        True
+    """
+    configs = {id(config): config for module in model.modules() if hasattr(config := _config_of(module), "use_cache")}
+    before = [(config, config.use_cache) for config in configs.values()]
+    try:
+        for config in configs.values():
+            config.use_cache = False
+        yield
+    finally:
+        for config, value in before:
+            config.use_cache = value
+
+
+def _config_of(module: nn.Module) -> Any:  # noqa: ANN401  of transformers
+    return getattr(module, "config", None)
 
 
 @contextmanager

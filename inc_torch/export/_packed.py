@@ -171,7 +171,10 @@ def _obstacle(layer: WeightOnlyLinear, layout: WordLayout) -> str | None:
     if (reason := layout.reason_against(named_weight_only(layer.scheme))) is not None:
         return f"{reason}: quantize it otherwise, or give use_optimum_format=False"
     if layer._buffers.get("input_factor") is not None:
-        return "its inputs are multiplied with a factor, for which there is no place: have the factors folded"
+        return (
+            "its inputs are multiplied with a factor, for which there is no place: give "
+            "recipes={'awq_args': {'folding': True}} when you quantize"
+        )
     for name in ("scales", "bias"):
         tensor = layer._buffers.get(name)
         if tensor is not None and _is_lost(tensor, layout.scale_dtype):

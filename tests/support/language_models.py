@@ -13,10 +13,10 @@ FLOAT_HEAD = {"lm_head": {"weight": {"dtype": "fp32"}}}
 """The output layer is in no block, and would hide what is in them."""
 
 
-def llama():
+def llama(**sizes):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **sizes)).eval()
+    usual = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(**{"vocab_size": 64, "num_key_value_heads": 2, **usual, **sizes})).eval()
 
 
 def gpt2():

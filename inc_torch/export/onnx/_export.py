@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from inc_torch.config import WRITTEN_OPSET, Torch2ONNXConfig
 from inc_torch.core.batches import Inputs, run, split
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError
-from inc_torch.core.modes import evaluating
+from inc_torch.core.modes import evaluating, without_cache
 from inc_torch.core.names import unwrapped
 from inc_torch.core.optional import require
 from inc_torch.core.user_warning import warn_user
@@ -187,6 +187,7 @@ def _exportable(model: nn.Module) -> Iterator[None]:
     """Have the model consist of operations that ONNX has, as long as the context lasts."""
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
+        stack.enter_context(without_cache(model))  # which has no form in ONNX
         compiled = model.__dict__.pop("_compiled_call_impl", None)
         if compiled is not None:
             stack.callback(model.__dict__.__setitem__, "_compiled_call_impl", compiled)

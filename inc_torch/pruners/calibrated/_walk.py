@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning, listed
-from inc_torch.core.modes import evaluating, without_compiling
+from inc_torch.core.modes import evaluating, without_cache, without_compiling
 from inc_torch.core.names import unwrapped
 from inc_torch.core.progress import with_progress
 from inc_torch.core.report import CompressionReport, Finding
@@ -91,6 +91,7 @@ def prune_by_blocks(
         stack.enter_context(evaluating(model))
         stack.enter_context(without_compiling())
         stack.enter_context(_one_by_one(model))
+        stack.enter_context(without_cache(model))  # a block that runs twice would find its own keys in it
         if place is not None and low_mem_usage is False:
             stack.enter_context(moved(model, place))
             place = None
@@ -165,14 +166,9 @@ def moved(module: nn.Module, device: torch.device | None) -> Iterator[None]:
 
 @contextmanager
 def _one_by_one(model: nn.Module) -> Iterator[None]:
-    """Have the model call its modules one by one, and give them no cache of keys and values, for a while.
-
-    A block that runs twice would find its own keys in a cache. Torch's encoder may pass its layers by.
-    """
+    """Have the model call its modules one by one, for a while: torch's encoder may pass its layers by."""
     settings: list[tuple[object, str, object]] = []
     for module in model.modules():
-        if hasattr(getattr(module, "config", None), "use_cache"):
-            settings.append((module.config, "use_cache", False))
         if isinstance(module, nn.TransformerEncoderLayer):
             settings.append((module, "activation_relu_or_gelu", 0))
         if isinstance(module, nn.TransformerEncoder):

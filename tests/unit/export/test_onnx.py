@@ -262,3 +262,20 @@ def test_an_older_set_of_operators_is_not_written_in_silence(tmp_path):
     assert made.opset_version == 18
     assert "opset_version=14: the file has 18" in str(told[0].message)
     assert "recipe has no effect" in str(told[1].message)
+
+
+def test_a_language_model_is_written_without_its_cache_and_with_the_factors_of_awq(tmp_path):
+    from tests.support.language_models import BATCHES, llama, rounding
+
+    model = llama()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if "norm" in name:
+                module.weight[::11] *= 15
+    made = fit(model, rounding("AWQ", bits=4), calib_dataloader=BATCHES)
+    assert any(getattr(module, "input_factor", None) is not None for module in made.modules())
+    ids = BATCHES[0]["input_ids"]
+    made.export(tmp_path / "model.onnx", Torch2ONNXConfig(dtype="int8", example_inputs={"input_ids": ids}))
+    assert made.config.use_cache
+    (found,) = _run(tmp_path / "model.onnx", input_ids=ids)
+    torch.testing.assert_close(found, made(ids).logits.detach(), rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import inc_torch
 from inc_torch import save_for_huggingface_upstream
 from inc_torch.core.errors import ConfigError, InexactWarning, ModelError
+from inc_torch.huggingface import OptimizedModel
 from inc_torch.quantization import fit
 from inc_torch.quantizers import WeightOnlyLinear
 from tests.support.language_models import BATCHES, FLOAT_HEAD, error, gpt2, llama, logits, rounding
@@ -243,6 +244,17 @@ def test_inputs_of_other_types_are_scaled_in_theirs():
     assert layer(inputs.bfloat16()).dtype == torch.bfloat16
     torch.testing.assert_close(layer(inputs.bfloat16()).float(), expected, rtol=0.05, atol=0.05)
     torch.testing.assert_close(expected, (inputs * layer.input_factor) @ layer.weight.T)
+
+
+def test_folded_models_are_packed_for_others_and_those_with_factors_are_refused(tmp_path):
+    model = outlying(llama(num_key_value_heads=4))
+    folded = rounding("AWQ", bits=4, group=32, op_name_dict=FLOAT_HEAD, recipes={"awq_args": {"folding": True}})
+    made = fit(model, folded, calib_dataloader=BATCHES)
+    save_for_huggingface_upstream(made, None, tmp_path, quant_method="gptq")
+    torch.testing.assert_close(logits(OptimizedModel.from_pretrained(tmp_path)), logits(made), rtol=0, atol=5e-3)
+    own = fit(model, rounding("AWQ", bits=4, group=32, op_name_dict=FLOAT_HEAD), calib_dataloader=BATCHES)
+    with pytest.raises(ModelError, match=r"o_proj'.*multiplied with a factor.*'folding': True"):
+        own.export_compressed_model()
 
 
 def test_a_search_chooses_between_algorithms():
