@@ -34,7 +34,8 @@ WORKERS := -n logical --maxprocesses 4
 # Left out of the fast tests: what runs whole programs, and takes minutes together.
 WHOLE := tests/docs/test_pages.py $(addprefix tests/unit/tuning/test_,search.py study.py) $(addprefix tests/unit/huggingface/test_, \
 	round_trip.py generation.py refusals.py schemes.py without_import.py) $(addprefix tests/unit/quantization/test_, \
-	contract.py gptq.py matrix.py) tests/unit/export/test_onnx.py tests/unit/pipeline $(addprefix tests/unit/inference/test_,generation.py optimize.py passes.py) \
+	awq_teq.py contract.py gptq.py matrix.py) $(addprefix tests/unit/export/test_,onnx.py packed.py) \
+	tests/unit/benchmark/test_instances.py tests/unit/huggingface/test_gptq_directories.py tests/unit/pipeline $(addprefix tests/unit/inference/test_,generation.py optimize.py passes.py) \
 	$(addprefix tests/unit/quantizers/fx/test_,families.py converted.py)
 FAST := $(wildcard tests/unit tests/contracts tests/architecture tests/docs) $(addprefix --ignore=,$(WHOLE))
 
@@ -124,7 +125,7 @@ demo-tuning: $(PHOTOS) ## Search for int8 models that answer as the float ones d
 	@$(BIN)/python examples/tuning/run.py photos
 
 .PHONY: demo-weight-only
-demo-weight-only: $(BROWN) ## Round a real language model to a few bits, by several algorithms (a quarter of an hour)
+demo-weight-only: $(BROWN) ## Round a real language model to a few bits, by several algorithms (a quarter of an hour; needs npm)
 	@$(BIN)/python examples/weight_only/run.py
 
 .PHONY: demo-distributed
