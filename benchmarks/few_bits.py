@@ -81,7 +81,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     table = Table(title="Linear layers, one thread: times faster than in float")
-    for column in ("out x in", "weights", "dtype", "rows", "float, ms", *PATHS):
+    for column in ("out, in", "weights", "dtype", "rows", "float, ms", *PATHS):
         table.add_column(column, justify="left" if column in {"weights", "dtype"} else "right")
     for shape in SHAPES[: 1 if options.quick else None]:
         for name, scheme in SCHEMES.items():
@@ -89,7 +89,7 @@ def main() -> None:
                 for rows in ROWS[: 2 if options.quick else None]:
                     cells = measured(shape, scheme, dtype, rows, options.rounds)
                     kind = str(dtype).removeprefix("torch.")
-                    table.add_row(f"{shape[0]} x {shape[1]}", name, kind, str(rows), *cells)
+                    table.add_row(f"{shape[0]}x{shape[1]}", name, kind, str(rows), *cells)
     Console().print(table)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from inc_torch.core.errors import CalibrationError, ConfigError, InexactWarning, ModelError
 from inc_torch.core.report import Finding
 from inc_torch.pruners import parse_pattern
-from inc_torch.pruners.calibrated import Wanda, prune_by_blocks, prune_sparse_gpt, prune_wanda
+from inc_torch.pruners.calibrated import Technique, Wanda, prune_by_blocks, prune_sparse_gpt, prune_wanda
 from tests.unit.pruners.calibrated.models import (
     BLOCKS,
     MODELS,
@@ -41,7 +41,7 @@ class Inputs:
 
 
 @dataclass
-class Spy:
+class Spy(Technique):
     """Keeps what layers were given, and halves the weights of the first ``halved`` layers that come."""
 
     halved: int = 0
