@@ -13,7 +13,14 @@ from inc_torch import kernels
 from inc_torch.benchmark._dispatch import OWN, is_low_precision
 from inc_torch.core.errors import listed
 from inc_torch.core.names import named_layers
-from inc_torch.quantizers import Int8Embedding, Int8Module, WeightOnlyLinear, fake_quant_modules
+from inc_torch.quantizers import (
+    Int8DynamicLinear,
+    Int8Embedding,
+    Int8Linear,
+    Int8Module,
+    WeightOnlyLinear,
+    fake_quant_modules,
+)
 
 __all__ = ["advice_on", "count_classes"]
 
@@ -48,7 +55,12 @@ def advice_on(model: nn.Module, dispatched: Mapping[str, int]) -> list[str]:
         >>> advice_on(pruned, {})[0][:52]
         "50.0% of the weights of 1 float layer ('') are zeros"
     """
-    return [*_of_fake_quant(model), *_of_zeros(model), *_of_weight_only(model), *_of_int8(model, dispatched)]
+    return [
+        *_of_fake_quant(model),
+        *_of_zeros(model),
+        *_of_weight_only(model, dispatched),
+        *_of_int8(model, dispatched),
+    ]
 
 
 def _of_fake_quant(model: nn.Module) -> Iterator[str]:
@@ -82,12 +94,12 @@ def _of_zeros(model: nn.Module) -> Iterator[str]:
         )
 
 
-def _of_weight_only(model: nn.Module) -> Iterator[str]:
+def _of_weight_only(model: nn.Module, dispatched: Mapping[str, int]) -> Iterator[str]:
     names = [name for name, module in named_layers(model) if isinstance(module, WeightOnlyLinear)]
-    if names:
+    if names and not any(map(is_low_precision, dispatched)):
         yield (
             f"Weights of {_layers(names)} are codes of a few bits that are unpacked in each forward: that saves "
-            "memory, and takes time."
+            "memory, and takes time. Only few rows of inputs are multiplied with codes, as when a text is written."
         )
 
 
@@ -99,10 +111,16 @@ def _of_int8(model: nn.Module, dispatched: Mapping[str, int]) -> Iterator[str]:
     }
     if not layers:
         return
-    elsewhere = [name for name, module in layers.items() if module.qweight.device.type != "cpu"]
+    # On GPUs linear layers have a product of codes.
+    elsewhere = [
+        name
+        for name, module in layers.items()
+        if module.qweight.device.type != "cpu"
+        and not (module.qweight.is_cuda and isinstance(module, Int8Linear | Int8DynamicLinear))
+    ]
     without = {name: module.kernel for name, module in layers.items() if module.kernel.startswith("float")}
     if elsewhere:
-        yield f"{_layers(elsewhere)} on a device without int8 kernels compute in float from codes: int8 is for the CPU."
+        yield f"{_layers(elsewhere)} on a device without int8 kernels for them compute in float from codes."
     elif without:
         yield f"{_layers(list(without))} compute in float: {next(iter(without.values()))}."
     elif dispatched and not any(map(is_low_precision, dispatched)):

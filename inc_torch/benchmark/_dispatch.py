@@ -24,7 +24,8 @@ OWN: Final = "inc_torch."
 """What names of this package's kernels begin with."""
 
 _LOW: Final = re.compile(
-    r"qlinear|qconv|qadd|qmul|quantized::|_int_mm|int8pack_mm|int4pack_mm|_scaled_mm|fbgemm|^inc_torch\.(linear|conv2d)$"
+    r"qlinear|qconv|qadd|qmul|quantized::|_int_mm|int8pack_mm|int4pack_mm|_scaled_mm|fbgemm"
+    r"|^inc_torch\.(linear|conv2d|few_bits_product)$"
 )
 _PRODUCTS: Final = re.compile(
     r"^aten::(addmm|mm|bmm|baddbmm|addbmm|addmv|mv|dot|_int_mm|_scaled_mm|_addmm_activation|_weight_int\w+"

@@ -140,6 +140,7 @@ class TestAdvice:
         model = quantization.fit(nn.Sequential(linear()), PostTrainingQuantConfig(approach="weight_only"))
         (note,) = advice_on(model, {"aten::addmm": 1})
         assert note.startswith("Weights of 1 layer ('0') are codes of a few bits that are unpacked in each forward")
+        assert advice_on(model, {"inc_torch.few_bits_product": 1}) == []
 
     def test_small_int8_layers(self):
         notes = advice_on(int8(32), {"inc_torch.linear": 1})
