@@ -48,10 +48,15 @@ struct Codes {
     const Places& places;
     const int64_t words;
     const __m512i word, shift;
+    __m512i turned;  // the shifts of `scattered`
 
-    Codes(const Places& places, int64_t count)
+    Codes(const Places& places, int64_t count, int64_t bits)
         : places(places), words(ceil_div(count, places.in_word)), word(_mm512_load_si512(places.word[0])),
-          shift(_mm512_load_si512(places.shift[0])) {}
+          shift(_mm512_load_si512(places.shift[0])) {
+        alignas(64) int32_t shifts[16];
+        for (int32_t lane = 0; lane < 16; ++lane) shifts[lane] = int32_t((WORDS ? lane / WORDS : 0) * bits);
+        turned = _mm512_load_si512(shifts);
+    }
 
     // Before the first code of a row.
     Cursor start(const int32_t* row) const { return {row, row + words}; }
@@ -70,14 +75,29 @@ struct Codes {
         return _mm512_srlv_epi32(_mm512_permutexvar_epi32(word, _mm512_castsi256_si512(near)), shift);
     }
 
-    // The same where all of the codes are there.
-    INLINE __m512i whole(const Codes& self, Cursor& cursor) {
+    // The next 16 codes in the order of `arrange`: words go to all lanes, which takes no permutation. ALL: they are there.
+    template <bool ALL>
+    INLINE __m512i scattered(const Codes& self, Cursor& cursor) {
         if (!WORDS) return next(self, cursor);
         const int32_t* from = cursor.words;
         cursor.words += WORDS;
-        if (WORDS == 1) return _mm512_srlv_epi32(_mm512_set1_epi32(*from), self.shift);
-        const __m128i near = WORDS == 2 ? _mm_loadl_epi64((const __m128i*)from) : _mm_loadu_si128((const __m128i*)from);
-        return _mm512_srlv_epi32(_mm512_permutexvar_epi32(self.word, _mm512_castsi128_si512(near)), self.shift);
+        if (WORDS == 1) return _mm512_srlv_epi32(_mm512_set1_epi32(*from), self.turned);
+        const int64_t left = std::min<int64_t>(cursor.end - from, 4);
+        const __m128i near = !ALL          ? _mm_maskz_loadu_epi32(__mmask8((1u << left) - 1), from)
+                             : WORDS == 4 ? _mm_loadu_si128((const __m128i*)from)
+                                          : _mm_loadl_epi64((const __m128i*)from);
+        const __m512i spread = WORDS == 2 ? _mm512_broadcastq_epi64(near) : _mm512_broadcast_i32x4(near);
+        return _mm512_srlv_epi32(spread, self.turned);
+    }
+
+    // Inputs in the order of `scattered`, 16 by 16, with zeros behind the end.
+    static void arrange(const Places& p, const float* from, int64_t count, float* to) {
+        alignas(64) int32_t order[16];
+        for (int32_t lane = 0; lane < 16; ++lane)
+            order[lane] = WORDS ? lane % WORDS * int32_t(p.in_word) + lane / WORDS : lane;
+        const __m512i index = _mm512_load_si512(order);
+        for (int64_t i = 0; i < count; i += 16)
+            _mm512_storeu_ps(to + i, _mm512_permutexvar_ps(index, load_float(from + i, lanes(count - i))));
     }
 };
 
@@ -127,7 +147,7 @@ struct Kernel {
     // Calls work(first input, mask, 16 weights) for all inputs of a row.
     template <typename Work>
     INLINE void each_weight(const FewBits& f, const C& codes, const V& values, const Row& row, const Work& work) {
-        const bool even = !f.group_of && f.group % 16 == 0;
+        const bool even = is_even(f);
         Cursor cursor = codes.start(row.words);
         for (int64_t input = 0; input < f.inputs; input += 16) {
             const __mmask16 mask = lanes(f.inputs - input);
@@ -151,13 +171,16 @@ struct Kernel {
         }
     }
 
-    // ROWS rows of inputs with one output, where 16 inputs in a row share a scale: sums are multiplied with it.
+    // Whether 16 inputs in a row share a scale.
+    static bool is_even(const FewBits& f) { return !f.group_of && f.group % 16 == 0; }
+
+    // ROWS rows of arranged inputs with one output: sums of what shares a scale are multiplied with it.
     template <int ROWS>
     INLINE void multiply_even(const FewBits& f, const C& given, const V& values, const Row& row, const float* input,
-                              __m512* totals) {
+                              int64_t stride, __m512* totals) {
         const C codes = given;  // in registers
         Cursor cursor = codes.start(row.words);
-        const int64_t inputs = f.inputs, stride = f.input_stride, length = f.group;
+        const int64_t inputs = f.inputs, length = f.group;
         for (int64_t first = 0, group = 0; first < inputs; first += length, ++group) {
             const int64_t last = std::min(inputs, first + length);
             const __m512 prepared = V::prepared(values, _mm512_set1_ps(row.zeros[group]));
@@ -165,33 +188,38 @@ struct Kernel {
             for (int m = 0; m < ROWS; ++m) sums[m] = _mm512_setzero_ps();
             int64_t i = first;
             for (; i + 16 <= last; i += 16) {
-                const __m512 value = V::of(values, C::whole(codes, cursor), prepared);
+                const __m512 value = V::of(values, C::template scattered<true>(codes, cursor), prepared);
                 for (int m = 0; m < ROWS; ++m)
                     sums[m] = _mm512_fmadd_ps(value, _mm512_loadu_ps(input + m * stride + i), sums[m]);
             }
             if (i < last) {
-                const __m512 value = V::of(values, C::next(codes, cursor), prepared);
+                const __m512 value = V::of(values, C::template scattered<false>(codes, cursor), prepared);
                 for (int m = 0; m < ROWS; ++m)
-                    sums[m] = _mm512_fmadd_ps(value, load_float(input + m * stride + i, lanes(last - i)), sums[m]);
+                    sums[m] = _mm512_fmadd_ps(value, _mm512_loadu_ps(input + m * stride + i), sums[m]);
             }
             const __m512 scale = _mm512_set1_ps(row.scales[group]);
             for (int m = 0; m < ROWS; ++m) totals[m] = _mm512_fmadd_ps(sums[m], scale, totals[m]);
         }
     }
 
+    // The same where they may share none, on inputs as they are.
     template <int ROWS>
-    static void multiply(const FewBits& f, const C& codes, const V& values, const Row& row, int64_t first) {
-        const float* input = f.input + first * f.input_stride;
+    INLINE void multiply_uneven(const FewBits& f, const C& codes, const V& values, const Row& row, const float* input,
+                                int64_t stride, __m512* totals) {
+        each_weight(f, codes, values, row, [&](int64_t i, __mmask16 mask, __m512 weight) {
+            for (int m = 0; m < ROWS; ++m)
+                totals[m] = _mm512_fmadd_ps(weight, load_float(input + m * stride + i, mask), totals[m]);
+        });
+    }
+
+    template <int ROWS>
+    static void multiply(const FewBits& f, const C& codes, const V& values, const Row& row, const float* inputs,
+                         int64_t stride, int64_t first) {
+        const float* input = inputs + first * stride;
         __m512 totals[ROWS];
         for (int m = 0; m < ROWS; ++m) totals[m] = _mm512_setzero_ps();
-        if (!f.group_of && f.group % 16 == 0) {
-            multiply_even<ROWS>(f, codes, values, row, input, totals);
-        } else {
-            each_weight(f, codes, values, row, [&](int64_t i, __mmask16 mask, __m512 weight) {
-                for (int m = 0; m < ROWS; ++m)
-                    totals[m] = _mm512_fmadd_ps(weight, load_float(input + m * f.input_stride + i, mask), totals[m]);
-            });
-        }
+        if (is_even(f)) multiply_even<ROWS>(f, codes, values, row, input, stride, totals);
+        else multiply_uneven<ROWS>(f, codes, values, row, input, stride, totals);
         const float bias = f.bias ? f.bias[row.output] : 0.0f;
         for (int m = 0; m < ROWS; ++m)
             ((float*)f.output)[(first + m) * f.output_stride + row.output] = _mm512_reduce_add_ps(totals[m]) + bias;
@@ -202,7 +230,7 @@ struct Kernel {
     static void each_row(const FewBits& f, const Work& work) {
         const Places places(f.bits);
         parallel(f.outputs, f.outputs * f.inputs, [&](int64_t first, int64_t last) {
-            const C codes(places, f.inputs), of_zeros(places, f.groups);
+            const C codes(places, f.inputs, f.bits), of_zeros(places, f.groups, f.bits);
             const V values(f);
             const __m512i mask = _mm512_set1_epi32((1 << f.bits) - 1);
             std::vector<float> zeros(f.groups, V::zero(f, 0.0f));
@@ -221,12 +249,23 @@ struct Kernel {
     }
 
     static void product(const FewBits& f) {
+        const Places places(f.bits);
+        const float* inputs = f.input;
+        int64_t stride = f.input_stride;
+        std::vector<float> arranged;
+        if (is_even(f)) {
+            stride = ceil_div(f.inputs, 16) * 16;
+            arranged.resize(f.rows * stride);
+            for (int64_t m = 0; m < f.rows; ++m)
+                C::arrange(places, f.input + m * f.input_stride, f.inputs, arranged.data() + m * stride);
+            inputs = arranged.data();
+        }
         each_row(f, [&](const C& codes, const V& values, const Row& row) {
             int64_t m = 0;
-            for (; m + 8 <= f.rows; m += 8) multiply<8>(f, codes, values, row, m);
-            if (m + 4 <= f.rows) multiply<4>(f, codes, values, row, m), m += 4;
-            if (m + 2 <= f.rows) multiply<2>(f, codes, values, row, m), m += 2;
-            if (m < f.rows) multiply<1>(f, codes, values, row, m);
+            for (; m + 8 <= f.rows; m += 8) multiply<8>(f, codes, values, row, inputs, stride, m);
+            if (m + 4 <= f.rows) multiply<4>(f, codes, values, row, inputs, stride, m), m += 4;
+            if (m + 2 <= f.rows) multiply<2>(f, codes, values, row, inputs, stride, m), m += 2;
+            if (m < f.rows) multiply<1>(f, codes, values, row, inputs, stride, m);
         });
     }
 
