@@ -50,7 +50,9 @@ class Architecture:
         Matrices keep the size of what they multiply, so that each of them matters for the logits; what transformers
         begins with is so small that most layers add next to nothing to what goes past them.
         """
-        model = self.model_class(self.config).eval()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # for what is no matrix
+            model = self.model_class(self.config).eval()
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
