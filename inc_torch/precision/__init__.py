@@ -1,6 +1,7 @@
-"""Modules that compute in bfloat16 inside a model of another dtype.
+"""Modules, and parts of models, that compute in bfloat16 (or float16) inside a model of another dtype.
 
-``reasons_against_bfloat16 -> compute_in_bfloat16``, and back: ``compute_in_float``. Files: ``describe_bfloat16 /
+One module at a time: ``reasons_against_bfloat16 -> compute_in_bfloat16``. Parts as a whole, in which values stay in half
+precision: ``operations_of -> regions_of -> compute_regions``. Back: ``compute_in_float``. Files: ``describe_bfloat16 /
 rebuild_bfloat16``. Whether the hardware is fast at it: ``has_bfloat16``.
 """
 
@@ -10,20 +11,25 @@ from inc_torch.precision._conversion import (
     SCHEME,
     compute_in_bfloat16,
     compute_in_float,
-    describe_bfloat16,
     reasons_against_bfloat16,
-    rebuild_bfloat16,
 )
+from inc_torch.precision._description import describe_bfloat16, rebuild_bfloat16
 from inc_torch.precision._hardware import has_bfloat16
 from inc_torch.precision._module import Bfloat16Module
+from inc_torch.precision._regions import compute_regions, members_of, operations_of, regions_of, ties_of
 
 __all__ = [
     "SCHEME",
     "Bfloat16Module",
     "compute_in_bfloat16",
     "compute_in_float",
+    "compute_regions",
     "describe_bfloat16",
     "has_bfloat16",
+    "members_of",
+    "operations_of",
     "reasons_against_bfloat16",
     "rebuild_bfloat16",
+    "regions_of",
+    "ties_of",
 ]

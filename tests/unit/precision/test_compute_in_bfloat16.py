@@ -111,7 +111,7 @@ def test_a_packed_sequence_stays_one():
 def test_dicts_and_named_tuples_go_through_whole():
     from collections import namedtuple
 
-    from inc_torch.precision._module import _cast
+    from inc_torch.precision._casting import cast as _cast
 
     pair = namedtuple("pair", ["left", "right"])
     got = _cast({"a": pair(torch.ones(2), [torch.ones(2, dtype=torch.int64), None])}, LOW)
