@@ -14,6 +14,7 @@ from inc_torch.precision._module import Bfloat16Module, transposed_linear
 
 __all__ = [
     "SCHEME",
+    "SCHEMES",
     "compute_in_bfloat16",
     "compute_in_float",
     "known_classes",
@@ -24,6 +25,8 @@ __all__ = [
 
 SCHEME: Final = "bfloat16"
 """The name under which these modules stand in reports."""
+SCHEMES: Final = (SCHEME, "float16")
+"""All names of half precision in reports."""
 
 _CLASSES: Final = (
     nn.Linear,

@@ -26,7 +26,7 @@ def describe_bfloat16(model: nn.Module) -> dict[str, str]:
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.GRU(2, 2))
-        >>> compute_in_bfloat16(model, ["1"])
+        >>> compute_regions(model, ["1"])
         >>> describe_bfloat16(model)
         {'1': 'GRU'}
     """

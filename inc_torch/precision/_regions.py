@@ -19,9 +19,9 @@ from inc_torch.core.sharding import plain_class
 from inc_torch.precision._casting import FLOATS
 from inc_torch.precision._conversion import known_classes, reason_against
 from inc_torch.precision._flow import FlowingModule
-from inc_torch.precision._module import Bfloat16Module
+from inc_torch.precision._module import Bfloat16Module, name_of
 
-__all__ = ["compute_regions", "members_of", "operations_of", "regions_of", "ties_of"]
+__all__ = ["compute_regions", "layers_of", "members_of", "operations_of", "regions_of", "ties_of"]
 
 _CONTAINERS: Final = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, GraphModule)
 """They are not called, or have a forward that is made anew for each copy."""
@@ -208,4 +208,21 @@ def members_of(model: nn.Module) -> dict[str, nn.Module]:
             for inner_name, inner in module.named_modules():
                 if any(tensor is not None for tensor in (*inner._parameters.values(), *inner._buffers.values())):
                     found[".".join(filter(None, (name, inner_name)))] = inner
+    return found
+
+
+def layers_of(model: nn.Module) -> dict[str, str]:
+    """Modules whose own weights, matrices or more, are in half precision; by name, the name of their dtype.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+        >>> compute_regions(model, [""])
+        >>> layers_of(model)
+        {'0': 'bfloat16'}
+    """
+    found = {}
+    for name, module in members_of(model).items():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.dim() > 1 and parameter.dtype in (torch.bfloat16, torch.float16):
+                found[name] = name_of(parameter.dtype)
     return found
