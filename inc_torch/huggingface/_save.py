@@ -140,9 +140,9 @@ def _correct_dtype(model: PreTrainedModel, directory: Path) -> None:
 
     Where that belongs to a module that computes in bfloat16, ``from_pretrained`` would cast all others to it.
     """
-    first = next((module for module in model.modules() if [*module.parameters(recurse=False)]), None)
-    if isinstance(first, Bfloat16Module) and first.float_dtype != model.dtype:
-        model.config.dtype = str(first.float_dtype).removeprefix("torch.")
+    half = next((module for module in model.modules() if isinstance(module, Bfloat16Module)), None)
+    if half is not None and half.float_dtype != model.dtype:
+        model.config.dtype = str(half.float_dtype).removeprefix("torch.")
         model.config.save_pretrained(directory)
 
 
