@@ -7,6 +7,7 @@ rebuild_bfloat16``. Whether the hardware is fast at it: ``has_bfloat16``.
 
 from __future__ import annotations
 
+from inc_torch.precision._casting import cast
 from inc_torch.precision._conversion import (
     SCHEME,
     SCHEMES,
@@ -26,6 +27,7 @@ __all__ = [
     "Bfloat16Module",
     "PrecisionRule",
     "PrecisionSpec",
+    "cast",
     "compute_in_bfloat16",
     "compute_in_float",
     "compute_regions",
