@@ -47,7 +47,8 @@ def with_packed_weight(module: nn.Module, value: torch.Tensor) -> bool:
     """Whether the next product may use a reordered weight: on the CPU, in bfloat16, without gradients, not traced."""
     weight = module._parameters.get("weight")
     return (
-        weight is not None
+        not torch.compiler.is_compiling()
+        and weight is not None
         and value.is_cpu
         and value.dtype is torch.bfloat16
         and type(value) in _PLAIN
@@ -57,7 +58,6 @@ def with_packed_weight(module: nn.Module, value: torch.Tensor) -> bool:
         and not weight.is_inference()
         and weight.numel() >= _LEAST
         and value.numel() > 0
-        and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None  # type: ignore[no-untyped-call]  # torch leaves it untyped
         and torch._C._functorch.maybe_current_level() is None
         and torch.backends.mkldnn.enabled
