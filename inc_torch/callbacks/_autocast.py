@@ -84,12 +84,12 @@ class _Hooks:
     def __init__(self, owner: AutocastHooks | None) -> None:
         self._owner: Callable[[], AutocastHooks | None] = (lambda: None) if owner is None else weakref.ref(owner)
 
-    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401, ARG002  those of the module
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401  those of the module
         owner = self._owner()
         if owner is not None:
             owner.enter(module)
 
-    def after(self, module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ANN401, ARG002  those of the module
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ANN401  those of the module
         owner = self._owner()
         return None if owner is None else owner.leave(output)
 

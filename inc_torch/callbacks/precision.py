@@ -25,8 +25,8 @@ class MixedPrecisionCallbacks(Callback):
     """Runs every forward of the model under autocast from ``on_train_begin`` to ``on_train_end``.
 
     Weights, gradients, masks, ranges and the optimizer stay in float32; what the model returns is float32, and the loss
-    is computed outside. Backward runs in the precisions of the forward, as autocast has it. With float16 small gradients
-    need a gradient scaler, which is the loop's own: steps that it skips do not count.
+    is computed outside. Backward runs in the precisions of the forward, as autocast has it. With float16 small
+    gradients need a gradient scaler, which is the loop's own: steps that it skips do not count.
 
     Args:
         wanted: Of ``"bf16"`` and ``"fp16"``, the preferred one first.

@@ -56,9 +56,9 @@ class MixedPrecisionConfig(TunedConfig):
 
     Rules are ``{pattern: {"weight": {"dtype": ...}, "activation": {"dtype": ...}}}``, where the pattern is a regular
     expression that must match the whole class name (``op_type_dict``) or the whole module name (``op_name_dict``), and
-    the dtype is ``"fp32"``, ``"bf16"``, ``"fp16"`` or a list of them, the preferred one first; a single word need not be
-    in a list. Either side will do. ``"fp32"`` keeps a module out, whatever class it is of. The last rule that matches
-    counts, names after types.
+    the dtype is ``"fp32"``, ``"bf16"``, ``"fp16"`` or a list, the preferred one first; a single word need not
+    be in a list. Either side will do. ``"fp32"`` keeps a module out, whatever class it is of. The last rule that
+    matches counts, names after types.
 
     Args:
         device: Where INC would run; the model's own device is what counts here. ``"gpu"`` needs CUDA.

@@ -363,7 +363,9 @@ def precision_rules(subject: Literal["type", "name"], rules: Mapping[str, object
         entries = rule if isinstance(rule, Mapping) else {}
         sides = [_listed(_side_of(entries, side), "dtype") for side in ("weight", "activation")]
         first, *others = [words for words in sides if words] or [()]
-        words = tuple(str(word) for word in first if word in _PRECISIONS.known and all(word in other for other in others))
+        words = tuple(
+            str(word) for word in first if word in _PRECISIONS.known and all(word in other for other in others)
+        )
         found.append(PrecisionRule(subject, pattern, words or ("fp32",)))
     return tuple(found)
 

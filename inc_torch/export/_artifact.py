@@ -28,7 +28,7 @@ from inc_torch.export._files import (
 from inc_torch.export._proof import attach_report, attached_report, measured_report, prove_report, read_report
 from inc_torch.export._ranks import assembled, write_once
 from inc_torch.export._tensors import int8_modules, plain_state, share_equal_codes, split_name, tied_groups
-from inc_torch.inference import run_graph_fused
+from inc_torch.inference import fuse_half_precision, run_graph_fused
 from inc_torch.precision import describe_bfloat16, rebuild_bfloat16
 from inc_torch.quantizers import describe_graph, describe_int8, rebuild_int8
 
@@ -128,6 +128,7 @@ def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
     stored = read_report(data["report"], where)
     attach_report(model, prove_report(model, stored, where))
     run_graph_fused(model)
+    fuse_half_precision(model)
     return model.eval()
 
 

@@ -32,7 +32,14 @@ from inc_torch.huggingface._float import to_float
 from inc_torch.huggingface._layout import SAVE_AGAIN, VERSION, alarms, ignore_alarms, untie
 from inc_torch.huggingface._source import Source, files_of
 from inc_torch.huggingface.registration import QUANT_METHOD, install
-from inc_torch.precision import Bfloat16Module, compute_in_float, describe_bfloat16, reasons_against_bfloat16, rebuild_bfloat16
+from inc_torch.inference import fuse_half_precision
+from inc_torch.precision import (
+    Bfloat16Module,
+    compute_in_float,
+    describe_bfloat16,
+    reasons_against_bfloat16,
+    rebuild_bfloat16,
+)
 from inc_torch.quantizers import WeightOnlyLinear, describe_int8, rebuild_int8
 
 __all__ = ["IncTorchConfig", "IncTorchQuantizer", "adopt"]
@@ -126,6 +133,7 @@ class IncTorchQuantizer(HfQuantizer):
         self._restore_rounded(model, modules)
         self._check(model, modules)
         self._names, self._source = {}, None
+        fuse_half_precision(model)
         return model
 
     def _aliases(self) -> dict[str, str]:

@@ -10,11 +10,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 from inc_torch.inference._graphs import run_graph_fused
+from inc_torch.inference._half_precision import fuse_half_precision
 
 if TYPE_CHECKING:
     from inc_torch.inference._optimize import optimize_for_inference
 
-__all__ = ["optimize_for_inference", "run_graph_fused"]
+__all__ = ["fuse_half_precision", "optimize_for_inference", "run_graph_fused"]
 
 
 def __getattr__(name: str) -> object:

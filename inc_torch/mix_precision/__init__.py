@@ -17,7 +17,7 @@ from inc_torch.tuner import Tuning, read_evaluator
 __all__ = ["fit"]
 
 
-def fit(  # noqa: PLR0913  the arguments of INC
+def fit(
     model: nn.Module,
     conf: MixedPrecisionConfig | None = None,
     eval_func: Callable[[nn.Module], float] | None = None,
@@ -33,8 +33,8 @@ def fit(  # noqa: PLR0913  the arguments of INC
     Linear, convolution, embedding, recurrent and attention modules compute in half precision, and between them values
     stay in it: matrix products, normalizations and activations in between read and write half as much. Tensors that
     the model is called with may be float32, and what it returns is float32. Weights are cast once. On the CPU they are
-    kept in the order that the processor's matrix instructions read, and batch normalization that follows a convolution
-    is folded into it, so the result is not for training; for that, put the configuration into `prepare_compression`.
+    kept in the order that the processor's matrix instructions read, and convolutions also do the batch normalization
+    and the ReLU after them. The result is not for training; for that, put the configuration into `prepare_compression`.
 
     If something says how accurate a model is, operations go back to float32 until the goal is met: all of one class,
     then single ones, then more and more of them. The greatest parts of the model in which all operations are in half
@@ -53,8 +53,9 @@ def fit(  # noqa: PLR0913  the arguments of INC
         **unknown: Refused; there to say what was meant.
 
     Returns:
-        The converted model in evaluation mode, with ``save`` and ``report``. None only if accuracy was evaluated, missed
-        its goal, and ``TuningCriterion(on_miss="none")`` asks for None; with ``inplace`` the model is as it was then.
+        The converted model in evaluation mode, with ``save`` and ``report``. None only if accuracy was evaluated,
+        missed its goal, and ``TuningCriterion(on_miss="none")`` asks for None; with ``inplace`` the model is as it was
+        then.
 
     Raises:
         ConfigError: An argument is wrong, or a rule speaks of no module.

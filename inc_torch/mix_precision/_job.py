@@ -14,6 +14,7 @@ from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.core.sharding import plain_class, require_unshardable
 from inc_torch.export import adorn, attach_report, attached_report
 from inc_torch.export._proof import precision_findings
+from inc_torch.inference import fuse_half_precision
 from inc_torch.mix_precision._rules import check_rules
 from inc_torch.precision import PrecisionSpec, compute_regions, operations_of, regions_of, ties_of
 from inc_torch.quantizers import LEFT_BY_SEARCH, describe_int8, fake_quant_modules
@@ -135,6 +136,7 @@ class Job:
         stay = [*self._stay, *(name for name in notes if name not in self._stay)]
         regions = regions_of(model, low, stay)
         compute_regions(model, regions, self._dtype)
+        fuse_half_precision(model)
         inside = {id(inner) for name in regions for inner in model.get_submodule(name).modules()}
         return notes | {name: _TIED for name in low if id(model.get_submodule(name)) not in inside}
 

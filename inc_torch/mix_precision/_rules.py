@@ -29,7 +29,7 @@ def check_rules(rules: Sequence[PrecisionRule], kinds: Mapping[str, str]) -> Non
     Example:
         >>> check_rules([PrecisionRule("name", "hed", ("fp32",))], {"": "Net", "head": "Linear"})
         Traceback (most recent call last):
-        inc_torch.core.errors.ConfigError: The rule 'hed' of op_name_dict matches no module: a pattern must match the ...
+        inc_torch.core.errors.ConfigError: The rule 'hed' of op_name_dict matches no module: a pattern must match ...
     """
     for rule in rules:
         if any(rule.catches(name, kind) for name, kind in kinds.items()):

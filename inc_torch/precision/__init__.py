@@ -1,8 +1,8 @@
 """Modules, and parts of models, that compute in bfloat16 (or float16) inside a model of another dtype.
 
-One module at a time: ``reasons_against_bfloat16 -> compute_in_bfloat16``. Parts as a whole, in which values stay in half
-precision: ``operations_of -> regions_of -> compute_regions``. Back: ``compute_in_float``. Files: ``describe_bfloat16 /
-rebuild_bfloat16``. Whether the hardware is fast at it: ``has_bfloat16``.
+One module at a time: ``reasons_against_bfloat16 -> compute_in_bfloat16``. Parts as a whole, in which values stay in
+half precision: ``operations_of -> regions_of -> compute_regions``. Back: ``compute_in_float``. Files:
+``describe_bfloat16 / rebuild_bfloat16``. Whether the hardware is fast at it: ``has_bfloat16``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from inc_torch.precision._regions import compute_regions, layers_of, members_of,
 from inc_torch.precision._spec import PrecisionRule, PrecisionSpec
 
 __all__ = [
-    "SCHEMES",
     "SCHEME",
+    "SCHEMES",
     "Bfloat16Module",
     "PrecisionRule",
     "PrecisionSpec",
@@ -33,8 +33,8 @@ __all__ = [
     "compute_regions",
     "describe_bfloat16",
     "has_bfloat16",
-    "members_of",
     "layers_of",
+    "members_of",
     "operations_of",
     "precision_for",
     "reasons_against_bfloat16",

@@ -16,7 +16,7 @@ FLOATS: Final = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.f
 """What is cast; other floating types hold codes."""
 
 
-def cast(value: Any, dtype: torch.dtype, *, saturate: bool = False) -> Any:  # noqa: ANN401  anything that a module takes or gives
+def cast(value: Any, dtype: torch.dtype, *, saturate: bool = False) -> Any:  # noqa: ANN401, PLR0911  anything
     """Cast the floating tensors in nested tuples, lists, dicts and dataclasses; everything else stays as it is.
 
     Args:

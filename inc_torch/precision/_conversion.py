@@ -153,7 +153,9 @@ def reason_against(module: nn.Module) -> str | None:
 def reasons_of_ties(modules: Mapping[str, nn.Module], names: Collection[str]) -> dict[str, str]:
     """Which of these modules share a Parameter with one that is neither among them nor inside one, as sentences."""
     chosen = {id(inner) for name in names for inner in modules[name].modules()}
-    chosen.update(id(inner) for each in modules.values() if isinstance(each, Bfloat16Module) for inner in each.modules())
+    chosen.update(
+        id(inner) for each in modules.values() if isinstance(each, Bfloat16Module) for inner in each.modules()
+    )
     others = {
         id(parameter): name
         for name, module in modules.items()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from inc_torch.precision._casting import cast, keeping_dtypes
+from inc_torch.precision._folding import is_done, mark, usable
 from inc_torch.precision._packed import SLOT, linear, pack_of_convolution, with_packed_weight
 
 __all__ = ["FlowingModule", "flowing_class"]
@@ -71,15 +72,32 @@ class _FlowingConv2d(FlowingModule):
         ):
             result: torch.Tensor = own._conv_forward(value, own.weight, own.bias)
             return result
-        weight = pack_of_convolution(own, value.shape)
+        followers = usable(self)
+        packed = pack_of_convolution(own, value.shape, followers)
         geometry = (own.padding, own.stride, own.dilation, own.groups)
-        packed: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-            value, weight, self._parameters["bias"], *geometry, "none", [], ""
+        after = "none" if followers is None or followers.relu is None else "relu"
+        made: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
+            value, packed.weight, packed.bias, *geometry, after, [], ""
         )
-        return packed
+        return made if followers is None else mark(made, followers)
 
 
-_SPECIAL: dict[type[nn.Module], type[FlowingModule]] = {nn.Linear: _FlowingLinear, nn.Conv2d: _FlowingConv2d}
+class _Following(FlowingModule):
+    """Hands on what a convolution has done already; see `inc_torch.precision._folding`."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
+        if is_done(input, self):
+            return input
+        compute: Callable[..., torch.Tensor] = super(FlowingModule, self).forward
+        return compute(input)
+
+
+_SPECIAL: dict[type[nn.Module], type[FlowingModule]] = {
+    nn.Linear: _FlowingLinear,
+    nn.Conv2d: _FlowingConv2d,
+    nn.BatchNorm2d: _Following,
+    nn.ReLU: _Following,
+}
 _CLASSES: dict[type[nn.Module], type[FlowingModule]] = {}
 
 

@@ -64,11 +64,12 @@ def precision_for(device: torch.device | str, wanted: Sequence[str]) -> tuple[st
         if (word == "bf16" and has_bfloat16(device)) or (word == "fp16" and kind == "cuda"):
             return word, ""
     if "bf16" in wanted:
+        times = " about 3 times (with AVX512) to 7 times (with AVX2)" if kind == "cpu" else ""
         return "bf16", (
             f"The {kind} of this machine has no instructions for bfloat16: the model computes in it all the same, but is "
-            "expected to be 2 to 4 times slower than in float32. It takes half the memory. Run it on a CPU with "
-            "AVX512-BF16 or AMX, or on a newer GPU; FORCE_BF16=1 in the environment silences this."
+            f"expected to be{times} slower than in float32. It takes half the memory. Run it on a CPU with "
+            f"AVX512-BF16 or AMX, or on a newer GPU; {FORCE}=1 in the environment silences this."
         )
     return None, (
-        f"float16 gains nothing on the {kind}: the model stays in float32. Ask for bf16, or move the model to CUDA first."
+        f"float16 gains nothing on the {kind}: the model stays in float32. Ask for bf16, or move the model to CUDA."
     )

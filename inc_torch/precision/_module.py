@@ -7,7 +7,7 @@ has the name of the one that it is derived from, so ``isinstance`` and printed m
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from inc_torch.core.sharding import exchange_class, plain_class
 from inc_torch.precision._casting import cast, cast_parameters_, keeping_dtypes
 from inc_torch.precision._flow import FlowingModule, flowing_class
+from inc_torch.precision._folding import FOLLOWERS, Followers, enter, leave
 from inc_torch.precision._packed import SLOT
 
 __all__ = ["Bfloat16Module"]
@@ -92,7 +93,7 @@ class Bfloat16Module(nn.Module):
         for inner in self.modules():
             if isinstance(inner, (Bfloat16Module, FlowingModule)):
                 exchange_class(inner, inner.float_class)
-            for leftover in ("low_dtype", "float_dtype", SLOT):
+            for leftover in ("low_dtype", "float_dtype", SLOT, FOLLOWERS):
                 inner.__dict__.pop(leftover, None)
             if not isinstance(inner, _WITH_STATISTICS):
                 cast_parameters_(inner, dtype)
@@ -101,8 +102,29 @@ class Bfloat16Module(nn.Module):
         """Cast what is floating in the arguments, compute, and cast what comes out to ``float_dtype``."""
         compute: Callable[..., Any] = super().forward
         low, saturate = self.low_dtype, not isinstance(self, FlowingModule)  # a layer is given no mask
-        result = compute(*cast(args, low, saturate=saturate), **cast(kwargs, low, saturate=saturate))
-        return cast(result, self.float_dtype)
+        args, kwargs = cast(args, low, saturate=saturate), cast(kwargs, low, saturate=saturate)
+        if FOLLOWERS not in self.__dict__:
+            return cast(compute(*args, **kwargs), self.float_dtype)
+        enter()
+        try:
+            return cast(compute(*args, **kwargs), self.float_dtype)
+        finally:
+            leave()
+
+    def link(self, chains: Iterable[tuple[nn.Module, nn.Module, nn.Module | None]]) -> None:
+        """Let convolutions inside do what follows them, see `inc_torch.precision._folding`.
+
+        Args:
+            chains: An ``nn.Conv2d``, the ``nn.BatchNorm2d`` that alone reads its result, and the ``nn.ReLU`` that
+                alone reads what that returns, or None; wherever the forward of this module runs.
+        """
+        for convolution, norm, relu in chains:
+            for follower in filter(None, (norm, relu)):
+                if not isinstance(follower, FlowingModule):
+                    exchange_class(follower, flowing_class(plain_class(type(follower))))
+                    follower.__dict__["low_dtype"] = self.low_dtype
+            convolution.__dict__[FOLLOWERS] = Followers(norm, relu)
+            self.__dict__[FOLLOWERS] = True
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Move, but keep half precision: another dtype changes what comes out."""

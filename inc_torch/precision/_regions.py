@@ -26,6 +26,7 @@ __all__ = ["compute_regions", "layers_of", "members_of", "operations_of", "regio
 _CONTAINERS: Final = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, GraphModule)
 """They are not called, or have a forward that is made anew for each copy."""
 
+
 def operations_of(model: nn.Module, stays: Callable[[nn.Module], str | None] = lambda _: None) -> dict[str, str | None]:
     """List the modules that a choice of precision is made for, each with what speaks against half precision, if any.
 

@@ -9,9 +9,9 @@ import pytest
 from torch import nn
 
 from inc_torch import (
-    MixedPrecisionConfig,
     Callback,
     DistillationConfig,
+    MixedPrecisionConfig,
     PostTrainingQuantConfig,
     QuantizationAwareTrainingConfig,
     WeightPruningConfig,

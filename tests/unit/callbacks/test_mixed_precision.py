@@ -170,7 +170,9 @@ def test_float16_on_a_cpu_is_said_and_left_out():
 
 
 def test_options_of_a_conversion_have_no_effect_in_a_loop():
-    with pytest.warns(InexactWarning, match=r"Options of MixedPrecisionConfig without effect here: op_name_dict \(auto"):
+    with pytest.warns(
+        InexactWarning, match=r"Options of MixedPrecisionConfig without effect here: op_name_dict \(auto"
+    ):
         prepare_compression(mlp(), MixedPrecisionConfig(op_name_dict={"0": {"weight": {"dtype": "fp32"}}}))
 
 

@@ -136,7 +136,9 @@ def test_a_directory_is_opened_by_transformers_and_computes_the_same(tmp_path, n
         assert one.dtype is other.dtype and torch.equal(one, other)
     if config == "all":
         whole = sum(tensor.numel() * 2 for tensor in model.parameters())
-        assert (tmp_path / "model.safetensors").stat().st_size < 1.1 * whole + 30_000  # names, and statistics in float32
+        assert (
+            tmp_path / "model.safetensors"
+        ).stat().st_size < 1.1 * whole + 30_000  # names, and statistics in float32
 
 
 @pytest.mark.parametrize("config", ["all", "some"])

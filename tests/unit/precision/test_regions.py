@@ -14,6 +14,7 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from inc_torch.export import adorn
+from inc_torch.inference import fuse_half_precision
 from inc_torch.precision import (
     compute_in_float,
     compute_regions,
@@ -25,6 +26,7 @@ from inc_torch.precision import (
     ties_of,
 )
 from inc_torch.precision._casting import cast
+from inc_torch.precision._folding import FOLLOWERS
 from inc_torch.precision._packed import SLOT
 
 LOW, FULL = torch.bfloat16, torch.float32
@@ -342,3 +344,107 @@ def test_integers_and_codes_are_not_cast():
     values = {"ids": torch.ones(1, dtype=torch.int64), "codes": torch.ones(1).to(torch.float8_e4m3fn)}
     made = cast(values, LOW)
     assert made["ids"].dtype is torch.int64 and made["codes"].dtype is torch.float8_e4m3fn
+
+
+# ------------------------------------------------------------------------------ convolutions and what follows them
+
+
+class Residual(nn.Module):
+    """A ReLU is used twice, and what a normalization returns is changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.norm = nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.two, self.other = nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.one(x)))
+        y = self.other(self.two(x))
+        y += x - 1
+        return self.relu(y)
+
+
+def trained():
+    model = Residual()
+    with torch.no_grad():
+        for norm in (model.norm, model.other):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.5, 0.5)
+        for _ in range(3):
+            model(torch.randn(4, 16, 8, 8))
+    return model.eval()
+
+
+def fused(model):
+    compute_regions(model, [""])
+    fuse_half_precision(model)
+    return model
+
+
+def kernels(model, images):
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        output = model(images)
+    return output, [event.key for event in profile.key_averages()]
+
+
+def test_a_convolution_normalizes_and_rectifies_too():
+    images = torch.randn(2, 16, 8, 8)
+    model = trained()
+    expected = model(images)
+    state = list(model.state_dict())
+    output, seen = kernels(fused(model), images)
+    assert close(output, expected)
+    assert "aten::batch_norm" not in seen and "mkldnn::_convolution_pointwise" in seen
+    assert list(model.state_dict()) == state
+
+
+@pytest.mark.parametrize(
+    "why", ["gradients", "training", "hook on it", "hook on what follows", "called alone", "copied"]
+)
+def test_it_does_so_only_where_nobody_looks(why):
+    images = torch.randn(2, 16, 8, 8)
+    model = fused(trained())
+    plain = trained()
+    compute_regions(plain, [""])
+    if why == "copied":
+        model = copy.deepcopy(model)
+        assert "aten::batch_norm" not in kernels(model, images)[1]
+        with torch.no_grad():
+            model.norm.weight *= -1
+            plain.norm.weight *= -1
+        assert close(kernels(model, images)[0], plain(images))
+        return
+    if why == "gradients":
+        assert torch.equal(model(images), plain(images))
+        return
+    seen = []
+    if why == "training":
+        model.train(), plain.train()
+    elif why == "hook on it":
+        model.one.register_forward_hook(lambda module, args, output: seen.append(output))
+    elif why == "hook on what follows":
+        model.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        if why == "called alone":
+            seen.append(model.one(images))
+        expected = plain.one(images)
+        assert close(model(images), plain(images))
+    for tensor in seen:
+        assert close(tensor, expected)
+
+
+def test_changed_statistics_are_folded_again():
+    images = torch.randn(2, 16, 8, 8)
+    model, plain = fused(trained()), trained()
+    compute_regions(plain, [""])
+    with torch.no_grad():
+        model(images)
+        for each in (model, plain):
+            each.norm.running_mean += 1
+            each.norm.weight *= -1
+        assert close(model(images), plain(images))
+    compute_in_float(model)
+    assert type(model.norm) is nn.BatchNorm2d and type(model.relu) is nn.ReLU
+    assert not any(FOLLOWERS in module.__dict__ for module in model.modules())
