@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import torch
 
-from inc_torch.callbacks._autocast import AutocastHooks
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import InexactWarning
 from inc_torch.core.hooks import Phase, Stage
 from inc_torch.core.names import unwrapped
 from inc_torch.core.user_warning import warn_user
 from inc_torch.precision import precision_for
+
+if TYPE_CHECKING:
+    from inc_torch.callbacks._autocast import AutocastHooks
 
 __all__ = ["MixedPrecisionCallbacks"]
 
@@ -55,6 +57,8 @@ class MixedPrecisionCallbacks(Callback):
         if warning:
             warn_user(warning, InexactWarning)
         if word is not None:
+            from inc_torch.callbacks._autocast import AutocastHooks  # which other trainings do without
+
             self._hooks = AutocastHooks(module, _DTYPES[word])
 
     def on_train_end(self) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from inc_torch import precision
 from inc_torch.core.errors import ArtifactError, did_you_mean
 from inc_torch.core.report import CompressionReport, Finding, ModuleReport
-from inc_torch.precision import SCHEMES, layers_of
 
 __all__ = [
     "CODE_BITS",
@@ -32,7 +32,7 @@ def bits_asked(row: ModuleReport) -> int | None:
     """How many bits the weight of a module has if it was compressed as asked; None if that was not asked."""
     if row.scheme is None:
         return None
-    return BFLOAT16_BITS if row.scheme in SCHEMES else CODE_BITS
+    return BFLOAT16_BITS if row.scheme in precision.SCHEMES else CODE_BITS
 
 
 def attached_report(model: nn.Module) -> CompressionReport | None:
@@ -59,7 +59,7 @@ def measured_report(model: nn.Module, report: CompressionReport | None) -> Compr
 
 def precision_findings(model: nn.Module) -> list[Finding]:
     """A finding for each module that computes in half precision."""
-    return [Finding(name, scheme=scheme) for name, scheme in layers_of(model).items()]
+    return [Finding(name, scheme=scheme) for name, scheme in precision.layers_of(model).items()]
 
 
 def read_report(data: object, where: str) -> CompressionReport:
@@ -115,7 +115,7 @@ def prove_report(model: nn.Module, stored: CompressionReport, where: str) -> Com
 
 def _compare(stored: ModuleReport, found: ModuleReport, where: str) -> None:
     cast = found.bits != stored.bits and min(found.bits, stored.bits) > CODE_BITS
-    if cast and stored.scheme not in SCHEMES and found.shape == stored.shape and found.zeros >= stored.zeros:
+    if cast and stored.scheme not in precision.SCHEMES and found.shape == stored.shape and found.zeros >= stored.zeros:
         return
     for field in ("shape", "bits", "zeros"):
         got, want = getattr(found, field), getattr(stored, field)

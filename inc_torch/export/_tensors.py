@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from inc_torch import precision
 from inc_torch.core.errors import ModelError
-from inc_torch.precision import members_of
 from inc_torch.quantizers import describe_int8
 
 __all__ = [
@@ -45,7 +45,7 @@ def bfloat16_modules(model: nn.Module) -> dict[str, nn.Module]:
     """
     return {
         name: module
-        for name, module in members_of(model).items()
+        for name, module in precision.members_of(model).items()
         if not module._non_persistent_buffers_set
         and any(tensor is not None and tensor.dtype in _HALF for tensor in module._parameters.values())
     }

@@ -7,19 +7,25 @@ half precision: ``operations_of -> regions_of -> compute_regions``. Back: ``comp
 
 from __future__ import annotations
 
-from inc_torch.precision._casting import cast
-from inc_torch.precision._conversion import (
-    SCHEME,
-    SCHEMES,
-    compute_in_bfloat16,
-    compute_in_float,
-    reasons_against_bfloat16,
-)
-from inc_torch.precision._description import describe_bfloat16, rebuild_bfloat16
+import importlib
+from typing import TYPE_CHECKING
+
 from inc_torch.precision._hardware import has_bfloat16, precision_for
-from inc_torch.precision._module import Bfloat16Module
-from inc_torch.precision._regions import compute_regions, layers_of, members_of, operations_of, regions_of, ties_of
-from inc_torch.precision._spec import PrecisionRule, PrecisionSpec
+from inc_torch.precision._spec import SCHEME, SCHEMES, PrecisionRule, PrecisionSpec
+
+if TYPE_CHECKING:
+    from inc_torch.precision._casting import cast
+    from inc_torch.precision._conversion import compute_in_bfloat16, compute_in_float, reasons_against_bfloat16
+    from inc_torch.precision._description import describe_bfloat16, rebuild_bfloat16
+    from inc_torch.precision._module import Bfloat16Module
+    from inc_torch.precision._regions import (
+        compute_regions,
+        layers_of,
+        members_of,
+        operations_of,
+        regions_of,
+        ties_of,
+    )
 
 __all__ = [
     "SCHEME",
@@ -42,3 +48,22 @@ __all__ = [
     "regions_of",
     "ties_of",
 ]
+
+_LATER = {
+    "Bfloat16Module": "_module",
+    "cast": "_casting",
+    **dict.fromkeys(("compute_in_bfloat16", "compute_in_float", "reasons_against_bfloat16"), "_conversion"),
+    **dict.fromkeys(("describe_bfloat16", "rebuild_bfloat16"), "_description"),
+    **dict.fromkeys(
+        ("compute_regions", "layers_of", "members_of", "operations_of", "regions_of", "ties_of"), "_regions"
+    ),
+}
+"""What a training in float32 needs nothing of."""
+
+
+def __getattr__(name: str) -> object:
+    """Import what converts modules when it is asked for."""
+    if name in _LATER:
+        return getattr(importlib.import_module(f"inc_torch.precision.{_LATER[name]}"), name)
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)

@@ -13,8 +13,6 @@ from inc_torch.core.sharding import plain_class
 from inc_torch.precision._module import Bfloat16Module, transposed_linear
 
 __all__ = [
-    "SCHEME",
-    "SCHEMES",
     "compute_in_bfloat16",
     "compute_in_float",
     "known_classes",
@@ -22,11 +20,6 @@ __all__ = [
     "reasons_against_bfloat16",
     "reasons_of_ties",
 ]
-
-SCHEME: Final = "bfloat16"
-"""The name under which these modules stand in reports."""
-SCHEMES: Final = (SCHEME, "float16")
-"""All names of half precision in reports."""
 
 _CLASSES: Final = (
     nn.Linear,

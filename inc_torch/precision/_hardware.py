@@ -66,8 +66,8 @@ def precision_for(device: torch.device | str, wanted: Sequence[str]) -> tuple[st
     if "bf16" in wanted:
         times = " about 3 times (with AVX512) to 7 times (with AVX2)" if kind == "cpu" else ""
         return "bf16", (
-            f"The {kind} of this machine has no instructions for bfloat16: the model computes in it all the same, but is "
-            f"expected to be{times} slower than in float32. It takes half the memory. Run it on a CPU with "
+            f"The {kind} of this machine has no instructions for bfloat16: the model computes in it all the same, but "
+            f"is expected to be{times} slower than in float32. It takes half the memory. Run it on a CPU with "
             f"AVX512-BF16 or AMX, or on a newer GPU; {FORCE}=1 in the environment silences this."
         )
     return None, (

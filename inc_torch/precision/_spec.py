@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Final, Literal, final
 
-__all__ = ["PrecisionRule", "PrecisionSpec"]
+__all__ = ["SCHEME", "SCHEMES", "PrecisionRule", "PrecisionSpec"]
+
+SCHEME: Final = "bfloat16"
+"""The name under which these modules stand in reports."""
+SCHEMES: Final = (SCHEME, "float16")
+"""All names of half precision in reports."""
 
 
 @final
