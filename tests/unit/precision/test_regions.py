@@ -350,7 +350,7 @@ def test_integers_and_codes_are_not_cast():
 
 
 class Residual(nn.Module):
-    """A ReLU is used twice, and what a normalization returns is changed in place."""
+    """A ReLU is used again and again, and what it and a normalization return is changed in place."""
 
     def __init__(self):
         super().__init__()
@@ -361,6 +361,8 @@ class Residual(nn.Module):
 
     def forward(self, x):
         x = self.relu(self.norm(self.one(x)))
+        x -= 0.5
+        x = self.relu(x)
         y = self.other(self.two(x))
         y += x - 1
         return self.relu(y)
