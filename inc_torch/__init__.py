@@ -19,6 +19,7 @@ from inc_torch.config import (
     DistillationConfig,
     IntermediateLayersKnowledgeDistillationLossConfig,
     KnowledgeDistillationLossConfig,
+    MixedPrecisionConfig,
     PostTrainingQuantConfig,
     QuantizationAwareTrainingConfig,
     SelfKnowledgeDistillationLossConfig,
@@ -37,7 +38,7 @@ from inc_torch.huggingface.registration import install as _register_with_transfo
 from inc_torch.training import CompressionManager, prepare_compression
 
 if TYPE_CHECKING:
-    from inc_torch import benchmark, quantization
+    from inc_torch import benchmark, mix_precision, quantization
 
     # Not in __all__: "import *" has to work without transformers and Lightning.
     from inc_torch.huggingface import INCCallback as INCCallback
@@ -58,6 +59,7 @@ __all__ = [
     "IntermediateLayersKnowledgeDistillationLossConfig",
     "KnowledgeDistillationLossConfig",
     "Metric",
+    "MixedPrecisionConfig",
     "OptimizedModel",
     "Pipeline",
     "PostTrainingQuantConfig",
@@ -68,6 +70,7 @@ __all__ = [
     "__version__",
     "benchmark",
     "load",
+    "mix_precision",
     "optimize_for_inference",
     "options",
     "prepare_compression",
@@ -82,7 +85,7 @@ __all__ = [
 
 __version__ = "0.1.0.dev0"
 
-_SUBMODULES = ("benchmark", "quantization")
+_SUBMODULES = ("benchmark", "mix_precision", "quantization")
 _LATER = {
     "METRICS": "metric",
     "Metric": "metric",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -10,9 +10,15 @@ from inc_torch.callbacks._compatibility import COMPRESSING, check_callbacks, che
 from inc_torch.callbacks._lora import holds_adapters
 from inc_torch.callbacks.adapters import AdapterCallbacks
 from inc_torch.callbacks.distillation import DistillationCallbacks
+from inc_torch.callbacks.precision import MixedPrecisionCallbacks
 from inc_torch.callbacks.pruning import PruningCallbacks
 from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
-from inc_torch.config import DistillationConfig, QuantizationAwareTrainingConfig, WeightPruningConfig
+from inc_torch.config import (
+    DistillationConfig,
+    MixedPrecisionConfig,
+    QuantizationAwareTrainingConfig,
+    WeightPruningConfig,
+)
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning
 from inc_torch.core.names import unwrapped
@@ -20,7 +26,7 @@ from inc_torch.core.user_warning import warn_user
 
 __all__ = ["TrainingConfig", "build_callbacks"]
 
-TrainingConfig = WeightPruningConfig | QuantizationAwareTrainingConfig | DistillationConfig
+TrainingConfig = WeightPruningConfig | QuantizationAwareTrainingConfig | DistillationConfig | MixedPrecisionConfig
 
 
 def build_callbacks(confs: Sequence[object], model: nn.Module) -> list[Callback]:
@@ -52,9 +58,13 @@ def build_callbacks(confs: Sequence[object], model: nn.Module) -> list[Callback]
 
 def _warn_of_options_without_effect(conf: QuantizationAwareTrainingConfig, model: nn.Module) -> None:
     devices = {parameter.device.type for parameter in model.parameters()}
-    if idle := conf.options_without_effect(devices):
-        listed = "; ".join(f"{name} ({reason})" for name, reason in idle.items())
-        warn_user(f"Options of QuantizationAwareTrainingConfig without effect here: {listed}.", InexactWarning)
+    _warn_of_idle("QuantizationAwareTrainingConfig", conf.options_without_effect(devices))
+
+
+def _warn_of_idle(name: str, idle: Mapping[str, str]) -> None:
+    if idle:
+        listed = "; ".join(f"{option} ({reason})" for option, reason in idle.items())
+        warn_user(f"Options of {name} without effect here: {listed}.", InexactWarning)
 
 
 def _refuse_after_training(conf: WeightPruningConfig) -> None:
@@ -90,8 +100,12 @@ def _build(conf: object, model: nn.Module) -> Callback:
                 start_step=conf.start_step,
                 end_step=conf.end_step,
             )
+        case MixedPrecisionConfig():
+            idle = conf.options_without_effect(is_evaluated=False, in_training=True)
+            _warn_of_idle("MixedPrecisionConfig", idle)
+            return MixedPrecisionCallbacks(conf.wanted)
     message = (
         f"prepare_compression got {conf!r} of type {type(conf).__name__}: expected WeightPruningConfig, "
-        "QuantizationAwareTrainingConfig, DistillationConfig or a Callback, or a list of them."
+        "QuantizationAwareTrainingConfig, DistillationConfig, MixedPrecisionConfig or a Callback, or a list of them."
     )
     raise ConfigTypeError(message)

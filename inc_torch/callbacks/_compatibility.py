@@ -9,9 +9,10 @@ from typing import Final, Literal, final
 
 from torch import nn
 
+from inc_torch.callbacks.precision import MixedPrecisionCallbacks
 from inc_torch.callbacks.pruning import PruningCallbacks
 from inc_torch.callbacks.quantization import QuantizationAwareTrainingCallbacks
-from inc_torch.config import QuantizationAwareTrainingConfig, WeightPruningConfig
+from inc_torch.config import MixedPrecisionConfig, QuantizationAwareTrainingConfig, WeightPruningConfig
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import ConfigError, IncTorchError, InexactWarning, ModelError
 from inc_torch.core.names import named_layers
@@ -23,6 +24,7 @@ from inc_torch.quantizers import Int8Module, code_name, fake_quant_modules
 __all__ = ["COMBINATIONS", "COMPRESSING", "Combination", "check_callbacks", "check_configs"]
 
 QUANTIZING: Final = (QuantizationAwareTrainingConfig, QuantizationAwareTrainingCallbacks)
+PRECISION: Final = (MixedPrecisionConfig, MixedPrecisionCallbacks)
 COMPRESSING: Final = (WeightPruningConfig, PruningCallbacks, *QUANTIZING)
 
 
@@ -46,6 +48,11 @@ TWO_QUANTIZERS: Final = Combination(
     "two quantization configs",
     "refused",
     "Put the rules of both into op_name_dict and op_type_dict of one.",
+)
+TWO_PRECISIONS: Final = Combination(
+    "two mixed precision configs",
+    "refused",
+    "A forward runs under one autocast. Give both precisions to one, the preferred one first.",
 )
 INT8_MODEL: Final = Combination(
     "pruning or quantization, and a model with int8 modules",
@@ -80,10 +87,16 @@ COMBINATIONS: Final = (
     ),
     Combination("distillation, pruning, quantization", "works", "As each two of them."),
     Combination("several distillation configs", "works", "Each adds to the loss that the one before returned."),
+    Combination(
+        "mixed precision, any of these",
+        "works",
+        "Forwards run under autocast; weights, masks, ranges and the teacher stay in float32.",
+    ),
     Combination("callbacks of your own, anywhere", "works", "They run by their stage."),
     TWO_PRUNERS,
     LATE_LOCK,
     TWO_QUANTIZERS,
+    TWO_PRECISIONS,
     INT8_MODEL,
     PREPARED_MODEL,
 )
@@ -105,6 +118,10 @@ def check_configs(confs: Sequence[object], model: nn.Module) -> None:
     if len(quantizing) > 1:
         places = " and ".join(f"confs[{place}]" for place in quantizing)
         raise _refused(ConfigError, TWO_QUANTIZERS, f"prepare_compression got two quantization configs, {places}")
+    precisions = [place for place, conf in enumerate(confs) if isinstance(conf, PRECISION)]
+    if len(precisions) > 1:
+        places = " and ".join(f"confs[{place}]" for place in precisions)
+        raise _refused(ConfigError, TWO_PRECISIONS, f"prepare_compression got two mixed precision configs, {places}")
     compressing = next((conf for conf in confs if isinstance(conf, COMPRESSING)), None)
     if compressing is not None:
         _check_model(type(compressing).__name__, model)

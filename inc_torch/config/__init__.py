@@ -15,6 +15,7 @@ from inc_torch.config._distillation_losses import (
     KnowledgeDistillationLossConfig,
     SelfKnowledgeDistillationLossConfig,
 )
+from inc_torch.config._mixed_precision import MixedPrecisionConfig
 from inc_torch.config._onnx import WRITTEN_OPSET, Torch2ONNXConfig
 from inc_torch.config._options import (
     Options,
@@ -41,6 +42,7 @@ __all__ = [
     "IntermediateLayersKnowledgeDistillationLossConfig",
     "KnowledgeDistillationLoss",
     "KnowledgeDistillationLossConfig",
+    "MixedPrecisionConfig",
     "Options",
     "PostTrainingQuantConfig",
     "QuantizationAwareTrainingConfig",

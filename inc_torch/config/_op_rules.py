@@ -11,16 +11,19 @@ from typing import Any, Literal, Protocol, final
 from inc_torch.config._checks import Check, Place, integer, items_of, list_of, text
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.core.errors import did_you_mean
+from inc_torch.precision import PrecisionRule
 from inc_torch.quantizers import OBSERVERS, Codes, FloatType, QuantRule, QuantSpec, Scheme, WeightOnlyScheme
 
 __all__ = [
     "DEFAULT_RULE",
+    "MIXED_PRECISION",
     "POST_TRAINING",
     "TRAINING",
     "WEIGHT_ONLY",
     "WEIGHT_ONLY_NUMBERS",
     "RuleWords",
     "check_rules",
+    "precision_rules",
     "rules_of",
     "spec_of",
 ]
@@ -132,6 +135,14 @@ WEIGHT_ONLY: RuleWords = {
     },
 }
 """Rules of weights alone."""
+
+_PRECISIONS = _Words(
+    ("fp32", "bf16", "fp16"),
+    ("int8", "uint8", *_LOW_BITS, "int4", "None"),
+    " Mixed precision makes floats only; for integers there is quantization.fit with PostTrainingQuantConfig.",
+)
+MIXED_PRECISION: RuleWords = {"weight": {"dtype": _PRECISIONS}, "activation": {"dtype": _PRECISIONS}}
+"""Rules of mixed precision."""
 
 Numbers = Mapping[str, Check[int]]
 """Keys of the side ``"weight"`` whose values are numbers."""
@@ -343,6 +354,20 @@ def _rule_of(
         field: values for field in chosen[0] if len(values := tuple(_unique(choice[field] for choice in chosen))) > 1
     }
     return QuantRule(subject, pattern, chosen[0], options)
+
+
+def precision_rules(subject: Literal["type", "name"], rules: Mapping[str, object]) -> tuple[PrecisionRule, ...]:
+    """The rules of one dict checked with `MIXED_PRECISION`, in its order; a word counts if both sides allow it."""
+    found = []
+    for pattern, rule in rules.items():
+        entries = rule if isinstance(rule, Mapping) else {}
+        sides = [_listed(_side_of(entries, side), "dtype") for side in ("weight", "activation")]
+        first, *others = [words for words in sides if words] or [()]
+        words = tuple(
+            str(word) for word in first if word in _PRECISIONS.known and all(word in other for other in others)
+        )
+        found.append(PrecisionRule(subject, pattern, words or ("fp32",)))
+    return tuple(found)
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:

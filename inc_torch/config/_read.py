@@ -11,6 +11,7 @@ from torch import nn
 
 from inc_torch.config._base import Config
 from inc_torch.config._distillation import DistillationConfig
+from inc_torch.config._mixed_precision import MixedPrecisionConfig
 from inc_torch.config._post_training import PostTrainingQuantConfig
 from inc_torch.config._pruning import WeightPruningConfig
 from inc_torch.config._quantization import QuantizationAwareTrainingConfig
@@ -25,6 +26,7 @@ _KINDS: dict[str, type[Config]] = {
         QuantizationAwareTrainingConfig,
         DistillationConfig,
         PostTrainingQuantConfig,
+        MixedPrecisionConfig,
     )
 }
 _FORM = "a mapping such as {WeightPruningConfig: {target_sparsity: 0.8}}, or a list of them"

@@ -34,7 +34,9 @@ class TunedConfig(Config):
 
     def __post_init__(self, *older: object) -> None:
         self._check_fields()
-        given = {name: value for name, value in zip(self.keyword_only_inputs, older, strict=True) if value is not None}
+        given = {
+            name: value for name, value in zip(TunedConfig.keyword_only_inputs, older, strict=True) if value is not None
+        }
         relative, absolute = given.pop("relative", None), given.pop("absolute", None)
         if given:
             object.__setattr__(self, "tuning_criterion", self.tuning_criterion.replace(**given))

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from inc_torch import inference, precision
 from inc_torch.core.errors import ArtifactError, did_you_mean
 from inc_torch.core.report import CompressionReport
 from inc_torch.export._files import (
@@ -29,7 +30,6 @@ from inc_torch.export._proof import attach_report, attached_report, measured_rep
 from inc_torch.export._ranks import assembled, write_once
 from inc_torch.export._tensors import int8_modules, plain_state, share_equal_codes, split_name, tied_groups
 from inc_torch.inference import run_graph_fused
-from inc_torch.precision import describe_bfloat16, rebuild_bfloat16
 from inc_torch.quantizers import describe_graph, describe_int8, rebuild_int8
 
 __all__ = ["load", "save"]
@@ -85,7 +85,7 @@ def _write(model: nn.Module, target: Path, report: CompressionReport | None) -> 
         "class": type(model).__qualname__,
         "modules": describe_int8(model),
         "graph": describe_graph(model),
-        "bfloat16": describe_bfloat16(model),
+        "bfloat16": precision.describe_bfloat16(model),
         "aliases": aliases,
         "weights": {"file": WEIGHTS, **file_facts(target / WEIGHTS)},
         "report": measured.to_dict(),
@@ -123,11 +123,12 @@ def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
     where = os.fspath(source / ARTIFACT)
     if data["modules"] != describe_int8(model):
         rebuild_int8(model, data["modules"], data["graph"])
-    rebuild_bfloat16(model, data["bfloat16"])
+    precision.rebuild_bfloat16(model, data["bfloat16"])
     _fill(model, tensors, data, where)
     stored = read_report(data["report"], where)
     attach_report(model, prove_report(model, stored, where))
     run_graph_fused(model)
+    inference.fuse_half_precision(model)
     return model.eval()
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from inc_torch import precision
 from inc_torch.core.errors import ArtifactError, did_you_mean
 from inc_torch.core.report import CompressionReport, Finding, ModuleReport
-from inc_torch.precision import SCHEME, describe_bfloat16
 
 __all__ = [
     "CODE_BITS",
@@ -17,6 +17,7 @@ __all__ = [
     "attached_report",
     "bits_asked",
     "measured_report",
+    "precision_findings",
     "prove_report",
     "read_report",
 ]
@@ -31,7 +32,7 @@ def bits_asked(row: ModuleReport) -> int | None:
     """How many bits the weight of a module has if it was compressed as asked; None if that was not asked."""
     if row.scheme is None:
         return None
-    return BFLOAT16_BITS if row.scheme == SCHEME else CODE_BITS
+    return BFLOAT16_BITS if row.scheme in precision.SCHEMES else CODE_BITS
 
 
 def attached_report(model: nn.Module) -> CompressionReport | None:
@@ -50,10 +51,15 @@ def measured_report(model: nn.Module, report: CompressionReport | None) -> Compr
 
     Modules that compute in bfloat16 have that as their scheme, unless something else was asked of them.
     """
-    in_bfloat16 = [Finding(name, scheme=SCHEME) for name in describe_bfloat16(model)]
+    in_bfloat16 = precision_findings(model)
     if report is None:
         return CompressionReport.measure(model, in_bfloat16)
     return CompressionReport.measure(model, [*report.findings(), *in_bfloat16], report.sparsity_over_steps)
+
+
+def precision_findings(model: nn.Module) -> list[Finding]:
+    """A finding for each module that computes in half precision."""
+    return [Finding(name, scheme=scheme) for name, scheme in precision.layers_of(model).items()]
 
 
 def read_report(data: object, where: str) -> CompressionReport:
@@ -109,7 +115,7 @@ def prove_report(model: nn.Module, stored: CompressionReport, where: str) -> Com
 
 def _compare(stored: ModuleReport, found: ModuleReport, where: str) -> None:
     cast = found.bits != stored.bits and min(found.bits, stored.bits) > CODE_BITS
-    if cast and stored.scheme != SCHEME and found.shape == stored.shape and found.zeros >= stored.zeros:
+    if cast and stored.scheme not in precision.SCHEMES and found.shape == stored.shape and found.zeros >= stored.zeros:
         return
     for field in ("shape", "bits", "zeros"):
         got, want = getattr(found, field), getattr(stored, field)

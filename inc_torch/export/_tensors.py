@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from inc_torch import precision
 from inc_torch.core.errors import ModelError
-from inc_torch.precision import describe_bfloat16
 from inc_torch.quantizers import describe_int8
 
 __all__ = [
@@ -39,8 +39,19 @@ def int8_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def bfloat16_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of ``model`` that compute in bfloat16 by their fully qualified names."""
-    return {name: model.get_submodule(name) for name in describe_bfloat16(model)}
+    """The modules of ``model`` with Parameters of their own that compute in half precision, by their full names.
+
+    Left out are those with buffers that no file holds, whose values may depend on how the model is built.
+    """
+    return {
+        name: module
+        for name, module in precision.members_of(model).items()
+        if not module._non_persistent_buffers_set
+        and any(tensor is not None and tensor.dtype in _HALF for tensor in module._parameters.values())
+    }
+
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def checksum(module: nn.Module) -> str | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
+from inc_torch import precision
 from inc_torch.core.report import CompressionReport, ModuleReport
 from inc_torch.export._proof import CODE_BITS
 from inc_torch.huggingface._layout import CARD
-from inc_torch.precision import describe_bfloat16
 from inc_torch.quantizers import code_name
 
 __all__ = ["CARD", "write_card"]
@@ -58,7 +58,7 @@ def card(directory: str, model: nn.Module, report: CompressionReport, *, needs_i
         needs_import: As in `write_card`.
     """
     quantized = [row for row in report.modules if row.bits <= CODE_BITS]
-    bfloat16 = describe_bfloat16(model)
+    bfloat16 = precision.describe_bfloat16(model)
     pruned = [row for row in report.modules if row.asked_sparsity is not None]
     tags = [
         *("inc_torch", "compression"),

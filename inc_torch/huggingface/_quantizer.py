@@ -17,6 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from inc_torch.core.errors import ArtifactError, did_you_mean
+from inc_torch.core.sharding import plain_class
 from inc_torch.export._files import read_json
 from inc_torch.export._proof import attach_report, measured_report, prove_report, read_report
 from inc_torch.export._tensors import (
@@ -31,7 +32,14 @@ from inc_torch.huggingface._float import to_float
 from inc_torch.huggingface._layout import SAVE_AGAIN, VERSION, alarms, ignore_alarms, untie
 from inc_torch.huggingface._source import Source, files_of
 from inc_torch.huggingface.registration import QUANT_METHOD, install
-from inc_torch.precision import compute_in_float, describe_bfloat16, reasons_against_bfloat16, rebuild_bfloat16
+from inc_torch.inference import fuse_half_precision
+from inc_torch.precision import (
+    Bfloat16Module,
+    compute_in_float,
+    describe_bfloat16,
+    reasons_against_bfloat16,
+    rebuild_bfloat16,
+)
 from inc_torch.quantizers import WeightOnlyLinear, describe_int8, rebuild_int8
 
 __all__ = ["IncTorchConfig", "IncTorchQuantizer", "adopt"]
@@ -104,7 +112,8 @@ class IncTorchQuantizer(HfQuantizer):
         self._source = Source(checkpoint_files or files_of(model))
         names = self._names
         rebuild_int8(model, {names[name]: entry for name, entry in config.modules.items() if name in names})
-        rebuild_bfloat16(model, {names[name]: kind for name, kind in config.bfloat16.items() if name in names})
+        rebuild_bfloat16(model, _described_for(model, names, config))
+        self._names = names = _with_members(model, names, config)
         int8 = int8_modules(model)
         untie(model, int8)
         ignore_alarms(model, int8)
@@ -121,9 +130,10 @@ class IncTorchQuantizer(HfQuantizer):
             other, other_leaf = split_name(first)
             int8[owner].register_buffer(leaf, int8[other]._buffers[other_leaf])
         modules = int8 | bfloat16_modules(model)
-        self._restore_rounded(modules)
+        self._restore_rounded(model, modules)
         self._check(model, modules)
         self._names, self._source = {}, None
+        fuse_half_precision(model)
         return model
 
     def _aliases(self) -> dict[str, str]:
@@ -135,14 +145,16 @@ class IncTorchQuantizer(HfQuantizer):
                 found[".".join(filter(None, names[0]))] = ".".join(filter(None, names[1]))
         return found
 
-    def _restore_rounded(self, modules: Mapping[str, nn.Module]) -> None:
+    def _restore_rounded(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         """Read float tensors of compressed modules again where transformers 4.57 cast them to the model's dtype."""
         source = self._source or Source(())
+        low = _low_dtypes(model)
         for saved_name, name in self._names.items():
             own = modules[name]
             dtype = own.layout.scale_dtype if isinstance(own, WeightOnlyLinear) else torch.float32
-            dtype = torch.bfloat16 if saved_name in self._config.bfloat16 else dtype
-            for leaf, tensor in [*own._parameters.items(), *own._buffers.items()]:
+            dtype = low.get(id(own), dtype)
+            held = [*own._parameters.items(), *([] if id(own) in low else own._buffers.items())]
+            for leaf, tensor in held:
                 if tensor is None or not tensor.is_floating_point() or tensor.dtype == dtype:
                     continue
                 exact = source.tensor(saved_name, leaf)
@@ -179,7 +191,7 @@ class IncTorchQuantizer(HfQuantizer):
         if is_whole and (value is None or value == expected):
             return
         found = f"the files lack {', '.join(map(repr, missing))}" if missing else f"got checksum {value!r}"
-        kind = "Bfloat16" if saved_name in self._config.bfloat16 else "Int8"
+        kind = "Int8" if saved_name in self._config.modules else "Bfloat16"
         message = (
             f"{kind} module {name!r} was not loaded from {source.where} as it was saved: {found}, expected checksum "
             f"{expected!r}. The weights and config.json are of two different saves, or a file is damaged. {SAVE_AGAIN}"
@@ -268,7 +280,8 @@ def _names_in(model: nn.Module, config: IncTorchConfig) -> dict[str, str]:
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     names = {}
     for name in [*config.modules, *config.bfloat16]:
-        found = next((other for other in (name, prefix + name, name.removeprefix(prefix)) if other in modules), None)
+        places = (name, prefix + name, f"{name}.".removeprefix(prefix).removesuffix("."))
+        found = next((other for other in places if other in modules), None)
         if found is not None:
             names[name] = found
         elif type(model).__name__ in (model.config.architectures or ()):  # type: ignore[union-attr, operator]
@@ -279,6 +292,38 @@ def _names_in(model: nn.Module, config: IncTorchConfig) -> dict[str, str]:
             )
             raise ArtifactError(message)
     return names
+
+
+def _described_for(model: nn.Module, names: Mapping[str, str], config: IncTorchConfig) -> dict[str, str]:
+    """What `rebuild_bfloat16` gets; a model that computes in it as a whole may be opened as another class."""
+    whole = {name: kind for name, kind in config.bfloat16.items() if name == "" or names.get(name) == ""}
+    own = {names[name]: kind for name, kind in config.bfloat16.items() if name in names}
+    for kind in whole.values():
+        half = kind[: len(kind) - len(kind.split(" ")[-1])]
+        own[""] = half + plain_class(type(model)).__name__
+    return own
+
+
+def _with_members(model: nn.Module, names: Mapping[str, str], config: IncTorchConfig) -> dict[str, str]:
+    """The names of `_names_in`, with those of what is inside parts that compute in bfloat16, as far as it was saved."""
+    members = bfloat16_modules(model)
+    found = {name: other for name, other in names.items() if name not in config.bfloat16}
+    for saved, name in names.items():
+        if saved in config.bfloat16:
+            within = f"{name}." if name else ""
+            for member in members:
+                if member == name or member.startswith(within):
+                    inner = member.removeprefix(name).removeprefix(".")
+                    whole = ".".join(filter(None, (saved, inner)))
+                    places = (whole, f"{getattr(model, 'base_model_prefix', '')}.{whole}")
+                    found.update({place: member for place in places if place in config.checksums})
+    return found
+
+
+def _low_dtypes(model: nn.Module) -> dict[int, torch.dtype]:
+    """By identity of the module, what its Parameters are to be where it computes in half precision."""
+    outermost = [module for module in model.modules() if isinstance(module, Bfloat16Module)]
+    return {id(inner): module.low_dtype for module in outermost for inner in module.modules()}
 
 
 install()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from inc_torch import precision
 from inc_torch.callbacks._lora import holds_adapters
 from inc_torch.core.errors import ArtifactError, ConfigError, InexactWarning, ModelError, did_you_mean
 from inc_torch.core.names import unwrapped
@@ -22,7 +23,6 @@ from inc_torch.export._ranks import assembled, write_once
 from inc_torch.huggingface._card import write_card
 from inc_torch.huggingface._layout import REPORT
 from inc_torch.huggingface.registration import QUANT_METHOD, install
-from inc_torch.precision import Bfloat16Module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,9 +140,9 @@ def _correct_dtype(model: PreTrainedModel, directory: Path) -> None:
 
     Where that belongs to a module that computes in bfloat16, ``from_pretrained`` would cast all others to it.
     """
-    first = next((module for module in model.modules() if [*module.parameters(recurse=False)]), None)
-    if isinstance(first, Bfloat16Module) and first.float_dtype != model.dtype:
-        model.config.dtype = str(first.float_dtype).removeprefix("torch.")
+    half = next((module for module in model.modules() if isinstance(module, precision.Bfloat16Module)), None)
+    if half is not None and half.float_dtype != model.dtype:
+        model.config.dtype = str(half.float_dtype).removeprefix("torch.")
         model.config.save_pretrained(directory)
 
 

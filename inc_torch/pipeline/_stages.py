@@ -12,6 +12,7 @@ from torch import nn
 from inc_torch.callbacks import Callback, QuantizationAwareTrainingCallbacks, TrainingConfig
 from inc_torch.config import (
     DistillationConfig,
+    MixedPrecisionConfig,
     PostTrainingQuantConfig,
     QuantizationAwareTrainingConfig,
     WeightPruningConfig,
@@ -24,8 +25,16 @@ if TYPE_CHECKING:
 __all__ = ["TRAINING", "Quantize", "Stage", "Train"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-TRAINING: Final = (DistillationConfig, WeightPruningConfig, QuantizationAwareTrainingConfig, Callback)
-_EXPECTED: Final = "a DistillationConfig, WeightPruningConfig, QuantizationAwareTrainingConfig or Callback"
+TRAINING: Final = (
+    DistillationConfig,
+    WeightPruningConfig,
+    QuantizationAwareTrainingConfig,
+    MixedPrecisionConfig,
+    Callback,
+)
+_EXPECTED: Final = (
+    "a DistillationConfig, WeightPruningConfig, QuantizationAwareTrainingConfig, MixedPrecisionConfig or Callback"
+)
 
 
 @final

@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from torch import nn
 
-from inc_torch.core.errors import ArtifactError, ModelError, did_you_mean
+from inc_torch.core.errors import ModelError, did_you_mean
 from inc_torch.core.fast_paths import close_fast_paths
 from inc_torch.core.sharding import plain_class
-from inc_torch.precision._module import Bfloat16Module
+from inc_torch.precision._module import Bfloat16Module, transposed_linear
 
 __all__ = [
-    "SCHEME",
     "compute_in_bfloat16",
     "compute_in_float",
-    "describe_bfloat16",
+    "known_classes",
+    "reason_against",
     "reasons_against_bfloat16",
-    "rebuild_bfloat16",
+    "reasons_of_ties",
 ]
 
-SCHEME: Final = "bfloat16"
-"""The name under which these modules stand in reports."""
-
-_CLASSES: Final[Mapping[str, type[nn.Module]]] = {
-    kind.__name__: kind
-    for kind in (
-        nn.Linear,
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-        nn.ConvTranspose1d,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose3d,
-        nn.Embedding,
-        nn.RNN,
-        nn.LSTM,
-        nn.GRU,
-        nn.RNNCell,
-        nn.LSTMCell,
-        nn.GRUCell,
-    )
-}
-_HUGGING_FACE_LAYERS: Final = "transformers.pytorch_utils"
+_CLASSES: Final = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Embedding,
+    nn.RNN,
+    nn.LSTM,
+    nn.GRU,
+    nn.RNNCell,
+    nn.LSTMCell,
+    nn.GRUCell,
+)
 
 
-def _known_classes() -> dict[str, type[nn.Module]]:
-    """What can compute in bfloat16, by class name; with the ``Conv1D`` of transformers once that is imported."""
-    transposed: type[nn.Module] | None = getattr(sys.modules.get(_HUGGING_FACE_LAYERS), "Conv1D", None)
-    return {**_CLASSES, **({} if transposed is None else {"Conv1D": transposed})}
+def known_classes() -> frozenset[type[nn.Module]]:
+    """What can compute in bfloat16 alone; with the ``Conv1D`` of transformers once that is imported."""
+    transposed = transposed_linear()
+    return frozenset(_CLASSES if transposed is None else (*_CLASSES, transposed))
 
 
 def compute_in_bfloat16(model: nn.Module, names: Iterable[str] = ("",)) -> None:
@@ -129,18 +121,19 @@ def reasons_against_bfloat16(model: nn.Module, names: Collection[str]) -> dict[s
         if name not in modules:
             message = f"{type(model).__name__} has no module {name!r}.{did_you_mean(name, modules)}"
             raise ModelError(message)
-    reasons = {name: reason for name in names if (reason := _reason(modules[name])) is not None}
-    while tied := _reasons_of_ties(modules, [name for name in names if name not in reasons]):
+    reasons = {name: reason for name in names if (reason := reason_against(modules[name])) is not None}
+    while tied := reasons_of_ties(modules, [name for name in names if name not in reasons]):
         reasons |= tied
     return reasons
 
 
-def _reason(module: nn.Module) -> str | None:
+def reason_against(module: nn.Module) -> str | None:
+    """Why a module alone cannot compute in half precision, as the end of a sentence; None if it can."""
     if isinstance(module, Bfloat16Module):
         return None
     own = plain_class(type(module))
-    if own not in _known_classes().values():
-        bases = [base.__name__ for base in own.__mro__[1:] if base in _known_classes().values()]
+    if own not in known_classes():
+        bases = [base.__name__ for base in own.__mro__[1:] if base in known_classes()]
         if bases:
             return f"{own.__name__} is a subclass of {bases[0]}; what it or its owner does with the weight is not known"
         return f"{own.__name__} is not one of the classes that can"
@@ -150,66 +143,22 @@ def _reason(module: nn.Module) -> str | None:
     return f"its weight is {other[0]}" if other else None
 
 
-def _reasons_of_ties(modules: Mapping[str, nn.Module], names: Collection[str]) -> dict[str, str]:
-    chosen = {id(modules[name]) for name in names}
+def reasons_of_ties(modules: Mapping[str, nn.Module], names: Collection[str]) -> dict[str, str]:
+    """Which of these modules share a Parameter with one that is neither among them nor inside one, as sentences."""
+    chosen = {id(inner) for name in names for inner in modules[name].modules()}
+    chosen.update(
+        id(inner) for each in modules.values() if isinstance(each, Bfloat16Module) for inner in each.modules()
+    )
     others = {
         id(parameter): name
         for name, module in modules.items()
-        if id(module) not in chosen and not isinstance(module, Bfloat16Module)
+        if id(module) not in chosen
         for parameter in module._parameters.values()
         if parameter is not None
     }
     return {
         name: f"it shares {leaf!r} with {others[id(parameter)]!r}, which is to stay as it is; name both, or neither"
         for name in names
-        for leaf, parameter in modules[name]._parameters.items()
+        for leaf, parameter in modules[name].named_parameters(remove_duplicate=False)
         if id(parameter) in others
     }
-
-
-def describe_bfloat16(model: nn.Module) -> dict[str, str]:
-    """Describe the modules that compute in bfloat16 in values that JSON knows, for `rebuild_bfloat16`.
-
-    Returns:
-        Class names in float, by module name.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.GRU(2, 2))
-        >>> compute_in_bfloat16(model, ["1"])
-        >>> describe_bfloat16(model)
-        {'1': 'GRU'}
-    """
-    return {
-        name: module.float_class.__name__
-        for name, module in model.named_modules()
-        if isinstance(module, Bfloat16Module)
-    }
-
-
-def rebuild_bfloat16(model: nn.Module, description: Mapping[str, str]) -> None:
-    """Let the modules that ``description`` names compute in bfloat16, ready for ``load_state_dict``.
-
-    Args:
-        model: The model that was saved, on any device, also ``meta``; its weights do not matter.
-        description: What `describe_bfloat16` gave.
-
-    Raises:
-        ArtifactError: The description is damaged, or of another model. The model is then unchanged.
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name, kind in description.items():
-        where = f"The description of bfloat16 modules names {name!r}"
-        if name not in modules:
-            message = f"{where}, which {type(model).__name__} does not have.{did_you_mean(name, modules)}"
-            raise ArtifactError(message)
-        present = plain_class(type(modules[name])).__name__
-        if kind != present:
-            message = (
-                f"{where} as {kind!r}, but {type(model).__name__} has a {present} there. Build the model with the "
-                "configuration that it was saved with."
-            )
-            raise ArtifactError(message)
-    for name, reason in reasons_against_bfloat16(model, description.keys()).items():
-        message = f"The description of bfloat16 modules names {name!r}, which cannot compute in it: {reason}."
-        raise ArtifactError(message)
-    compute_in_bfloat16(model, description.keys())

@@ -27,6 +27,7 @@ from inc_torch.core.names import unwrapped
 from inc_torch.core.optional import require
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export.onnx._arithmetic import OnnxArithmetic
+from inc_torch.inference import fuse_half_precision
 from inc_torch.precision import compute_in_float, describe_bfloat16, rebuild_bfloat16
 from inc_torch.quantizers import computing_with, describe_int8, fake_quant_modules
 
@@ -206,6 +207,7 @@ def _in_float(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         rebuild_bfloat16(model, described)
+        fuse_half_precision(model)
 
 
 def _dynamic_shapes(model: nn.Module, inputs: Inputs, config: Torch2ONNXConfig) -> dict[str, Any]:

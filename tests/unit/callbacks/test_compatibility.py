@@ -11,6 +11,7 @@ from torch import nn
 from inc_torch import (
     Callback,
     DistillationConfig,
+    MixedPrecisionConfig,
     PostTrainingQuantConfig,
     QuantizationAwareTrainingConfig,
     WeightPruningConfig,
@@ -128,6 +129,7 @@ def test_the_rest_works_in_any_order():
         "quantization": QuantizationAwareTrainingConfig,
         "distillation": lambda: distillation(teacher),
         "several distillation configs": lambda: distillation(teacher),
+        "mixed precision": MixedPrecisionConfig,
         "callbacks of your own": Callback,
     }
     for entry in COMBINATIONS:

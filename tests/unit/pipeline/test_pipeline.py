@@ -69,8 +69,8 @@ class TestStages:
             (
                 lambda: Train(PostTrainingQuantConfig(), loop),
                 "Train got confs[0]=PostTrainingQuantConfig() of type PostTrainingQuantConfig: expected a "
-                "DistillationConfig, WeightPruningConfig, QuantizationAwareTrainingConfig or Callback. Use a stage "
-                "Quantize(config, ...).",
+                "DistillationConfig, WeightPruningConfig, QuantizationAwareTrainingConfig, MixedPrecisionConfig or "
+                "Callback. Use a stage Quantize(config, ...).",
             ),
             (lambda: Train([pruning(), WeightPruningConfig], loop), "WeightPruningConfig is a class: give an object"),
             (lambda: Train(pruning(), "loop"), "Train got train='loop' of type str: expected your training loop"),

@@ -111,7 +111,7 @@ def test_a_packed_sequence_stays_one():
 def test_dicts_and_named_tuples_go_through_whole():
     from collections import namedtuple
 
-    from inc_torch.precision._module import _cast
+    from inc_torch.precision._casting import cast as _cast
 
     pair = namedtuple("pair", ["left", "right"])
     got = _cast({"a": pair(torch.ones(2), [torch.ones(2, dtype=torch.int64), None])}, LOW)
@@ -300,12 +300,13 @@ def test_a_description_rebuilds_the_model():
         ({"out": "LSTM"}, r"names 'out' as 'LSTM', but Tied has a Linear there. Build the model"),
         ({"out": 3}, r"names 'out' as 3, but Tied has a Linear there"),
         ({"out": "Linear"}, r"names 'out', which cannot compute in it: it shares 'weight' with 'words'"),
-        ({"": "Tied"}, r"Tied is not one of the classes that can"),
+        ({"norm": "LayerNorm"}, r"LayerNorm is not one of the classes that can"),
+        ({"fc": "float16 Embedding"}, r"names 'fc' as 'float16 Embedding', but Tied has a Linear there"),
     ],
 )
 def test_a_damaged_description_is_refused(description, message):
     model = Tied()
-    model.fc = nn.Linear(2, 2)
+    model.fc, model.norm = nn.Linear(2, 2), nn.LayerNorm(2)
     with pytest.raises(ArtifactError, match=message):
         rebuild_bfloat16(model, description)
     assert describe_bfloat16(model) == {}
