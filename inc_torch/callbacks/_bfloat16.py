@@ -35,9 +35,8 @@ def left_to_bfloat16(model: nn.Module, decisions: Mapping[str, Prepared], *, una
             warn_user(message, InexactWarning)
         return dict(decisions)
     names = asked + (without_int8 if unasked else [])
-    while reasons := precision.reasons_against_bfloat16(
-        model, names
-    ):  # without these, others that are tied to them cannot
+    # Without those that cannot, others that are tied to them cannot either.
+    while reasons := precision.reasons_against_bfloat16(model, names):
         for name in set(asked) & reasons.keys():
             warn_user(f"{name!r} was to compute in bfloat16: {reasons[name]}. It stays in float32.", InexactWarning)
         names = [name for name in names if name not in reasons]

@@ -418,7 +418,7 @@ def test_a_rule_of_a_config_that_names_nothing_is_an_error():
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_what_a_rule_leaves_to_bfloat16_computes_in_it_after_training(has_bfloat16, monkeypatch):
-    monkeypatch.setattr("inc_torch.callbacks._bfloat16.has_bfloat16", lambda _: has_bfloat16)
+    monkeypatch.setattr("inc_torch.precision.has_bfloat16", lambda _: has_bfloat16)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 2))
     callback = QuantizationAwareTrainingCallbacks(QuantSpec(rules=(QuantRule("name", "2", FloatType.BFLOAT16),)))
     callback.prepare(model, Progress())

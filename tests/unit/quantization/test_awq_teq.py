@@ -221,7 +221,7 @@ def test_awq_needs_blocks():
 @pytest.mark.parametrize(
     ("recipes", "words"),
     [
-        ({"awq_args": {"foldin": True}}, "Did you mean 'folding'"),
+        ({"awq_args": {"foldng": True}}, "Did you mean 'folding'"),
         ({"teq_args": {"steps": 0}}, "expected a number of optimizer steps above 0"),
         ({"teq_args": {"lr": -1.0}}, "expected a learning rate above 0"),
     ],

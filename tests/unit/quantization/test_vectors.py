@@ -222,7 +222,7 @@ def test_recurrent_layers_compute_in_bfloat16_where_the_processor_can(monkeypatc
 
 
 def test_a_rule_for_bfloat16_on_a_processor_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inc_torch.callbacks._bfloat16.has_bfloat16", lambda _: False)
+    monkeypatch.setattr("inc_torch.precision.has_bfloat16", lambda _: False)
     config = PostTrainingQuantConfig(op_name_dict={"fc2": {"weight": {"dtype": "bf16"}}})
     with pytest.warns(InexactWarning, match="'fc2' was to compute in bfloat16, which this processor lacks"):
         quantized = quantization.fit(M3(), config, calib_dataloader=[torch.randn(8, 3, 8, 8)])
