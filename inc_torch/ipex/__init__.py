@@ -1,0 +1,59 @@
+"""Int8 models on the kernels of Intel Extension for PyTorch, which is imported here alone, and only when asked for.
+
+The extension is a second way to *run* an int8 model of ours; prepared, calibrated, smoothed, trained and saved it is
+in the same way as for the default backend::
+
+    prepare ─► calibrate ─► realise(recipe) ─► convert ─► int8 model ─► deploy
+                  │                                                       │
+                  └─► Observation: what the extension computes            ▼
+                      in int8 besides layers (add, matmul, pools)     IpexProgram, the model's forward
+
+`deploy` hands the codes, scales and ranges of the model's layers to the extension through its configuration summary
+(``best_configure.json``), lets it convert and trace, and puts the program in the place of the model's ``forward``.
+
+    _extension.py     the one import, and the one error
+    _summary.py       the summary as plain values: its operations, and changing how they are computed
+    _observation.py   what the extension sees of a float model and its data
+    _floating.py      the float model that an int8 model stands for
+    _program.py       traced programs, by what a call was given
+    _deployment.py    from an int8 model to its program, to files, and back
+    _inc.py           summaries that Intel Neural Compressor wrote
+"""
+
+from __future__ import annotations
+
+from inc_torch.ipex._deployment import SUMMARY, deploy, deployed, deployment_of, redeploy, withdraw
+from inc_torch.ipex._extension import require_extension
+from inc_torch.ipex._inc import SummaryRange, ranges_of
+from inc_torch.ipex._observation import Observation
+from inc_torch.ipex._program import IpexProgram
+from inc_torch.ipex._summary import (
+    FUNCTIONS,
+    LAYERS,
+    IpexOperation,
+    Summary,
+    int8_operations,
+    operations_of,
+    read_summary,
+)
+
+__all__ = [
+    "FUNCTIONS",
+    "LAYERS",
+    "SUMMARY",
+    "IpexOperation",
+    "IpexProgram",
+    "Observation",
+    "Summary",
+    "SummaryRange",
+    "deploy",
+    "deployed",
+    "deployment_of",
+    "int8_operations",
+    "operations_of",
+    "ranges_of",
+    "read_summary",
+    "redeploy",
+    "require_extension",
+    "withdraw",
+]
