@@ -8,6 +8,7 @@ from typing import Any, final
 from torch import nn
 
 from inc_torch.callbacks._bfloat16 import left_to_bfloat16
+from inc_torch.callbacks._on_extension import SeenCalls
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import CalibrationError, HookOrderError, InexactWarning, StateError
 from inc_torch.core.hooks import Phase, Progress, Stage
@@ -16,6 +17,7 @@ from inc_torch.core.sharding import require_unshardable
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
 from inc_torch.inference import run_graph_fused
+from inc_torch.ipex import require_extension
 from inc_torch.quantizers import (
     GraphStage,
     Prepared,
@@ -59,6 +61,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
         freeze_batch_norm_step: After so many optimizer steps batch normalization uses and keeps its running statistics
             until the end of training; None is never.
         as_graph: A model that is one graph is trained as such, see `GraphStage`.
+        on_extension: The int8 model runs on the extension of Intel, see `inc_torch.ipex`.
     """
 
     stage = Stage.REWRITE
@@ -74,6 +77,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
         freeze_observers_step: int | None = None,
         freeze_batch_norm_step: int | None = None,
         as_graph: bool = False,
+        on_extension: bool = False,
     ) -> None:
         self.spec = spec
         self.start_step = start_step
@@ -82,6 +86,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
         self._decisions: dict[str, Prepared] = {}
         self._as_graph = as_graph
         self._stage: GraphStage | None = None
+        self._calls = SeenCalls() if on_extension else None
         self._is_converted = False
         self._is_rounding: bool | None = None
         self._has_fixed_ranges: bool | None = None
@@ -97,6 +102,8 @@ class QuantizationAwareTrainingCallbacks(Callback):
 
     def prepare(self, model: nn.Module, progress: Progress) -> None:
         super().prepare(model, progress)
+        if self._calls is not None:
+            require_extension("QuantizationAwareTrainingConfig(backend='ipex')")
         if self._as_graph:
             self._stage = GraphStage(progress.ranks)
             self._decisions = self._stage.prepare(model, self.spec)
@@ -137,6 +144,8 @@ class QuantizationAwareTrainingCallbacks(Callback):
         require_unshardable(self.model)  # now, not at the end of the training
         if self._stage is not None:
             self._stage.begin(self.model)
+        if self._calls is not None:
+            self._calls.watch(self.model)
         self._is_rounding = None
         self._enter(self.progress.step)
 
@@ -160,7 +169,10 @@ class QuantizationAwareTrainingCallbacks(Callback):
             convert(self.model, self.progress.ranks)
             thaw_batch_norm(self.model)
             self._decisions = left_to_bfloat16(self.model, self._decisions, unasked=False)
-            run_graph_fused(self.model)
+            if self._calls is None:
+                run_graph_fused(self.model)
+            else:
+                self._calls.deploy(self.model)
             self._is_converted = True
 
     def _enter(self, step: int) -> None:

@@ -21,6 +21,7 @@ from inc_torch.config._recipes import (
 )
 from inc_torch.config._tuned import TunedConfig
 from inc_torch.core.errors import ConfigError, did_you_mean
+from inc_torch.ipex import for_extension
 from inc_torch.quantizers import OBSERVERS, PostTrainingSpec, QuantScheme, QuantSpec
 
 __all__ = ["PostTrainingQuantConfig"]
@@ -222,9 +223,11 @@ class PostTrainingQuantConfig(TunedConfig):
         scheme = QuantScheme(dynamic="dynamic" in self.approach, input_observer=observers[0])
         options = {} if scheme.dynamic else {"symmetric_input": (False, True), "input_observer": observers}
         recipes = self.recipes
+        quant = spec_of(self, scheme, POST_TRAINING, options)
+        on_extension = self.backend == "ipex"
         return PostTrainingSpec(
-            quant=spec_of(self, scheme, POST_TRAINING, options),
-            dynamic_where_unseen="auto" in self.approach,
+            quant=for_extension(quant) if on_extension else quant,
+            dynamic_where_unseen="auto" in self.approach and not on_extension,
             first_in_float=not recipes["first_conv_or_matmul_quantization"],
             last_in_float=not recipes["last_conv_or_matmul_quantization"],
             smoothing=smoothing_of(recipes) if isinstance(recipes, FrozenDict) else None,

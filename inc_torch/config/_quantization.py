@@ -19,6 +19,7 @@ from inc_torch.config._op_rules import DEFAULT_RULE, TRAINING, check_rules, rule
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.config._tuned import TunedConfig
 from inc_torch.core.errors import ConfigError, did_you_mean
+from inc_torch.ipex import for_extension
 from inc_torch.quantizers import FloatType, QuantScheme, QuantSpec
 
 __all__ = ["QuantizationAwareTrainingConfig"]
@@ -193,7 +194,8 @@ class QuantizationAwareTrainingConfig(TunedConfig):
 
     def to_spec(self) -> QuantSpec:
         """Return the same as typed values, for the layer below."""
-        return spec_of(self, QuantScheme(), TRAINING, {"symmetric_input": (False, True)})
+        spec = spec_of(self, QuantScheme(), TRAINING, {"symmetric_input": (False, True)})
+        return for_extension(spec) if self.backend == "ipex" else spec
 
 
 _DEVICE_TYPES = {"gpu": "cuda", "npu": "npu", "xpu": "xpu"}

@@ -13,6 +13,7 @@ from torch import nn
 
 from inc_torch.core.errors import ArtifactError, did_you_mean
 from inc_torch.core.report import CompressionReport
+from inc_torch.export._extension import rerun_on_extension, write_summary
 from inc_torch.export._files import (
     ARTIFACT,
     HUB_CONFIG,
@@ -37,7 +38,7 @@ __all__ = ["load", "save"]
 FORMAT = "inc_torch"
 VERSION = 1
 SAVE_AGAIN = "Save the model again with manager.save(directory)."
-DICTIONARIES = ("modules", "graph", "bfloat16", "aliases", "weights", "report")
+DICTIONARIES = ("modules", "graph", "bfloat16", "aliases", "weights", "report", "ipex")
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -89,6 +90,7 @@ def _write(model: nn.Module, target: Path, report: CompressionReport | None) -> 
         "aliases": aliases,
         "weights": {"file": WEIGHTS, **file_facts(target / WEIGHTS)},
         "report": measured.to_dict(),
+        "ipex": write_summary(model, target),
     }
     write_json(target / ARTIFACT, data)
 
@@ -127,7 +129,10 @@ def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
     _fill(model, tensors, data, where)
     stored = read_report(data["report"], where)
     attach_report(model, prove_report(model, stored, where))
-    run_graph_fused(model)
+    if data["ipex"]:
+        rerun_on_extension(model.eval(), source, data["ipex"])
+    else:
+        run_graph_fused(model)
     return model.eval()
 
 
@@ -164,7 +169,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
             f"'{FORMAT}/{VERSION}' or older. Upgrade: pip install -U inc_torch."
         )
         raise ArtifactError(message)
-    for key in ("bfloat16", "graph"):  # what was saved before there were such modules lacks them
+    for key in ("bfloat16", "graph", "ipex"):  # what was saved before there were such modules lacks them
         data.setdefault(key, {})
     for key, kind in (*((key, dict) for key in DICTIONARIES), ("class", str)):
         if not isinstance(data.get(key), kind):

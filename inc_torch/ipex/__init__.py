@@ -17,16 +17,19 @@ in the same way as for the default backend::
     _floating.py      the float model that an int8 model stands for
     _program.py       traced programs, by what a call was given
     _deployment.py    from an int8 model to its program, to files, and back
+    _rules.py         what it has no kernel for
     _inc.py           summaries that Intel Neural Compressor wrote
 """
 
 from __future__ import annotations
 
 from inc_torch.ipex._deployment import SUMMARY, deploy, deployed, deployment_of, redeploy, withdraw
-from inc_torch.ipex._extension import require_extension
+from inc_torch.ipex._extension import is_available, require_extension
+from inc_torch.ipex._floating import float_counterpart
 from inc_torch.ipex._inc import SummaryRange, ranges_of
 from inc_torch.ipex._observation import Observation
 from inc_torch.ipex._program import IpexProgram
+from inc_torch.ipex._rules import WITHOUT_KERNEL, for_extension
 from inc_torch.ipex._summary import (
     FUNCTIONS,
     LAYERS,
@@ -41,6 +44,7 @@ __all__ = [
     "FUNCTIONS",
     "LAYERS",
     "SUMMARY",
+    "WITHOUT_KERNEL",
     "IpexOperation",
     "IpexProgram",
     "Observation",
@@ -49,7 +53,10 @@ __all__ = [
     "deploy",
     "deployed",
     "deployment_of",
+    "float_counterpart",
+    "for_extension",
     "int8_operations",
+    "is_available",
     "operations_of",
     "ranges_of",
     "read_summary",

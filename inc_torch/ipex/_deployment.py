@@ -44,7 +44,9 @@ def deploy(
         grids: For operations besides layers that compute in int8: how they round what they read.
     """
     counterpart = float_counterpart(model)
-    before = {name: module.get_parameter("weight") for name, module in counterpart.named_modules() if _has_weight(module)}
+    before = {
+        name: module.get_parameter("weight") for name, module in counterpart.named_modules() if _has_weight(module)
+    }
     before = {name: weight.detach().clone() for name, weight in before.items()}
     prepared = prepared_by_extension(counterpart, copied(example))
     codes = {name: _folded(prepared, name, before.get(name), made) for name, made in layer_codes(model).items()}
@@ -146,11 +148,10 @@ def _described(value: object) -> object:
 
 
 def _example_from(description: object, where: str) -> Inputs:
+    given: Mapping[str, Any] = description if isinstance(description, Mapping) else {}
     try:
-        if not isinstance(description, Mapping):
-            raise TypeError(description)
-        args = tuple(_rebuilt(entry) for entry in description["args"])
-        return Inputs(args, {str(name): _rebuilt(entry) for name, entry in description["kwargs"].items()})
+        args = tuple(_rebuilt(entry) for entry in given["args"])
+        return Inputs(args, {str(name): _rebuilt(entry) for name, entry in given["kwargs"].items()})
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         message = f"The example inputs in {where!r} are damaged: {error!r}. Save the model again."
         raise ArtifactError(message) from error
@@ -190,9 +191,8 @@ def redeploy(model: nn.Module, summary: Summary, description: Mapping[str, Any],
     if known != saved:
         message = (
             f"{SUMMARY} beside {where!r} is of another model: it has {len(operations_of(summary))} operations in "
-            f"{len(saved)} modules, the model has {sum(known.values())} in {len(known)}. Copy the whole directory again."
+            f"{len(saved)} modules, the model has {sum(known.values())} in {len(known)}. Copy the whole directory "
+            "again."
         )
         raise ArtifactError(message)
     _attach(model, prepared, summary, example)
-
-

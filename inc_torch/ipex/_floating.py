@@ -55,8 +55,7 @@ def float_counterpart(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: A module has no such counterpart.
     """
-    buffers = [buffer for module in model.modules() if isinstance(module, Int8Module) for buffer in module.buffers()]
-    lent = [buffer for buffer in buffers if buffer is not None]
+    lent = [buffer for module in model.modules() if isinstance(module, Int8Module) for buffer in module.buffers()]
     made = borrowing_copy(model, lent)
     made.__dict__.pop("forward", None)
     _own_all_(made)

@@ -39,8 +39,10 @@ def ranges_of(summary: Summary) -> dict[str, SummaryRange]:
             continue
         tensor = entry["input_tensor_infos"][0]
         key = f"{index}_0"
-        scale, zero = (value.get(key, next(iter(value.values()))) if isinstance(value, dict) else value
-                       for value in (tensor["scale"], tensor["zero_point"]))
+        scale, zero = (
+            value.get(key, next(iter(value.values()))) if isinstance(value, dict) else value
+            for value in (tensor["scale"], tensor["zero_point"])
+        )
         factors = tensor.get("smooth_quant_scaling_factor")
         if isinstance(factors, dict):
             factors = factors.get(key, next(iter(factors.values())))

@@ -76,12 +76,14 @@ def _named(model: nn.Module, example: Inputs) -> dict[str, object]:
 
 
 def _observers() -> Any:  # noqa: ANN401  a class of torch.ao
-    """Extremes for a tensor, and for each output channel of a weight; other observers of ours follow from statistics."""
+    """Extremes for a tensor, and for each output channel of a weight; what is better follows from statistics."""
     from torch.ao.quantization import MinMaxObserver, PerChannelMinMaxObserver, QConfig, QConfigMapping
 
-    activation = MinMaxObserver.with_args(qscheme=torch.per_tensor_affine, dtype=torch.quint8)  # type: ignore[no-untyped-call]
-    weight = PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric)  # type: ignore[no-untyped-call]
-    return QConfigMapping().set_global(QConfig(activation=activation, weight=weight))
+    activation = MinMaxObserver.with_args(qscheme=torch.per_tensor_affine, dtype=torch.quint8)
+    weight = PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric)
+    return QConfigMapping().set_global(
+        QConfig(activation=activation, weight=weight)  # type: ignore[no-untyped-call]
+    )
 
 
 def written_summary(prepared: Any) -> Summary:  # noqa: ANN401  a class that the extension makes
@@ -168,7 +170,7 @@ class Observation:
         """
         seen = self._by_size.get(samples, self._seen)
         return {
-            (operation.key, operation.index): {
+            (operation.key, operation.number): {
                 number: _grid_of(statistics, schemes[operation.name])
                 for (key, number), statistics in seen.items()
                 if key == operation.key

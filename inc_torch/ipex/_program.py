@@ -86,7 +86,13 @@ class IpexProgram:
     """
 
     def __init__(
-        self, model: nn.Module, converted: Any, summary: dict[str, Any], example: Inputs, *, bfloat16: bool  # noqa: ANN401
+        self,
+        model: nn.Module,
+        converted: Any,  # noqa: ANN401  a class that the extension makes
+        summary: dict[str, Any],
+        example: Inputs,
+        *,
+        bfloat16: bool,
     ) -> None:
         self.summary, self.example, self.bfloat16 = summary, example, bfloat16
         self._model, self._converted = model, converted

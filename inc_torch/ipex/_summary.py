@@ -11,7 +11,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, final
 
@@ -39,7 +39,8 @@ LAYERS: Final = frozenset({"Linear", "Conv2d", "Conv3d", "ConvTranspose2d", "Con
 """Classes of layers with a weight that the extension computes in int8."""
 FUNCTIONS: Final = frozenset({"add", "matmul", "bmm", "relu", "flatten", "interaction", "linear", "conv2d", "conv3d"})
 """Functions that it may compute in int8, by the names that rules for types know them under."""
-_POOLS: Final = re.compile(r"(Adaptive)?(Avg|Max)Pool[23]d|(adaptive_)?(avg|max)_pool[23]d|[Ff]latten")
+_POOLS: Final = re.compile(r"(Adaptive)?(Avg|Max)Pool[23]d|(adaptive_)?(avg|max)_pool[23]d|LSTM|[Ff]latten")
+_SHAPES: Final = re.compile("[Ff]latten")
 _INT8: Final = ("torch.quint8", "torch.qint8")
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -50,13 +51,13 @@ class IpexOperation(NamedTuple):
 
     Attributes:
         key: The entry of the summary that it stands in.
-        index: Its number there.
+        number: Its place there.
         name: Name of the module; of a function ``<module>/<function>.<n>``, counted from 0 in each module.
         kind: Class of the module, or name of the function.
     """
 
     key: str
-    index: str
+    number: str
     name: str
     kind: str
 
@@ -96,14 +97,15 @@ def read_summary(path: str | os.PathLike[str]) -> Summary:
     except (OSError, ValueError) as error:
         message = f"{shown} cannot be read: {error}. Expected a summary of the extension, as best_configure.json is."
         raise ArtifactError(message) from error
-    entries = data.values() if isinstance(data, dict) else ()
+    summary: Summary = data if isinstance(data, dict) else {}
+    entries = summary.values()
     if not entries or not all(isinstance(entry, dict) and "q_op_infos" in entry for entry in entries):
         message = (
             f"{shown} is no summary of the extension: expected an object with 'q_op_infos' under each key. Give the "
             "best_configure.json that was saved with backend='ipex'."
         )
         raise ArtifactError(message)
-    return data
+    return summary
 
 
 def _entries(summary: Summary) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -118,7 +120,7 @@ def operations_of(summary: Summary) -> list[IpexOperation]:
     Example:
         >>> entry = {"op_type": "<class 'torch.nn.modules.linear.Linear'>", "op_type_is_module": True, "fqn": "fc"}
         >>> operations_of({" ": {"q_op_infos": {"0": entry}}})
-        [IpexOperation(key=' ', index='0', name='fc', kind='Linear')]
+        [IpexOperation(key=' ', number='0', name='fc', kind='Linear')]
     """
     counts: dict[str, int] = {}
     found = []
@@ -143,7 +145,7 @@ def _kind(text: str) -> str:
 
 def int8_operations(summary: Summary) -> list[IpexOperation]:
     """The operations that are computed in int8: something that they read is."""
-    named = {(operation.key, operation.index): operation for operation in operations_of(summary)}
+    named = {(operation.key, operation.number): operation for operation in operations_of(summary)}
     return [named[key, index] for key, index, entry in _entries(summary) if _is_int8(entry)]
 
 
@@ -159,7 +161,7 @@ def changed(
     Args:
         summary: The default of the extension, in which all that can be int8 is.
         layers: By name, those that compute in int8; all other layers compute in float.
-        grids: By key and index, for other operations that compute in int8: by number of a tensor how it is rounded.
+        grids: By key and number, for other operations that compute in int8: by number of a tensor how it is rounded.
             All others compute in float, and so does what the extension fuses to a layer that computes in float.
     """
     made: Summary = copy.deepcopy(summary)
@@ -176,7 +178,7 @@ def changed(
             else:
                 _compute_layer(entry, operation, codes, shared)
             continue
-        wanted = grids.get((operation.key, operation.index))
+        wanted = grids.get((operation.key, operation.number))
         if wanted is None or _reads_float_of(entry, in_float):
             _leave_in_float(entry)
         else:
@@ -186,11 +188,18 @@ def changed(
     return made
 
 
-def _inherit(entry: dict[str, Any], shared: Mapping[int, Grid]) -> None:
-    """Take the grid of a pool's input for its output, which is not rounded again."""
+def _inherit(entry: dict[str, Any], shared: dict[int, Grid]) -> None:
+    """Hand the grid of a pool's output on where only the shape changes: these codes are not rounded again.
+
+    The extension reads them by the grid of whatever reads them next, so both have to be one; where they are not,
+    results are wrong.
+    """
     for tensor in entry["input_tensor_infos"]:
         if tensor and tensor["id"] in shared:
             _set_grid(tensor, shared[tensor["id"]])
+            if _SHAPES.fullmatch(_kind(str(entry["op_type"]))):
+                for output in _present(entry["output_tensor_infos"]):
+                    shared[output["id"]] = shared[tensor["id"]]
 
 
 def _outputs(entry: Mapping[str, Any]) -> set[int]:
@@ -230,7 +239,7 @@ def _compute_layer(
     tensor["inf_dtype"] = tensor["force_dtype"] = "torch.quint8"
     _set_grid(tensor, codes.grid if codes.factor is not None else shared.get(tensor["id"], codes.grid))
     if codes.factor is not None:
-        tensor["smooth_quant_scaling_factor"] = {f"{operation.index}_0": codes.factor.tolist()}
+        tensor["smooth_quant_scaling_factor"] = {f"{operation.number}_0": codes.factor.tolist()}
     weight = entry["weight_tensor_infos"][0]
     weight["inf_dtype"] = "torch.qint8"
     weight["scale"] = codes.weight_scale.tolist()
@@ -246,7 +255,11 @@ def _round_inputs(entry: dict[str, Any], wanted: Mapping[int, Grid], shared: dic
             continue
         _set_grid(tensor, grid)
         if _POOLS.fullmatch(_kind(str(entry["op_type"]))):
-            for output in entry["output_tensor_infos"]:
-                if output:
-                    _set_grid(output, grid)
-                    shared[output["id"]] = grid
+            for output in _present(entry["output_tensor_infos"]):
+                _set_grid(output, grid)
+                shared[output["id"]] = grid
+
+
+def _present(tensors: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that are tensors: other arguments are empty."""
+    return [tensor for tensor in tensors if tensor]

@@ -23,7 +23,7 @@ from inc_torch.core.streaming import attached_weights
 from inc_torch.export import adorn, attach_report, attached_report
 from inc_torch.inference import run_graph_fused
 from inc_torch.quantization._by_data import quantize_weights_by_data, samples_wanted
-from inc_torch.quantization._on_ipex import OnIpex, spec_for_ipex
+from inc_torch.quantization._on_ipex import OnIpex
 from inc_torch.quantizers import (
     LEFT_BY_SEARCH,
     Calibration,
@@ -98,7 +98,7 @@ class Job:
         self._ipex = OnIpex(source, config) if config.backend == "ipex" else None
         self._stage = GraphStage() if config.as_graph else None
         if self._ipex is not None:
-            self.spec = replace(spec_for_ipex(self.spec), quant=self._ipex.layers_spec)
+            self.spec = replace(self.spec, quant=self._ipex.layers_spec)
         prepare = decide if self._weight_only else prepare_fake_quant
         prepare = prepare if self._stage is None else self._stage.prepare
         self._decisions = prepare(self.model, self.spec.quant)

@@ -12,10 +12,17 @@ from inc_torch.config import PostTrainingQuantConfig
 from inc_torch.core.batches import Inputs, copied, split
 from inc_torch.core.borrowing import borrowing_copy
 from inc_torch.core.errors import CalibrationError, ConfigError, did_you_mean, listed
-from inc_torch.ipex import FUNCTIONS, LAYERS, IpexOperation, Observation, deploy, require_extension
+from inc_torch.ipex import (
+    FUNCTIONS,
+    LAYERS,
+    WITHOUT_KERNEL,
+    IpexOperation,
+    Observation,
+    deploy,
+    require_extension,
+)
 from inc_torch.quantizers import (
     FloatType,
-    PostTrainingSpec,
     Prepared,
     QuantRule,
     QuantScheme,
@@ -25,18 +32,10 @@ from inc_torch.quantizers import (
 from inc_torch.tuner import QuantizedOperations
 from inc_torch.tuning import Choice, Mode, Operation
 
-__all__ = ["OnIpex", "spec_for_ipex"]
+__all__ = ["OnIpex"]
 
-_WITHOUT_KERNEL: Final = ("Embedding", "Conv1d", "ConvTranspose1d")
-"""Layers that the default backend computes in int8 and the extension does not; in float unless a rule says more."""
 _IN_FLOAT: Final = "left in float by the configuration"
 _ALONE: Final = "the extension has no int8 kernel for it"
-
-
-def spec_for_ipex(spec: PostTrainingSpec) -> PostTrainingSpec:
-    """What the extension can do of a specification: ranges are known before, and some layers stay in float."""
-    rules = tuple(QuantRule("type", kind, FloatType.FLOAT32) for kind in _WITHOUT_KERNEL)
-    return replace(spec, quant=replace(spec.quant, rules=(*rules, *spec.quant.rules)), dynamic_where_unseen=False)
 
 
 def _speaks_of_functions(rule: QuantRule) -> bool:
@@ -64,7 +63,7 @@ class OnIpex:
     def __init__(self, source: nn.Module, config: PostTrainingQuantConfig) -> None:
         require_extension("PostTrainingQuantConfig(backend='ipex')")
         self._float = borrowing_copy(source)
-        self._spec = spec_for_ipex(config.to_spec()).quant
+        self._spec = config.to_spec().quant
         self._example = _example_of(config.example_inputs, source)
         self._observation: Observation | None = None
 
@@ -81,9 +80,9 @@ class OnIpex:
 
     def explained(self, decisions: Mapping[str, Prepared], model: nn.Module) -> dict[str, Prepared]:
         """The decisions, with the reason of what the extension has no kernel for."""
-        kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+        alone = {name for name, module in model.named_modules() if type(module).__name__ in WITHOUT_KERNEL}
         return {
-            name: made._replace(reason=_ALONE) if made.reason == _IN_FLOAT and kinds.get(name) in _WITHOUT_KERNEL else made
+            name: made._replace(reason=_ALONE) if name in alone and made.reason == _IN_FLOAT else made
             for name, made in decisions.items()
         }
 
@@ -146,9 +145,7 @@ class OnIpex:
                 treatments[entry.name] = {"int8": treatment, "fp32": FloatType.FLOAT32}
                 choices = (Choice("int8", Mode.STATIC), Choice("fp32", Mode.FLOAT32))
                 more.append(Operation(entry.name, entry.kind, choices))
-        return replace(
-            operations, space=replace(space, operations=(*space.operations, *more)), treatments=treatments
-        )
+        return replace(operations, space=replace(space, operations=(*space.operations, *more)), treatments=treatments)
 
     # ------------------------------------------------------------------------------------------- the end
 
