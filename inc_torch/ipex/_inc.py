@@ -17,11 +17,13 @@ class SummaryRange(NamedTuple):
         scale: Distance of neighbouring codes.
         zero_point: Code of 0, in [0, 255].
         factor: What input channels were multiplied with first; None if they were not.
+        weight_scale: Of each output channel; None if it is not there.
     """
 
     scale: float
     zero_point: int
     factor: tuple[float, ...] | None = None
+    weight_scale: tuple[float, ...] | None = None
 
 
 def ranges_of(summary: Summary) -> dict[str, SummaryRange]:
@@ -31,7 +33,7 @@ def ranges_of(summary: Summary) -> dict[str, SummaryRange]:
         >>> seen = {"id": 0, "force_dtype": "torch.quint8", "scale": [0.5], "zero_point": [3]}
         >>> entry = {"op_type": "<class 'torch.nn.modules.linear.Linear'>", "op_type_is_module": True, "fqn": "fc"}
         >>> ranges_of({" ": {"q_op_infos": {"0": entry | {"input_tensor_infos": [seen]}}}})
-        {'fc': SummaryRange(scale=0.5, zero_point=3, factor=None)}
+        {'fc': SummaryRange(scale=0.5, zero_point=3, factor=None, weight_scale=None)}
     """
     found = {}
     for operation, (_, index, entry) in zip(operations_of(summary), _entries(summary), strict=True):
@@ -49,5 +51,7 @@ def ranges_of(summary: Summary) -> dict[str, SummaryRange]:
         # Signed codes lie 128 below.
         shift = 128 if tensor["force_dtype"] == "torch.qint8" else 0
         factor = None if factors is None else tuple(float(value) for value in factors)
-        found[operation.name] = SummaryRange(float(scale[0]), int(zero[0]) + shift, factor)
+        weights = next(iter(entry.get("weight_tensor_infos", ())), {}).get("scale")
+        per_channel = None if weights is None else tuple(map(float, weights))
+        found[operation.name] = SummaryRange(float(scale[0]), int(zero[0]) + shift, factor, per_channel)
     return found
