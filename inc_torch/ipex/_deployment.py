@@ -118,8 +118,8 @@ def deployed(model: nn.Module) -> IpexProgram | None:
 def deployment_of(model: nn.Module) -> dict[str, Any]:
     """What `redeploy` needs besides the summary, in values that JSON knows; empty if there is no program.
 
-    Of the example there are shapes and types, and for integers the greatest value, which is valid wherever the
-    others were; no data.
+    Of the example there are shapes and types, of masks and other flags the zeros and ones, on which models branch, and
+    of other integers the greatest one, which is valid wherever the others were; no data.
     """
     program = deployed(model)
     if program is None:
@@ -131,9 +131,7 @@ def deployment_of(model: nn.Module) -> dict[str, Any]:
 
 def _described(value: object) -> object:
     if isinstance(value, torch.Tensor):
-        dtype = str(value.dtype).removeprefix("torch.")
-        fill = 0 if value.is_floating_point() or not value.numel() else int(value.max())
-        return {"tensor": {"shape": list(value.shape), "dtype": dtype, "fill": fill}}
+        return {"tensor": _described_tensor(value)}
     if isinstance(value, Mapping):
         return {"dict": {str(name): _described(item) for name, item in value.items()}}
     if isinstance(value, list | tuple):
@@ -145,6 +143,15 @@ def _described(value: object) -> object:
         "texts in tuples, lists and dicts. Give example_inputs made of these."
     )
     raise ModelError(message)
+
+
+def _described_tensor(value: torch.Tensor) -> dict[str, object]:
+    about: dict[str, object] = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    is_counted = not (value.is_floating_point() or value.is_complex()) and value.numel() > 0
+    greatest = int(value.max()) if is_counted else 0
+    if is_counted and greatest <= 1 and int(value.min()) >= 0:
+        return {**about, "flags": "".join(map(str, value.flatten().int().tolist()))}
+    return {**about, "fill": greatest}
 
 
 def _example_from(description: object, where: str) -> Inputs:
@@ -161,7 +168,10 @@ def _rebuilt(entry: Mapping[str, Any]) -> object:
     ((kind, value),) = entry.items()
     match kind:
         case "tensor":
-            return torch.full(value["shape"], value["fill"], dtype=getattr(torch, value["dtype"]))
+            dtype = getattr(torch, value["dtype"])
+            if "flags" in value:
+                return torch.tensor([int(flag) for flag in value["flags"]]).to(dtype).view(value["shape"])
+            return torch.full(value["shape"], value["fill"], dtype=dtype)
         case "dict":
             return {name: _rebuilt(item) for name, item in value.items()}
         case "tuple" | "list":
@@ -186,13 +196,14 @@ def redeploy(model: nn.Module, summary: Summary, description: Mapping[str, Any],
     """
     example = _example_from(description.get("example"), where)
     prepared = prepared_by_extension(float_counterpart(model), copied(example))
-    known = {key: len(state.idx_to_seen_q_op_infos) for key, state in prepared._fqn_to_auto_quant_state_map.items()}
-    saved = {key: len(layer["q_op_infos"]) for key, layer in summary.items()}
+    states = prepared._fqn_to_auto_quant_state_map.items()
+    known = {key: (len(state.idx_to_seen_q_op_infos), len(state.seen_nonq_op_infos)) for key, state in states}
+    saved = {key: (len(layer["q_op_infos"]), len(layer["nonq_op_infos"])) for key, layer in summary.items()}
     if known != saved:
         message = (
             f"{SUMMARY} beside {where!r} is of another model: it has {len(operations_of(summary))} operations in "
-            f"{len(saved)} modules, the model has {sum(known.values())} in {len(known)}. Copy the whole directory "
-            "again."
+            f"{len(saved)} modules, the model has {sum(count for count, _ in known.values())} in {len(known)}, or what "
+            "runs between them differs. Build the model as it was quantized, or copy the whole directory again."
         )
         raise ArtifactError(message)
     _attach(model, prepared, summary, example)
