@@ -161,6 +161,10 @@ PIP_INSTALL := -m pip --disable-pip-version-check --no-input -qq install --no-co
 bench-int8: $(PEERS)/bin/python $(IPEX)/bin/python ## Compare int8 inference with its peers and write docs/benchmarks.md
 	@$(PEERS)/bin/python benchmarks/int8_peers/run.py --ipex $(IPEX)/bin/python --write $(ARGS)
 
+.PHONY: bench-ipex
+bench-ipex: $(VISION) $(IPEX)/bin/python ## Compare backend="ipex" with the default backend on two models (minutes)
+	@$(BIN)/python benchmarks/ipex_vs_native.py --ipex $(IPEX)/bin/python $(ARGS)
+
 $(PEERS)/bin/python:
 	@echo "Installing the peers into $(PEERS) (gigabytes) ..."
 	@mkdir -p $(CACHE) && rm -rf $(PEERS).part && "$(PYTHON)" -m venv $(PEERS).part

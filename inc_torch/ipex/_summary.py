@@ -166,7 +166,7 @@ def changed(
     """
     made: Summary = copy.deepcopy(summary)
     in_float: set[int] = set()
-    shared: dict[int, Grid] = {}
+    shared = _grids_of_layers(made, layers)
     for operation, (_, _, entry) in zip(operations_of(made), list(_entries(made)), strict=True):
         entry["op_type"] = _ADDRESS.sub("", str(entry["op_type"]))
         _inherit(entry, shared)
@@ -186,6 +186,19 @@ def changed(
         if _passes_on(entry, operation, in_float):
             in_float |= _outputs(entry)
     return made
+
+
+def _grids_of_layers(summary: Summary, layers: Mapping[str, LayerCodes]) -> dict[int, Grid]:
+    """One grid for each tensor that a layer reads, for all that read it.
+
+    Kernels that were fused read each other's codes, and with two grids for one tensor they are wrong.
+    """
+    grids: dict[int, Grid] = {}
+    for operation, (_, _, entry) in zip(operations_of(summary), _entries(summary), strict=True):
+        codes = layers.get(operation.name) if operation.kind in LAYERS else None
+        if codes is not None and codes.factor is None:
+            grids.setdefault(entry["input_tensor_infos"][0]["id"], codes.grid)
+    return grids
 
 
 def _inherit(entry: dict[str, Any], shared: dict[int, Grid]) -> None:
