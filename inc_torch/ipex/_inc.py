@@ -51,7 +51,8 @@ def ranges_of(summary: Summary) -> dict[str, SummaryRange]:
         # Signed codes lie 128 below.
         shift = 128 if tensor["force_dtype"] == "torch.qint8" else 0
         factor = None if factors is None else tuple(float(value) for value in factors)
-        weights = next(iter(entry.get("weight_tensor_infos", ())), {}).get("scale")
+        stored: list[dict[str, list[float]]] = entry.get("weight_tensor_infos", [])
+        weights = stored[0].get("scale") if stored else None
         per_channel = None if weights is None else tuple(map(float, weights))
         found[operation.name] = SummaryRange(float(scale[0]), int(zero[0]) + shift, factor, per_channel)
     return found

@@ -19,7 +19,9 @@ TEXTS = ["a gripping film, and a warm one", "two hours that I will not get back"
 def minilm(attention: str = "sdpa"):
     torch.manual_seed(0)
     folder = find_pretrained()
-    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, attn_implementation=attention).eval()
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=2, attn_implementation=attention
+    ).eval()
 
 
 def encoded() -> list[dict[str, torch.Tensor]]:

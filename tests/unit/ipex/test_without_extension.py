@@ -133,7 +133,9 @@ class TestSummaryOfInc:
         ranges = ranges_of(read_summary(FILES / "best_configure.json"))
         scale = torch.tensor(ranges["fc1"].weight_scale)
         assert torch.equal(model.fc1.weight_scale, scale)
-        assert torch.equal(model.fc1.qweight, (float_model().fc1.weight / scale[:, None]).round().clamp(-128, 127).to(torch.int8))
+        assert torch.equal(
+            model.fc1.qweight, (float_model().fc1.weight / scale[:, None]).round().clamp(-128, 127).to(torch.int8)
+        )
 
     def test_other_models_are_refused(self):
         with pytest.raises(ArtifactError, match="has an int8 layer 'fc1', and Sequential has no such layer"):
