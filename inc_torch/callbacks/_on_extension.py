@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from inc_torch.core.batches import LABEL_NAMES, Inputs, copied
 from inc_torch.core.errors import CalibrationError
-from inc_torch.ipex import Observation, deploy, float_counterpart
+from inc_torch.ipex import Observation, deploy, float_counterpart, require_extension
 
 __all__ = ["SeenCalls"]
 
@@ -28,6 +28,10 @@ class SeenCalls:
     def __init__(self) -> None:
         self._calls: list[Inputs] = []
         self._handle: RemovableHandle | None = None
+
+    def require_extension(self) -> None:
+        """Refuse to begin where the extension is not."""
+        require_extension("QuantizationAwareTrainingConfig(backend='ipex')")
 
     def watch(self, model: nn.Module) -> None:
         """Keep the next calls of a model, without labels."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from torch import nn
 
 from inc_torch.callbacks._bfloat16 import left_to_bfloat16
-from inc_torch.callbacks._on_extension import SeenCalls
 from inc_torch.core.callback import Callback
 from inc_torch.core.errors import CalibrationError, HookOrderError, InexactWarning, StateError
 from inc_torch.core.hooks import Phase, Progress, Stage
@@ -17,7 +16,6 @@ from inc_torch.core.sharding import require_unshardable
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
 from inc_torch.inference import run_graph_fused
-from inc_torch.ipex import require_extension
 from inc_torch.quantizers import (
     GraphStage,
     Prepared,
@@ -37,6 +35,9 @@ from inc_torch.quantizers import (
     stop_observing,
     thaw_batch_norm,
 )
+
+if TYPE_CHECKING:
+    from inc_torch.callbacks._on_extension import SeenCalls
 
 __all__ = ["QuantizationAwareTrainingCallbacks"]
 
@@ -86,7 +87,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
         self._decisions: dict[str, Prepared] = {}
         self._as_graph = as_graph
         self._stage: GraphStage | None = None
-        self._calls = SeenCalls() if on_extension else None
+        self._calls = _calls_for_extension() if on_extension else None
         self._is_converted = False
         self._is_rounding: bool | None = None
         self._has_fixed_ranges: bool | None = None
@@ -103,7 +104,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
     def prepare(self, model: nn.Module, progress: Progress) -> None:
         super().prepare(model, progress)
         if self._calls is not None:
-            require_extension("QuantizationAwareTrainingConfig(backend='ipex')")
+            self._calls.require_extension()
         if self._as_graph:
             self._stage = GraphStage(progress.ranks)
             self._decisions = self._stage.prepare(model, self.spec)
@@ -262,6 +263,12 @@ class QuantizationAwareTrainingCallbacks(Callback):
             )
             raise StateError(message)
         self._stage.give_up(self.model, "the run that is resumed was not")
+
+
+def _calls_for_extension() -> SeenCalls:
+    from inc_torch.callbacks._on_extension import SeenCalls  # which other trainings do not need
+
+    return SeenCalls()
 
 
 def _warn_of_what_cannot_freeze(model: nn.Module) -> None:

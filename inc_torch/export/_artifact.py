@@ -13,7 +13,6 @@ from torch import nn
 
 from inc_torch.core.errors import ArtifactError, did_you_mean
 from inc_torch.core.report import CompressionReport
-from inc_torch.export._extension import rerun_on_extension, write_summary
 from inc_torch.export._files import (
     ARTIFACT,
     HUB_CONFIG,
@@ -90,9 +89,18 @@ def _write(model: nn.Module, target: Path, report: CompressionReport | None) -> 
         "aliases": aliases,
         "weights": {"file": WEIGHTS, **file_facts(target / WEIGHTS)},
         "report": measured.to_dict(),
-        "ipex": write_summary(model, target),
+        "ipex": _write_program(model, target),
     }
     write_json(target / ARTIFACT, data)
+
+
+def _write_program(model: nn.Module, target: Path) -> dict[str, Any]:
+    """What there is to write of a model that runs on Intel's extension, whose forward is a program."""
+    if "forward" not in model.__dict__:
+        return {}
+    from inc_torch.export._extension import write_summary
+
+    return write_summary(model, target)
 
 
 def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
@@ -130,6 +138,8 @@ def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
     stored = read_report(data["report"], where)
     attach_report(model, prove_report(model, stored, where))
     if data["ipex"]:
+        from inc_torch.export._extension import rerun_on_extension
+
         rerun_on_extension(model.eval(), source, data["ipex"])
     else:
         run_graph_fused(model)

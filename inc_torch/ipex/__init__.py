@@ -23,22 +23,27 @@ in the same way as for the default backend::
 
 from __future__ import annotations
 
-from inc_torch.ipex._deployment import SUMMARY, deploy, deployed, deployment_of, redeploy, withdraw
-from inc_torch.ipex._extension import is_available, require_extension
-from inc_torch.ipex._floating import float_counterpart
-from inc_torch.ipex._inc import SummaryRange, ranges_of
-from inc_torch.ipex._observation import Observation
-from inc_torch.ipex._program import IpexProgram
+import importlib
+from typing import TYPE_CHECKING
+
 from inc_torch.ipex._rules import WITHOUT_KERNEL, for_extension
-from inc_torch.ipex._summary import (
-    FUNCTIONS,
-    LAYERS,
-    IpexOperation,
-    Summary,
-    int8_operations,
-    operations_of,
-    read_summary,
-)
+
+if TYPE_CHECKING:
+    from inc_torch.ipex._deployment import SUMMARY, deploy, deployed, deployment_of, redeploy, withdraw
+    from inc_torch.ipex._extension import is_available, require_extension
+    from inc_torch.ipex._floating import float_counterpart
+    from inc_torch.ipex._inc import SummaryRange, ranges_of
+    from inc_torch.ipex._observation import Observation
+    from inc_torch.ipex._program import IpexProgram
+    from inc_torch.ipex._summary import (
+        FUNCTIONS,
+        LAYERS,
+        IpexOperation,
+        Summary,
+        int8_operations,
+        operations_of,
+        read_summary,
+    )
 
 __all__ = [
     "FUNCTIONS",
@@ -64,3 +69,35 @@ __all__ = [
     "require_extension",
     "withdraw",
 ]
+
+_LATER = {
+    "FUNCTIONS": "_summary",
+    "IpexOperation": "_summary",
+    "IpexProgram": "_program",
+    "LAYERS": "_summary",
+    "Observation": "_observation",
+    "SUMMARY": "_deployment",
+    "Summary": "_summary",
+    "SummaryRange": "_inc",
+    "deploy": "_deployment",
+    "deployed": "_deployment",
+    "deployment_of": "_deployment",
+    "float_counterpart": "_floating",
+    "int8_operations": "_summary",
+    "is_available": "_extension",
+    "operations_of": "_summary",
+    "ranges_of": "_inc",
+    "read_summary": "_summary",
+    "redeploy": "_deployment",
+    "require_extension": "_extension",
+    "withdraw": "_deployment",
+}
+"""Where the names are that ``import inc_torch`` has no need of."""
+
+
+def __getattr__(name: str) -> object:
+    """Import a name when it is first asked for."""
+    if name in _LATER:
+        return getattr(importlib.import_module(f"inc_torch.ipex.{_LATER[name]}"), name)
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)
