@@ -153,14 +153,18 @@ bench-orchestration: $(IMAGES) ## Compare what combinations of techniques cost, 
 
 # Other ways to run int8, which need packages that nothing else here needs: gigabytes, so outside the tree, and named
 # by the state of their constraints. Environments made before: make PEERS=FOLDER IPEX=FOLDER bench-int8
-CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/inc_torch
+CACHE := $(or $(INC_TORCH_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/inc_torch)
 PEERS ?= $(CACHE)/peers-$(shell cat constraints/peers.txt constraints/assets.txt | cksum | cut -d' ' -f1)
-IPEX  ?= $(CACHE)/ipex-$(shell cksum < constraints/ipex-peer.txt | cut -d' ' -f1)
+IPEX  ?= $(CACHE)/ipex-$(shell cat constraints/ipex.txt constraints/assets.txt | cksum | cut -d' ' -f1)
 PIP_INSTALL := -m pip --disable-pip-version-check --no-input -qq install --no-compile
 
 .PHONY: bench-int8
 bench-int8: $(PEERS)/bin/python $(IPEX)/bin/python ## Compare int8 inference with its peers and write docs/benchmarks.md
 	@$(PEERS)/bin/python benchmarks/int8_peers/run.py --ipex $(IPEX)/bin/python --write $(ARGS)
+
+.PHONY: bench-ipex
+bench-ipex: $(VISION) $(IPEX)/bin/python ## Compare backend="ipex" with the default backend on two models (minutes)
+	@$(BIN)/python benchmarks/ipex_vs_native.py --ipex $(IPEX)/bin/python $(ARGS)
 
 $(PEERS)/bin/python:
 	@echo "Installing the peers into $(PEERS) (gigabytes) ..."
@@ -175,9 +179,10 @@ $(PEERS)/bin/python:
 $(IPEX)/bin/python:
 	@echo "Installing Intel Extension for PyTorch into $(IPEX) (gigabytes) ..."
 	@mkdir -p $(CACHE) && rm -rf $(IPEX).part && "$(PYTHON)" -m venv $(IPEX).part
-	@$(IPEX).part/bin/python $(PIP_INSTALL) -c constraints/ipex-peer.txt \
-		torch intel-extension-for-pytorch transformers numpy pillow
-	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps -c constraints/ipex-peer.txt torchvision efficientnet-lite-pytorch
+	@$(IPEX).part/bin/python $(PIP_INSTALL) -c constraints/ipex.txt \
+		torch intel-extension-for-pytorch setuptools transformers numpy pillow optuna pyyaml rich typer scipy pytest pytest-xdist hypothesis
+	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps -c constraints/ipex.txt torchvision efficientnet-lite-pytorch
+	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r constraints/assets.txt
 	@mv $(IPEX).part $(IPEX)
 
 # ------------------------------------------------------------------------------ test
@@ -192,8 +197,20 @@ test-fast: $(VISION) ## Run the tests that take seconds
 	@$(KERNELS)
 	@$(PYTEST) $(WORKERS) $(FAST) $(ARGS)
 
+.PHONY: test-ipex
+test-ipex: $(IPEX)/bin/python ## Run the tests of backend="ipex" on the extension itself (gigabytes the first time)
+	@OMP_NUM_THREADS=1 $(IPEX)/bin/python -m pytest tests/ipex -m ipex $(ARGS)
+
+.PHONY: test-ipex-quick
+test-ipex-quick: ## Run the quick part of these tests, if their environment is there
+	@if [ -x "$(IPEX)/bin/python" ]; then \
+		OMP_NUM_THREADS=1 $(IPEX)/bin/python -m pytest tests/ipex -m "ipex and not slow" $(ARGS); \
+	else \
+		echo "Left out: the tests of backend=\"ipex\", as their environment is not made. For them: make test-ipex"; \
+	fi
+
 .PHONY: nightly
-nightly: static test-oldest ## Run everything: slow tests, oldest releases, benchmarks, demo
+nightly: static test-oldest test-ipex ## Run everything: slow tests, oldest releases, the extension, benchmarks, demo
 	@$(PYTEST) $(WORKERS) -m "not ipex and not gpu" $(ARGS)
 	@$(MAKE) --no-print-directory bench
 	@$(MAKE) --no-print-directory demo

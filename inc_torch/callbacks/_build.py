@@ -90,7 +90,8 @@ def _build(conf: object, model: nn.Module) -> Callback:
                 start_step=conf.start_step,
                 freeze_observers_step=conf.freeze_observers_step,
                 freeze_batch_norm_step=conf.freeze_batch_norm_step,
-                as_graph=conf.graph == "auto",
+                as_graph=conf.as_graph,
+                on_extension=conf.backend == "ipex",
             )
         case DistillationConfig():
             return DistillationCallbacks(

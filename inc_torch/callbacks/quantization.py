@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from torch import nn
 
@@ -36,6 +36,9 @@ from inc_torch.quantizers import (
     thaw_batch_norm,
 )
 
+if TYPE_CHECKING:
+    from inc_torch.callbacks._on_extension import SeenCalls
+
 __all__ = ["QuantizationAwareTrainingCallbacks"]
 
 
@@ -59,6 +62,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
         freeze_batch_norm_step: After so many optimizer steps batch normalization uses and keeps its running statistics
             until the end of training; None is never.
         as_graph: A model that is one graph is trained as such, see `GraphStage`.
+        on_extension: The int8 model runs on the extension of Intel, see `inc_torch.ipex`.
     """
 
     stage = Stage.REWRITE
@@ -74,6 +78,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
         freeze_observers_step: int | None = None,
         freeze_batch_norm_step: int | None = None,
         as_graph: bool = False,
+        on_extension: bool = False,
     ) -> None:
         self.spec = spec
         self.start_step = start_step
@@ -82,6 +87,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
         self._decisions: dict[str, Prepared] = {}
         self._as_graph = as_graph
         self._stage: GraphStage | None = None
+        self._calls = _calls_for_extension() if on_extension else None
         self._is_converted = False
         self._is_rounding: bool | None = None
         self._has_fixed_ranges: bool | None = None
@@ -97,6 +103,8 @@ class QuantizationAwareTrainingCallbacks(Callback):
 
     def prepare(self, model: nn.Module, progress: Progress) -> None:
         super().prepare(model, progress)
+        if self._calls is not None:
+            self._calls.require_extension()
         if self._as_graph:
             self._stage = GraphStage(progress.ranks)
             self._decisions = self._stage.prepare(model, self.spec)
@@ -137,6 +145,8 @@ class QuantizationAwareTrainingCallbacks(Callback):
         require_unshardable(self.model)  # now, not at the end of the training
         if self._stage is not None:
             self._stage.begin(self.model)
+        if self._calls is not None:
+            self._calls.watch(self.model)
         self._is_rounding = None
         self._enter(self.progress.step)
 
@@ -160,7 +170,10 @@ class QuantizationAwareTrainingCallbacks(Callback):
             convert(self.model, self.progress.ranks)
             thaw_batch_norm(self.model)
             self._decisions = left_to_bfloat16(self.model, self._decisions, unasked=False)
-            run_graph_fused(self.model)
+            if self._calls is None:
+                run_graph_fused(self.model)
+            else:
+                self._calls.deploy(self.model)
             self._is_converted = True
 
     def _enter(self, step: int) -> None:
@@ -250,6 +263,12 @@ class QuantizationAwareTrainingCallbacks(Callback):
             )
             raise StateError(message)
         self._stage.give_up(self.model, "the run that is resumed was not")
+
+
+def _calls_for_extension() -> SeenCalls:
+    from inc_torch.callbacks._on_extension import SeenCalls  # which other trainings do not need
+
+    return SeenCalls()
 
 
 def _warn_of_what_cannot_freeze(model: nn.Module) -> None:

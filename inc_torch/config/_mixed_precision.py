@@ -10,7 +10,7 @@ from inc_torch.config._base import Config, config, option
 from inc_torch.config._checks import Place, choice, list_of, names, text
 from inc_torch.config._criteria import ACCURACY, TUNING, AccuracyCriterion, Objectives, TuningCriterion
 from inc_torch.config._op_rules import MIXED_PRECISION, check_rules, precision_rules
-from inc_torch.config._quantization import NO_NAMES, check_backend, check_level
+from inc_torch.config._quantization import NO_NAMES, check_level
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.config._tuned import TunedConfig
 from inc_torch.core.errors import ConfigError, did_you_mean
@@ -40,6 +40,14 @@ def _wanted(value: object, place: Place) -> tuple[str, ...]:
     if not listed:
         raise place.error(value, "at least one of 'bf16' and 'fp16'")
     return listed
+
+
+def _backend(value: object, place: Place) -> str:
+    name = text(value, place)
+    if name != "default":
+        hint = " Mixed precision of the extension comes with a later version." if name == "ipex" else ""
+        raise place.error(value, "'default'", hint)
+    return name
 
 
 def _anything(value: object, place: Place) -> object:  # noqa: ARG001  a check
@@ -96,7 +104,7 @@ class MixedPrecisionConfig(TunedConfig):
     keyword_only_inputs: ClassVar[tuple[str, ...]] = (*TunedConfig.keyword_only_inputs, "precision")
 
     device: str = option(choice(("cpu", "gpu", "npu", "xpu")), default="cpu")
-    backend: str = option(check_backend, default="default")
+    backend: str = option(_backend, default="default")
     precisions: Sequence[str] = option(_wanted, default=("bf16",))
     model_name: str = option(text, default="")
     inputs: Sequence[str] = option(names, default=())

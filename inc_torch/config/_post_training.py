@@ -20,12 +20,15 @@ from inc_torch.config._recipes import (
     smoothing_of,
 )
 from inc_torch.config._tuned import TunedConfig
-from inc_torch.core.errors import did_you_mean
+from inc_torch.core.errors import ConfigError, did_you_mean
+from inc_torch.ipex import for_extension
 from inc_torch.quantizers import OBSERVERS, PostTrainingSpec, QuantScheme, QuantSpec
 
 __all__ = ["PostTrainingQuantConfig"]
 
 _APPROACHES = ("static", "dynamic", "auto", "weight_only")
+_KNOWN_BEFORE = ("post_training_static_quant", "post_training_auto_quant")
+"""Approaches in which ranges of inputs come from calibration."""
 _sizes = list_of("a number of samples or a list of them", integer("a number of samples, 1 or more", lambda x: x >= 1))
 
 _SEARCHED_OBSERVERS = ("kl", "minmax")
@@ -91,7 +94,8 @@ class PostTrainingQuantConfig(TunedConfig):
 
     Args:
         device: Where INC would run; the model's own device is what counts here. ``"gpu"`` needs CUDA.
-        backend: Only ``"default"`` so far.
+        backend: ``"default"``, or ``"ipex"``: layers, additions, matrix products and pools run on the kernels of Intel
+            Extension for PyTorch 2.8, which only torch 2.8 has; static ranges alone.
         domain: A label of INC, without effect for PyTorch.
         recipes: ``smooth_quant`` with ``smooth_quant_args`` (``alpha``: a number, a list to choose from, or
             ``"auto"``; ``folding``), ``fast_bias_correction``, ``weight_correction``,
@@ -114,7 +118,9 @@ class PostTrainingQuantConfig(TunedConfig):
         op_type_dict: Rules by class name.
         op_name_dict: Rules by module name.
         reduce_range: Asymmetric inputs take 7 bits instead of 8, for CPUs whose int8 products saturate.
-        example_inputs: Stored; nothing here has to trace the model.
+        example_inputs: One call of the model, for ``backend="ipex"``, which traces it: a tensor, a tuple or list of
+            arguments, or a mapping of names. Without them the first batch of calibration is taken. Nothing else
+            traces.
         excluded_precisions: Float types that modules left in float must not be given.
         quant_level: How models are searched for, unless ``tuning_criterion`` names a strategy: ``"auto"`` tries the
             default model, then kinds of operations one after the other, then everything that ``"basic"`` tries; 0 is
@@ -192,6 +198,9 @@ class PostTrainingQuantConfig(TunedConfig):
         return idle | {f"recipes[{name!r}]": reason for name, reason in recipes.items()}
 
     def _check_relations(self) -> None:
+        if self.backend == "ipex" and self.approach not in _KNOWN_BEFORE:
+            want = "'default', as the extension computes with ranges that are known before: approach='static'"
+            raise ConfigError.field(type(self).__name__, "backend", self.backend, want)
         check = check_rules(WEIGHT_ONLY, WEIGHT_ONLY_NUMBERS) if self.is_weight_only else check_rules(POST_TRAINING)
         for name in ("op_type_dict", "op_name_dict"):
             object.__setattr__(self, name, check(getattr(self, name), Place(type(self).__name__, name)))
@@ -204,7 +213,7 @@ class PostTrainingQuantConfig(TunedConfig):
     @property
     def as_graph(self) -> bool:
         """Whether a model that is one graph is quantized as such: only where ranges of inputs are known before."""
-        return self.graph == "auto" and self.approach in ("post_training_static_quant", "post_training_auto_quant")
+        return self.graph == "auto" and self.backend == "default" and self.approach in _KNOWN_BEFORE
 
     def to_spec(self) -> PostTrainingSpec:
         """Return the same as typed values, for the layer below."""
@@ -214,9 +223,11 @@ class PostTrainingQuantConfig(TunedConfig):
         scheme = QuantScheme(dynamic="dynamic" in self.approach, input_observer=observers[0])
         options = {} if scheme.dynamic else {"symmetric_input": (False, True), "input_observer": observers}
         recipes = self.recipes
+        quant = spec_of(self, scheme, POST_TRAINING, options)
+        on_extension = self.backend == "ipex"
         return PostTrainingSpec(
-            quant=spec_of(self, scheme, POST_TRAINING, options),
-            dynamic_where_unseen="auto" in self.approach,
+            quant=for_extension(quant) if on_extension else quant,
+            dynamic_where_unseen="auto" in self.approach and not on_extension,
             first_in_float=not recipes["first_conv_or_matmul_quantization"],
             last_in_float=not recipes["last_conv_or_matmul_quantization"],
             smoothing=smoothing_of(recipes) if isinstance(recipes, FrozenDict) else None,

@@ -18,21 +18,21 @@ from inc_torch.config._criteria import (
 from inc_torch.config._op_rules import DEFAULT_RULE, TRAINING, check_rules, rules_of, spec_of
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.config._tuned import TunedConfig
-from inc_torch.core.errors import ConfigError
+from inc_torch.core.errors import ConfigError, did_you_mean
+from inc_torch.ipex import for_extension
 from inc_torch.quantizers import FloatType, QuantScheme, QuantSpec
 
 __all__ = ["QuantizationAwareTrainingConfig"]
 
-_LATER_BACKENDS = {"ipex": " It comes with a later version of inc_torch; use 'default'."}
+_BACKENDS = ("default", "ipex")
 _LEVELS = ("auto", 0, 1)
 
 
 def check_backend(value: object, place: Place) -> str:
     name = text(value, place)
-    if name in _LATER_BACKENDS:
-        raise place.error(value, "'default'", _LATER_BACKENDS[name])
-    if name != "default":
-        raise place.error(value, "'default'", " The backends of other frameworks have no meaning for PyTorch.")
+    if name not in _BACKENDS:
+        hint = did_you_mean(name, _BACKENDS) or " The backends of other frameworks have no meaning for PyTorch."
+        raise place.error(value, "'default' or 'ipex'", hint)
     return name
 
 
@@ -73,7 +73,8 @@ class QuantizationAwareTrainingConfig(TunedConfig):
 
     Args:
         device: Where INC would run; the model's own device is what counts here, so another one is warned about.
-        backend: Only ``"default"`` so far.
+        backend: ``"default"``, or ``"ipex"``: the model is trained layer by layer, and runs on the kernels of Intel
+            Extension for PyTorch 2.8 afterwards, which only torch 2.8 has.
         inputs: Names of inputs, without effect for PyTorch; `prepare_compression` warns of all such options.
         outputs: Names of outputs, without effect for PyTorch.
         op_type_dict: Rules by class name.
@@ -150,6 +151,11 @@ class QuantizationAwareTrainingConfig(TunedConfig):
                 raise ConfigError.field(type(self).__name__, name, step, want)
 
     @property
+    def as_graph(self) -> bool:
+        """Whether a model that is one graph is trained as such; the extension traces models by itself."""
+        return self.graph == "auto" and self.backend == "default"
+
+    @property
     def approach(self) -> str:
         """INC's word for this kind of quantization."""
         return "quant_aware_training"
@@ -188,7 +194,8 @@ class QuantizationAwareTrainingConfig(TunedConfig):
 
     def to_spec(self) -> QuantSpec:
         """Return the same as typed values, for the layer below."""
-        return spec_of(self, QuantScheme(), TRAINING, {"symmetric_input": (False, True)})
+        spec = spec_of(self, QuantScheme(), TRAINING, {"symmetric_input": (False, True)})
+        return for_extension(spec) if self.backend == "ipex" else spec
 
 
 _DEVICE_TYPES = {"gpu": "cuda", "npu": "npu", "xpu": "xpu"}

@@ -37,7 +37,7 @@ __all__ = ["load", "save"]
 FORMAT = "inc_torch"
 VERSION = 1
 SAVE_AGAIN = "Save the model again with manager.save(directory)."
-DICTIONARIES = ("modules", "graph", "bfloat16", "aliases", "weights", "report")
+DICTIONARIES = ("modules", "graph", "bfloat16", "aliases", "weights", "report", "ipex")
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -89,8 +89,18 @@ def _write(model: nn.Module, target: Path, report: CompressionReport | None) -> 
         "aliases": aliases,
         "weights": {"file": WEIGHTS, **file_facts(target / WEIGHTS)},
         "report": measured.to_dict(),
+        "ipex": _write_program(model, target),
     }
     write_json(target / ARTIFACT, data)
+
+
+def _write_program(model: nn.Module, target: Path) -> dict[str, Any]:
+    """What there is to write of a model that runs on Intel's extension, whose forward is a program."""
+    if "forward" not in model.__dict__:
+        return {}
+    from inc_torch.export._extension import write_summary
+
+    return write_summary(model, target)
 
 
 def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
@@ -127,8 +137,13 @@ def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
     _fill(model, tensors, data, where)
     stored = read_report(data["report"], where)
     attach_report(model, prove_report(model, stored, where))
-    run_graph_fused(model)
-    inference.fuse_half_precision(model)
+    if data["ipex"]:
+        from inc_torch.export._extension import rerun_on_extension
+
+        rerun_on_extension(model.eval(), source, data["ipex"])
+    else:
+        run_graph_fused(model)
+        inference.fuse_half_precision(model)
     return model.eval()
 
 
@@ -165,7 +180,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
             f"'{FORMAT}/{VERSION}' or older. Upgrade: pip install -U inc_torch."
         )
         raise ArtifactError(message)
-    for key in ("bfloat16", "graph"):  # what was saved before there were such modules lacks them
+    for key in ("bfloat16", "graph", "ipex"):  # what was saved before there were such modules lacks them
         data.setdefault(key, {})
     for key, kind in (*((key, dict) for key in DICTIONARIES), ("class", str)):
         if not isinstance(data.get(key), kind):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, final
 
@@ -22,6 +23,7 @@ from inc_torch.core.streaming import attached_weights
 from inc_torch.export import adorn, attach_report, attached_report
 from inc_torch.inference import run_graph_fused
 from inc_torch.quantization._by_data import quantize_weights_by_data, samples_wanted
+from inc_torch.quantization._on_ipex import OnIpex
 from inc_torch.quantizers import (
     LEFT_BY_SEARCH,
     Calibration,
@@ -93,10 +95,15 @@ class Job:
         self._calibrations: dict[int | None, Calibration] = {None: Calibration()}
         self._rerun: Callable[[nn.Module], object] = self._run_kept
         self.model = source if inplace else borrowing_copy(source)
+        self._ipex = OnIpex(source, config) if config.backend == "ipex" else None
         self._stage = GraphStage() if config.as_graph else None
+        if self._ipex is not None:
+            self.spec = replace(self.spec, quant=self._ipex.layers_spec)
         prepare = decide if self._weight_only else prepare_fake_quant
         prepare = prepare if self._stage is None else self._stage.prepare
         self._decisions = prepare(self.model, self.spec.quant)
+        if self._ipex is not None:
+            self._decisions = self._ipex.explained(self._decisions, source)
         if not self._weight_only:
             self.model.eval()
         self._observing = [name for name, module in fake_quant_modules(self.model) if module.is_static]
@@ -118,7 +125,7 @@ class Job:
         alphas = smoothing.alpha if smoothing is not None and isinstance(smoothing.alpha, tuple) else ()
         calibration = next(iter(self._calibrations.values()))
         decisions, dynamic = open_to_search(self.model, self.spec, calibration, self._decisions)
-        return QuantizedOperations.of(
+        operations = QuantizedOperations.of(
             self._original,
             decisions,
             spec_with(self.spec.quant, dynamic),
@@ -127,6 +134,7 @@ class Job:
             samples=[size for size in self._calibrations if size is not None],
             alphas=alphas,
         )
+        return operations if self._ipex is None else self._ipex.opened(operations)
 
     @property
     def space(self) -> Space:
@@ -186,8 +194,12 @@ class Job:
         with torch.no_grad(), without_compiling():
             if function is not None:
                 self._calibrations = {None: self._calibrated(partial(function, self.model))}
+                if self._ipex is not None:
+                    self._ipex.run_function(self.model, function)
             elif dataloader is not None:
                 self._calibrations = self._calibrated_by_size(dataloader)
+            if self._ipex is not None:
+                self._ipex.require_rules_match()
             first = next(iter(self._calibrations.values()))
             if self.spec.smoothing is not None and self.spec.smoothing.folding and first.inputs:
                 flow = trace_flow(self.model, self._rerun)
@@ -219,6 +231,8 @@ class Job:
                 seen = self._feed(batches, seen, size)
 
             so_far = so_far.continued(self._calibrated(feed))
+            if self._ipex is not None:
+                self._ipex.mark(size)
             if seen > before:
                 by_size[size] = so_far
         if not seen:
@@ -238,6 +252,8 @@ class Job:
             if keeps and seen < _KEPT_SAMPLES:
                 self._kept.append((inputs, label))
             run(self.model, inputs)
+            if self._ipex is not None:
+                self._ipex.run(inputs)
             seen += count_samples(inputs)
         return seen
 
@@ -248,8 +264,17 @@ class Job:
     def candidate(self, recipe: Recipe) -> nn.Module:
         """A copy of the model as `finished` would return it, without a report; the job goes on."""
         model = self.watched(recipe)
-        run_graph_fused(model)
+        self._run_fast(model, recipe)
         return model
+
+    def _run_fast(self, model: nn.Module, recipe: Recipe | None) -> None:
+        """Let a converted model run on the kernels of its backend."""
+        if self._ipex is None:
+            run_graph_fused(model)
+            return
+        samples = next(iter(self._calibrations)) if recipe is None else recipe.samples
+        treatments = {} if recipe is None else self._operations.treatments_of(recipe)
+        self._ipex.deploy(model, samples, treatments)
 
     def watched(self, recipe: Recipe) -> nn.Module:
         """The same, but its modules are called one by one, so that hooks see them all."""
@@ -268,8 +293,8 @@ class Job:
         """
         earlier = attached_report(self.model)
         decisions = self._made(self.model, recipe)
-        run_graph_fused(self.model)
         adorn(self.model)
+        self._run_fast(self.model, recipe)
         findings = [Finding(name, scheme=made.scheme, note=made.reason) for name, made in decisions.items()]
         before, curve = ((), ()) if earlier is None else (earlier.findings(), earlier.sparsity_over_steps)
         attach_report(self.model, CompressionReport.measure(self.model, [*before, *findings], curve))
@@ -289,7 +314,7 @@ class Job:
             stored.materialise_(model)
         if not (model is self.model and self._inplace):
             own_parameters_(model, self._source)
-        decided = left_to_bfloat16(model, decisions, unasked=self.spec.bfloat16)
+        decided = left_to_bfloat16(model, decisions, unasked=self.spec.bfloat16 and self._ipex is None)
         in_float = {name for name, treatment in treatments.items() if isinstance(treatment, FloatType)}
         return {
             name: made._replace(reason=LEFT_BY_SEARCH) if name in in_float else made for name, made in decided.items()

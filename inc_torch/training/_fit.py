@@ -212,7 +212,8 @@ class _Trainings:
             start_step=self.config.start_step,
             freeze_observers_step=self.config.freeze_observers_step,
             freeze_batch_norm_step=self.config.freeze_batch_norm_step,
-            as_graph=self.config.graph == "auto",
+            as_graph=self.config.as_graph,
+            on_extension=self.config.backend == "ipex",
         )
         return [*others, quantization]
 

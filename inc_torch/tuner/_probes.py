@@ -67,8 +67,13 @@ class ModelProbes:
         return self._read()
 
     def output_errors(self, recipe: Recipe) -> Mapping[str, float]:
-        """For each operation that ``recipe`` quantizes, the normalised squared error of its output."""
-        return {name: pair[0] for name, pair in self._noise(recipe).items()}
+        """For each operation that ``recipe`` quantizes, the normalised squared error of its output.
+
+        Functions of a backend, which are no modules, cannot be watched, and count as the least sensitive.
+        """
+        measured = {name: pair[0] for name, pair in self._noise(recipe).items()}
+        quantized = [operation.name for operation in self._space.in_modes(recipe, *QUANTIZED)]
+        return {name: measured.get(name, 0.0) for name in quantized}
 
     def signal_to_noise(self, recipe: Recipe) -> dict[str, float]:
         """For each operation that ``recipe`` quantizes, signal to rounding noise in its output, in dB."""
@@ -97,7 +102,9 @@ class ModelProbes:
                     "calib_dataloader or an eval_dataloader that yields (input, label), or 'labels' in its dicts."
                 )
                 raise ConfigError(message)
-            names = [operation.name for operation in self._space.operations]
+            modules = dict(self._reference.named_modules())
+            every = [operation.name for operation in self._space.operations]
+            names = [name for name in every if name in modules and "weight" in modules[name]._parameters]
             loss = self._loss or _usual_loss
             found = hessian_traces(
                 self._reference,
@@ -108,13 +115,15 @@ class ModelProbes:
                 iterations=_HESSIAN_SAMPLES,
                 tolerance=_HESSIAN_ERROR,
             )
+            found = {name: found.get(name, 0.0) for name in every}
             self._memory.remember("hessian traces", found)
         return dict(found)
 
     def _noise(self, recipe: Recipe) -> dict[str, list[float]]:
         found: dict[str, list[float]] | None = self._memory.remembered(key := f"output errors {_named(recipe)}")
         if found is None:
-            names = [operation.name for operation in self._space.in_modes(recipe, *QUANTIZED)]
+            modules = dict(self._reference.named_modules())
+            names = [entry.name for entry in self._space.in_modes(recipe, *QUANTIZED) if entry.name in modules]
             model = self._made(recipe)
             norms = folded_norms(model)
             places = {norms.get(name, name): name for name in names}

@@ -12,5 +12,6 @@ from __future__ import annotations
 
 from inc_torch.export.inc._pickled import FILE_NAMES, find_file
 from inc_torch.export.inc._rebuild import load_inc
+from inc_torch.export.inc._summary import find_summary, load_inc_summary
 
-__all__ = ["FILE_NAMES", "find_file", "load_inc"]
+__all__ = ["FILE_NAMES", "find_file", "find_summary", "load_inc", "load_inc_summary"]

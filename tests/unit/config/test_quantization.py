@@ -222,8 +222,12 @@ class TestMessages:
         ("options", "kind", "text"),
         [
             ({"device": "cuda"}, ConfigError, "device='cuda': expected one of 'cpu', 'gpu', 'npu', 'xpu'."),
-            ({"backend": "ipex"}, ConfigError, "backend='ipex': expected 'default'. It comes with a later version of"),
-            ({"backend": "itex"}, ConfigError, "backend='itex': expected 'default'. The backends of other frameworks"),
+            ({"backend": "itex"}, ConfigError, "backend='itex': expected 'default' or 'ipex'. Did you mean 'ipex'?"),
+            (
+                {"backend": "onnxrt_trt_ep"},
+                ConfigError,
+                "expected 'default' or 'ipex'. The backends of other frameworks",
+            ),
             ({"inputs": 3}, ConfigTypeError, "inputs=3: expected a list of strings, not an int."),
             ({"reduce_range": "no"}, ConfigTypeError, "reduce_range='no': expected True or False, not a str."),
             ({"model_name": 3}, ConfigTypeError, "model_name=3: expected a string, not an int."),

@@ -189,7 +189,7 @@ def test_what_is_not_incs_is_told(tmp_path):
     with pytest.raises(ArtifactError, match=r"is not a quantized model of INC 2\.X"):
         load(tmp_path, Linears())
     with pytest.raises(ArtifactError, match=r"TorchScript program, as INC saves with backend='ipex'"):
-        load(FILES / "mlp_ipex_static", Linears())
+        load_inc(FILES / "mlp_ipex_static", Linears())
 
 
 def _changed(tmp_path, change):

@@ -1,0 +1,50 @@
+"""Models on the extension of Intel in files: its summary beside the int8 weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from inc_torch.core.errors import ArtifactError, InexactWarning
+from inc_torch.core.user_warning import warn_user
+from inc_torch.export._files import file_facts, write_json
+from inc_torch.ipex import SUMMARY, deployed, deployment_of, is_available, read_summary, redeploy
+
+__all__ = ["rerun_on_extension", "write_summary"]
+
+
+def write_summary(model: nn.Module, directory: Path) -> dict[str, Any]:
+    """Write the summary of a model that runs on the extension; returns what else stands in ``compression.json``."""
+    program = deployed(model)
+    if program is None:
+        return {}
+    description = deployment_of(model)
+    write_json(directory / SUMMARY, program.summary)
+    return {**description, "summary": {"file": SUMMARY, **file_facts(directory / SUMMARY)}}
+
+
+def rerun_on_extension(model: nn.Module, directory: Path, description: Mapping[str, Any]) -> None:
+    """Let a loaded int8 model run on the extension as the saved one did; without the extension it runs as it is.
+
+    Raises:
+        ArtifactError: The summary is not the one that was saved.
+    """
+    if not is_available():
+        message = (
+            f"{os.fspath(directory)!r} was saved with backend='ipex', and the extension is not here in a version that "
+            "fits: its int8 layers run on the default backend, everything else in float."
+        )
+        warn_user(message, InexactWarning)
+        return
+    path, facts = directory / SUMMARY, description.get("summary", {})
+    if not path.is_file() or file_facts(path)["sha256"] != facts.get("sha256"):
+        message = (
+            f"{os.fspath(path)!r} is not the file that was saved: copy the whole directory again, or save again with "
+            "manager.save(directory)."
+        )
+        raise ArtifactError(message)
+    redeploy(model, read_summary(path), description, os.fspath(directory))

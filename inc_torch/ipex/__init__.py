@@ -1,0 +1,103 @@
+"""Int8 models on the kernels of Intel Extension for PyTorch, which is imported here alone, and only when asked for.
+
+The extension is a second way to *run* an int8 model of ours; prepared, calibrated, smoothed, trained and saved it is
+in the same way as for the default backend::
+
+    prepare ─► calibrate ─► realise(recipe) ─► convert ─► int8 model ─► deploy
+                  │                                                       │
+                  └─► Observation: what the extension computes            ▼
+                      in int8 besides layers (add, matmul, pools)     IpexProgram, the model's forward
+
+`deploy` hands the codes, scales and ranges of the model's layers to the extension through its configuration summary
+(``best_configure.json``), lets it convert and trace, and puts the program in the place of the model's ``forward``.
+
+    _extension.py     the one import, and the one error
+    _summary.py       the summary as plain values: its operations, and changing how they are computed
+    _observation.py   what the extension sees of a float model and its data
+    _floating.py      the float model that an int8 model stands for
+    _program.py       traced programs, by what a call was given
+    _deployment.py    from an int8 model to its program, to files, and back
+    _rules.py         what it has no kernel for
+    _inc.py           summaries that Intel Neural Compressor wrote
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from inc_torch.ipex._rules import WITHOUT_KERNEL, for_extension
+
+if TYPE_CHECKING:
+    from inc_torch.ipex._deployment import SUMMARY, deploy, deployed, deployment_of, redeploy, withdraw
+    from inc_torch.ipex._extension import is_available, require_extension
+    from inc_torch.ipex._floating import float_counterpart
+    from inc_torch.ipex._inc import SummaryRange, ranges_of
+    from inc_torch.ipex._observation import Observation
+    from inc_torch.ipex._program import IpexProgram
+    from inc_torch.ipex._summary import (
+        FUNCTIONS,
+        LAYERS,
+        IpexOperation,
+        Summary,
+        int8_operations,
+        operations_of,
+        read_summary,
+    )
+
+__all__ = [
+    "FUNCTIONS",
+    "LAYERS",
+    "SUMMARY",
+    "WITHOUT_KERNEL",
+    "IpexOperation",
+    "IpexProgram",
+    "Observation",
+    "Summary",
+    "SummaryRange",
+    "deploy",
+    "deployed",
+    "deployment_of",
+    "float_counterpart",
+    "for_extension",
+    "int8_operations",
+    "is_available",
+    "operations_of",
+    "ranges_of",
+    "read_summary",
+    "redeploy",
+    "require_extension",
+    "withdraw",
+]
+
+_LATER = {
+    "FUNCTIONS": "_summary",
+    "IpexOperation": "_summary",
+    "IpexProgram": "_program",
+    "LAYERS": "_summary",
+    "Observation": "_observation",
+    "SUMMARY": "_deployment",
+    "Summary": "_summary",
+    "SummaryRange": "_inc",
+    "deploy": "_deployment",
+    "deployed": "_deployment",
+    "deployment_of": "_deployment",
+    "float_counterpart": "_floating",
+    "int8_operations": "_summary",
+    "is_available": "_extension",
+    "operations_of": "_summary",
+    "ranges_of": "_inc",
+    "read_summary": "_summary",
+    "redeploy": "_deployment",
+    "require_extension": "_extension",
+    "withdraw": "_deployment",
+}
+"""Where the names are that ``import inc_torch`` has no need of."""
+
+
+def __getattr__(name: str) -> object:
+    """Import a name when it is first asked for."""
+    if name in _LATER:
+        return getattr(importlib.import_module(f"inc_torch.ipex.{_LATER[name]}"), name)
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)
