@@ -167,10 +167,12 @@ def changed(
     made: Summary = copy.deepcopy(summary)
     in_float: set[int] = set()
     shared = _grids_of_layers(made, layers)
+    read_by: dict[int, int] = {}
     for operation, (_, _, entry) in zip(operations_of(made), list(_entries(made)), strict=True):
         entry["op_type"] = _ADDRESS.sub("", str(entry["op_type"]))
         _inherit(entry, shared)
         if operation.kind in LAYERS:
+            read_by |= dict.fromkeys(_outputs(entry), entry["input_tensor_infos"][0]["id"])
             codes = layers.get(operation.name)
             if codes is None:
                 _leave_in_float(entry)
@@ -179,7 +181,7 @@ def changed(
                 _compute_layer(entry, operation, codes, shared)
             continue
         wanted = grids.get((operation.key, operation.number))
-        if wanted is None or _reads_float_of(entry, in_float):
+        if wanted is None or _reads_float_of(entry, in_float) or _writes_over(entry, read_by):
             _leave_in_float(entry)
         else:
             _round_inputs(entry, wanted, shared)
@@ -230,6 +232,20 @@ def _reads_float_of(entry: Mapping[str, Any], in_float: set[int]) -> bool:
         tensor and tensor["force_dtype"] not in _INT8 and tensor["id"] in in_float
         for tensor in entry["input_tensor_infos"]
     )
+
+
+def _writes_over(entry: Mapping[str, Any], read_by: Mapping[int, int]) -> bool:
+    """Whether it is fused to a layer, and reads the very tensor that this layer reads.
+
+    The fused kernel writes its sums into that tensor while it still reads it, and results are noise.
+
+    Args:
+        entry: An operation.
+        read_by: By number of what a layer makes: of what it reads.
+    """
+    present = _present(entry["input_tensor_infos"])
+    sources = {read_by[tensor["id"]] for tensor in present if tensor["id"] in read_by}
+    return any(tensor["force_dtype"] in _INT8 and tensor["id"] in sources for tensor in present)
 
 
 def _leave_in_float(entry: dict[str, Any]) -> None:

@@ -40,6 +40,19 @@ class Images(nn.Module):
         return self.head(self.mean(self.shrink(self.conv2(y) + y)).flatten(1))
 
 
+class Blocks(nn.Module):
+    """An addition of what was made two layers before, as in a residual network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = (nn.Conv2d(size, 8, 3, padding=1) for size in (3, 8, 8))
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.stem(x))
+        return self.head(torch.relu(self.second(torch.relu(self.first(y))) + y))
+
+
 class Attention(nn.Module):
     """Takes a dict or names, returns a dict, and multiplies matrices."""
 
@@ -70,6 +83,11 @@ def images() -> Images:
     model.norm.running_mean.uniform_(-0.5, 0.5)
     nn.init.uniform_(model.norm.weight, -1, 1)  # negative ones turn codes around
     return model
+
+
+def blocks() -> Blocks:
+    torch.manual_seed(0)
+    return Blocks().eval()
 
 
 def attention() -> Attention:

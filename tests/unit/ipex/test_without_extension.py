@@ -167,6 +167,26 @@ class TestChanges:
         in_float = changed(summary, {"fc": codes}, {})[" "]["q_op_infos"]
         assert in_float["2"]["input_tensor_infos"][0]["scale"] == [0.5]
 
+    @pytest.mark.parametrize(("other", "is_int8"), [(0, False), (5, True)])
+    def test_addition_that_would_be_written_over_stays_in_float(self, other, is_int8):
+        """Fused to a layer, it may not read what the layer reads: the kernel writes its sums there."""
+        summary = pooled()
+        entries = summary[" "]["q_op_infos"]
+        layer, added = entries["2"], entries["0"]
+        layer["input_tensor_infos"][0]["id"], layer["output_tensor_infos"][0]["id"] = 0, 4
+        fused = {
+            **added["input_tensor_infos"][0],
+            "id": 4,
+            "inf_dtype": "torch.float32",
+            "force_dtype": "torch.float32",
+        }
+        added |= {"op_type": "<method 'add' of 'torch._C.TensorBase' objects>", "op_type_is_module": False, "fqn": ""}
+        added["input_tensor_infos"] = [fused, {**added["input_tensor_infos"][0], "id": other}]
+        summary[" "]["q_op_infos"] = {"0": layer, "1": added}
+        codes = LayerCodes(Grid(0.5, 7), torch.ones(4))
+        made = changed(summary, {"fc": codes}, {(" ", "1"): {other: Grid(0.1, 3)}})
+        assert ([operation.name for operation in int8_operations(made)] == ["fc", "/add.0"]) is is_int8
+
     def test_addresses_are_left_out(self):
         assert " at 0x" not in json.dumps(changed(pooled(), {}, {}))
 
