@@ -74,6 +74,7 @@ def _settle(inherited: Sequence[Connection], crash_log: IO[bytes]) -> None:
         os._exit(1)
     for connection in inherited:
         connection.close()
+    faulthandler.disable()  # or it would not take signals back that a library has taken from it
     faulthandler.enable(crash_log)
 
 

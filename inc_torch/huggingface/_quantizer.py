@@ -316,7 +316,10 @@ def _with_members(model: nn.Module, names: Mapping[str, str], config: IncTorchCo
                     inner = member.removeprefix(name).removeprefix(".")
                     whole = ".".join(filter(None, (saved, inner)))
                     places = (whole, f"{getattr(model, 'base_model_prefix', '')}.{whole}")
-                    found.update({place: member for place in places if place in config.checksums})
+                    saved_as = [place for place in places if place in config.checksums]
+                    if not saved_as and saved and member == name:
+                        saved_as = [whole]  # it is named itself, so that it has to be there
+                    found.update(dict.fromkeys(saved_as, member))
     return found
 
 

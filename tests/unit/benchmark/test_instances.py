@@ -175,7 +175,7 @@ def test_it_works_from_another_thread():
 
 
 INTERRUPTED = """
-import sys, time
+import os, sys, time
 import torch
 from inc_torch.benchmark._cores import Placement
 from inc_torch.benchmark._processes import run_forked
@@ -186,7 +186,7 @@ def sleep(placement, rendezvous):
         loader = iter(DataLoader(list(range(9)), num_workers=1))
         next(loader)
     rendezvous()
-    print("running", flush=True)
+    os.write(1, b"running\\n")  # at once, as two processes write
     time.sleep(60)
 
 try:
@@ -246,11 +246,12 @@ def repeat(count):
         return {"value": float(model(torch.ones(1, 64)).sum())}
 
     run_forked(placements(2), work)
+    others = children_of(os.getpid())  # of other tests
     files, memory = len(list(Path("/proc/self/fd").iterdir())), resident()
     for _ in range(count):
         run_forked(placements(2), work)
     assert not multiprocessing.active_children()
-    assert not children_of(os.getpid())
+    assert children_of(os.getpid()) <= others
     assert len(list(Path("/proc/self/fd").iterdir())) == files
     assert resident() - memory < 8e6
 
