@@ -28,7 +28,7 @@ FLOAT_CLASSES: Final = MappingProxyType(
 )
 """Kind of int8 module -> what it was, or what computes the same (``nn.Linear`` for transformers' ``Conv1D``)."""
 
-INT8_STATE: Final = ("scheme", "float_dtype", "layout", "_plan")
+INT8_STATE: Final = ("scheme", "float_dtype", "layout", "_plan", "_products")
 """What int8 modules keep beside their buffers."""
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from inc_torch.config import MixedPrecisionConfig
+from inc_torch.config._given import given_config, given_model
 from inc_torch.core.errors import ConfigTypeError, did_you_mean
-from inc_torch.mix_precision._arguments import check_feasible, config_of, model_of
+from inc_torch.mix_precision._arguments import check_feasible
 from inc_torch.mix_precision._job import Job
 from inc_torch.mix_precision._search import searched
 from inc_torch.tuner import Tuning, read_evaluator
@@ -77,12 +78,12 @@ def fit(
     Source: INC 2.6.1 ``mix_precision.fit``; differs in that it never ends the process, converts convolutions and
     embeddings too, keeps values in half precision between modules, and that recurrent modules work.
     """
-    given = config_of(conf, config)
+    given = given_config("mix_precision.fit", MixedPrecisionConfig, conf, config)
     if unknown:
         name = next(iter(unknown))
         message = f"mix_precision.fit has no argument {name!r}.{did_you_mean(name, fit.__annotations__)}"
         raise ConfigTypeError(message)
-    source = model_of(model)
+    source = given_model("mix_precision.fit", model)
     evaluator = read_evaluator(
         "mix_precision.fit", source, eval_func, eval_dataloader, eval_metric, keeps_reference=not inplace
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Final
 
 from torch import nn
 
 from inc_torch.core.errors import ModelError, did_you_mean
 from inc_torch.core.fast_paths import close_fast_paths
 from inc_torch.core.sharding import plain_class
-from inc_torch.precision._module import Bfloat16Module, transposed_linear
+from inc_torch.precision._module import LAYERS, Bfloat16Module, transposed_linear
 
 __all__ = [
     "compute_in_bfloat16",
@@ -21,28 +20,11 @@ __all__ = [
     "reasons_of_ties",
 ]
 
-_CLASSES: Final = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Embedding,
-    nn.RNN,
-    nn.LSTM,
-    nn.GRU,
-    nn.RNNCell,
-    nn.LSTMCell,
-    nn.GRUCell,
-)
-
 
 def known_classes() -> frozenset[type[nn.Module]]:
     """What can compute in bfloat16 alone; with the ``Conv1D`` of transformers once that is imported."""
     transposed = transposed_linear()
-    return frozenset(_CLASSES if transposed is None else (*_CLASSES, transposed))
+    return frozenset(LAYERS if transposed is None else (*LAYERS, transposed))
 
 
 def compute_in_bfloat16(model: nn.Module, names: Iterable[str] = ("",)) -> None:

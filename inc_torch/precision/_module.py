@@ -21,29 +21,26 @@ from inc_torch.precision._packed import SLOT
 
 __all__ = ["Bfloat16Module"]
 
+LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Embedding,
+    nn.RNN,
+    nn.LSTM,
+    nn.GRU,
+    nn.RNNCell,
+    nn.LSTMCell,
+    nn.GRUCell,
+)
+"""Classes that can compute in half precision alone."""
+
 FLOWING = frozenset(
-    {
-        nn.Linear,
-        nn.Bilinear,
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-        nn.ConvTranspose1d,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose3d,
-        nn.Embedding,
-        nn.EmbeddingBag,
-        nn.RNN,
-        nn.LSTM,
-        nn.GRU,
-        nn.RNNCell,
-        nn.LSTMCell,
-        nn.GRUCell,
-        nn.MultiheadAttention,
-        nn.LayerNorm,
-        nn.GroupNorm,
-        nn.RMSNorm,
-    }
+    {*LAYERS, nn.Bilinear, nn.EmbeddingBag, nn.MultiheadAttention, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm}
 )
 """Classes that cast what they get where values flow in half precision."""
 

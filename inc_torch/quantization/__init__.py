@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from inc_torch.config import PostTrainingQuantConfig
+from inc_torch.config._given import given_config, given_model
 from inc_torch.core.errors import ConfigTypeError, InexactWarning, did_you_mean
 from inc_torch.core.streaming import attached_weights
 from inc_torch.core.user_warning import warn_user
-from inc_torch.quantization._arguments import check_data, check_feasible, config_of, model_of
+from inc_torch.quantization._arguments import check_data, check_feasible
 from inc_torch.quantization._job import Job
 from inc_torch.tuner import Tuning, read_evaluator
 
@@ -75,12 +76,12 @@ def fit(  # noqa: PLR0913  the arguments of INC
         >>> type(quantized[0]).__name__, type(model[0]).__name__
         ('Int8Linear', 'Linear')
     """
-    given = config_of(conf, config)
+    given = given_config("quantization.fit", PostTrainingQuantConfig, conf, config)
     if unknown:
         name = next(iter(unknown))
         message = f"quantization.fit has no argument {name!r}.{did_you_mean(name, fit.__annotations__)}"
         raise ConfigTypeError(message)
-    source = model_of(model)
+    source = given_model("quantization.fit", model)
     check_data(calib_dataloader, calib_func)
     evaluator = read_evaluator(
         "quantization.fit", source, eval_func, eval_dataloader, eval_metric, keeps_reference=not inplace

@@ -7,38 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from inc_torch.config import PostTrainingQuantConfig, read_configs
-from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning, ModelError
-from inc_torch.core.names import unwrapped
+from inc_torch.config import PostTrainingQuantConfig
+from inc_torch.config._given import require_device
+from inc_torch.core.errors import ConfigTypeError, InexactWarning, ModelError
 from inc_torch.core.streaming import attached_weights
 from inc_torch.core.user_warning import warn_user
 
-__all__ = ["check_data", "check_feasible", "config_of", "model_of"]
-
-
-def config_of(conf: object, config: object) -> PostTrainingQuantConfig:
-    if conf is not None and config is not None:
-        message = "quantization.fit got both conf and config: they are the same argument. Leave one out."
-        raise ConfigError(message)
-    given = conf if config is None else config
-    if given is None:
-        return PostTrainingQuantConfig()
-    if isinstance(given, nn.Module):
-        message = "quantization.fit got a model as conf: expected fit(model, conf, ...)."
-        raise ConfigTypeError(message)
-    configs = read_configs(given)
-    if len(configs) != 1 or not isinstance(configs[0], PostTrainingQuantConfig):
-        shown = ", ".join(type(entry).__name__ for entry in configs)
-        message = f"quantization.fit got conf of type {shown or 'nothing'}: expected one PostTrainingQuantConfig."
-        raise ConfigTypeError(message)
-    return configs[0]
-
-
-def model_of(model: object) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        message = f"quantization.fit got a model of type {type(model).__name__}: expected a torch.nn.Module."
-        raise ConfigTypeError(message)
-    return unwrapped(model)
+__all__ = ["check_data", "check_feasible"]
 
 
 def check_data(dataloader: object, function: object) -> None:
@@ -59,9 +34,6 @@ def check_data(dataloader: object, function: object) -> None:
         raise ConfigTypeError(message)
 
 
-_DEVICES = {"gpu": "cuda", "xpu": "xpu", "npu": "npu"}
-
-
 def check_feasible(model: nn.Module, config: PostTrainingQuantConfig, *, is_evaluated: bool) -> None:
     """Refuse what cannot work, and warn of what has no effect, before any work is done."""
     places = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
@@ -71,13 +43,6 @@ def check_feasible(model: nn.Module, config: PostTrainingQuantConfig, *, is_eval
             "or one of load_empty_model(path) together with recipes={'layer_wise_quant': True}."
         )
         raise ModelError(message)
-    wanted = _DEVICES.get(config.device)
-    if wanted is not None and wanted not in places:
-        found = ", ".join(sorted(places)) or "no device"
-        message = (
-            f"PostTrainingQuantConfig.device={config.device!r}, but {type(model).__name__} is on {found}: a model is "
-            f"quantized where it is. Move it there with model.to({wanted!r}), or leave device out."
-        )
-        raise ConfigError(message)
+    require_device(type(config).__name__, config.device, model, "quantized")
     for name, reason in config.options_without_effect(is_evaluated=is_evaluated).items():
         warn_user(f"PostTrainingQuantConfig.{name} has no effect: {reason}.", InexactWarning)

@@ -399,7 +399,9 @@ class TestCallersThings:
         thread.start()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            fit(mlp(), None, [torch.ones(2, 16)] * 7)
+            found = fit(mlp(), None, [torch.ones(2, 16)] * 7)
+        assert thread.is_alive()
+        assert len(found.model.instances[0].seconds) == 2
         stop.set()
         thread.join()
 

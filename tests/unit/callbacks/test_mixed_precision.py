@@ -189,4 +189,10 @@ def test_a_state_goes_on():
     other = prepare_compression(mlp(), MixedPrecisionConfig())
     other.load_state_dict(state)
     other.on_train_begin()
+    assert other.state_dict().keys() == state.keys()
+    seen = []
+    handle = other.model[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    other.model(torch.ones(1, next(other.model.parameters()).shape[1]))
+    handle.remove()
     other.on_train_end()
+    assert seen == [torch.bfloat16]
