@@ -67,6 +67,9 @@ def _criterion(value: object, place: Place) -> Criterion:
     """A loss configuration, its class, its name, INC 1.X's ``{name: options}``, or a loss of the user."""
     if isinstance(value, Criterion):
         return value
+    said = getattr(value, "loss_config", None)  # by a criterion of inc_torch.experimental.common
+    if isinstance(said, LossConfig):
+        return said
     if isinstance(value, type) and issubclass(value, LossConfig):
         return value()
     if isinstance(value, str):

@@ -87,7 +87,7 @@ class Hooks:
     on_batch_end = on_step_end
     on_post_grad = on_before_optimizer_step
 
-    def on_post_forward(self, *_: Any) -> None:  # noqa: ANN401
+    def on_post_forward(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
         """Gone since INC 1.12."""
         message = (
             f"{type(self).__name__}.on_post_forward is no more: call loss = on_after_compute_loss(input, "

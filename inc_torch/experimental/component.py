@@ -24,7 +24,6 @@ from inc_torch.experimental._evaluation import (
 from inc_torch.experimental._hooks import Hooks
 from inc_torch.experimental._loop import built_in_training
 from inc_torch.experimental._settings import OnlyKnown, Setting, function, loader
-from inc_torch.export import adorn
 from inc_torch.model import Model
 from inc_torch.pipeline._zeros import layers_pruned_by, lock_of
 from inc_torch.training import CompressionManager, prepare_compression
@@ -109,7 +108,6 @@ class Component(OnlyKnown, Hooks):
     @model.setter
     def model(self, given: object) -> None:
         model: nn.Module = Model(given)
-        adorn(unwrapped(model))
         self._model, self._manager = model, None
 
     @property
@@ -141,8 +139,7 @@ class Component(OnlyKnown, Hooks):
         self._manager = None
         self._is_fitting = True
         try:
-            if (callbacks := self._callbacks()) is not None:
-                callbacks.on_train_begin()
+            self._callbacks()
             model.train()
             self._check_returned(train(model))
             self._end()
@@ -189,6 +186,7 @@ class Component(OnlyKnown, Hooks):
                 return None
             self._manager = prepare_compression(model, configs)
             self._begun(self._manager)
+            self._manager.callbacks.on_train_begin()  # loops of 1.X need not say so
         return self._manager.callbacks
 
     def _end(self) -> None:

@@ -18,7 +18,7 @@ from inc_torch.experimental.component import Component
 from inc_torch.experimental.distillation import Distillation
 from inc_torch.experimental.pruning import Pruning
 from inc_torch.experimental.quantization import Quantization
-from inc_torch.export import adorn, attached_report
+from inc_torch.export import attached_report
 from inc_torch.model import Model
 from inc_torch.pipeline._zeros import CarriedZeros, layers_pruned_by, pruned_layers
 from inc_torch.training import CompressionManager
@@ -73,12 +73,7 @@ class _Combination(Component):
 
     def _begun(self, manager: CompressionManager) -> None:
         for each in self._components:
-            each._manager = manager  # so that the hooks of each part are those of the whole
-            each._begun(manager)
-
-    def _finish(self, model: nn.Module) -> None:
-        for each in self._components:
-            each._finish(model)
+            each._model, each._manager = self._model, manager  # so that its hooks are those of the whole
 
 
 def _flat(components: Sequence[Component]) -> list[Component]:
@@ -157,7 +152,6 @@ class Scheduler(OnlyKnown):
     @model.setter
     def model(self, given: object) -> None:
         model: nn.Module = Model(given)
-        adorn(unwrapped(model))
         self._model = model
 
     @property
