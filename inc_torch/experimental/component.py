@@ -106,7 +106,7 @@ class Component(OnlyKnown, Hooks):
         return self._model
 
     @model.setter
-    def model(self, given: object) -> None:
+    def model(self, given: Any) -> None:  # noqa: ANN401  a module, or a path to one
         model: nn.Module = Model(given)
         self._model, self._manager = model, None
 

@@ -83,7 +83,7 @@ class Distillation(Component):
         return self.model
 
     @student_model.setter
-    def student_model(self, given: object) -> None:
+    def student_model(self, given: Any) -> None:  # noqa: ANN401
         self.model = given
 
     @property
@@ -92,7 +92,7 @@ class Distillation(Component):
         return self._teacher
 
     @teacher_model.setter
-    def teacher_model(self, given: object) -> None:
+    def teacher_model(self, given: Any) -> None:  # noqa: ANN401
         self._teacher, self._manager = Model(given), None
 
     @property
