@@ -85,7 +85,18 @@ __all__ = [
 
 __version__ = "0.1.0.dev0"
 
-_SUBMODULES = ("benchmark", "mix_precision", "quantization")
+_SUBMODULES = (
+    "benchmark",
+    "compat",
+    "compression",
+    "data",
+    "metric",
+    "mix_precision",
+    "model",
+    "objective",
+    "quantization",
+    "utils",
+)
 _LATER = {
     "METRICS": "metric",
     "Metric": "metric",

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, NoReturn, Self, TypeVar, dataclass_transform
 
 from inc_torch.config._checks import Check, Place, items_of
 from inc_torch.config._readonly import FrozenConfigError, plain
-from inc_torch.core.errors import ConfigTypeError, did_you_mean
+from inc_torch.core.errors import ConfigTypeError, InexactWarning, did_you_mean
+from inc_torch.core.user_warning import warn_user
 
-__all__ = ["Config", "check_option", "config", "is_described", "option", "option_names"]
+__all__ = ["Config", "check_option", "config", "is_described", "option", "option_names", "set_leniency"]
 
 T = TypeVar("T")
 AnyConfig = TypeVar("AnyConfig", bound="Config")
@@ -27,6 +28,8 @@ _CHECK = "check"
 _VERSION = 1
 _KNOWN: dict[str, type[Config]] = {}
 """Every configuration that `Config.from_dict` may build, by class name; nothing is looked up elsewhere."""
+_LENIENT: set[tuple[str, str]] | None = None
+"""None where configurations are strict; else what was forgiven already, as each class and name is told once."""
 
 
 class Config:
@@ -134,7 +137,7 @@ def config(kind: type[AnyConfig]) -> type[AnyConfig]:
     built = dataclasses.dataclass(frozen=True, slots=True, repr=False)(kind)
     methods = {
         "__init__": _refusing_unknown_keywords(built, vars(built)["__init__"]),
-        "__setattr__": _refuse_assignment,
+        "__setattr__": _assign,
         "__delattr__": _refuse_deletion,
         "__replace__": Config.replace,
     }
@@ -152,24 +155,51 @@ def _refusing_unknown_keywords(kind: type[Config], build: Callable[..., None]) -
 
     @functools.wraps(build)
     def checked_init(self: Config, *values: object, **options: object) -> None:
-        for name in options:
-            if name not in known:
-                nearest = did_you_mean(name, known) or f" Options: {', '.join(known)}."
-                message = f"{kind.__name__} has no option {name!r}.{nearest}"
+        for name in [name for name in options if name not in known]:
+            nearest = did_you_mean(name, known) or f" Options: {', '.join(known)}."
+            message = f"{kind.__name__} has no option {name!r}.{nearest}"
+            if _LENIENT is None:
                 raise ConfigTypeError(message)
+            _forgive(kind, name, f"{kind.__name__} has no option {name!r}, which is dropped.{nearest}")
+            del options[name]
         build(self, *values, **options)
 
     return checked_init
 
 
-def _refuse_assignment(self: Config, name: str, value: object) -> NoReturn:
-    kind = type(self).__name__
-    known = [*option_names(type(self)), *self.keyword_only_inputs]
-    if name in known:
-        message = f"{kind} is read-only. Make a changed copy: config = config.replace({name}={value!r})."
-    else:
-        message = f"{kind} is read-only and has no option {name!r}.{did_you_mean(name, known)}"
-    raise FrozenConfigError(message)
+def _assign(self: Config, name: str, value: object) -> None:
+    """Refuse it; where configurations are lenient, check the value as `Config.replace` does and take it over."""
+    kind = type(self)
+    known = [*option_names(kind), *self.keyword_only_inputs]
+    if name not in known:
+        message = f"{kind.__name__} is read-only and has no option {name!r}.{did_you_mean(name, known)}"
+        if _LENIENT is None:
+            raise FrozenConfigError(message)
+        _forgive(kind, name, f"{message} The assignment is dropped.")
+        return
+    message = f"{kind.__name__} is read-only. Make a changed copy: config = config.replace({name}={value!r})."
+    if _LENIENT is None:
+        raise FrozenConfigError(message)
+    changed = self.replace(**{name: value})
+    for option_name in option_names(kind):
+        object.__setattr__(self, option_name, getattr(changed, option_name))
+    _forgive(kind, name, f"{kind.__name__}.{name} is assigned to, as INC allows. Without inc_torch.compat: {message}")
+
+
+def _forgive(kind: type[Config], name: str, message: str) -> None:
+    if _LENIENT is not None and (kind.__name__, name) not in _LENIENT:
+        _LENIENT.add((kind.__name__, name))
+        warn_user(message, InexactWarning)
+
+
+def set_leniency(is_lenient: bool) -> None:
+    """Let configurations be as forgiving as INC's, or as strict as they are by themselves.
+
+    Where they are lenient, an option that is not known is dropped and assigning works, each with one warning. Values
+    are checked all the same.
+    """
+    global _LENIENT
+    _LENIENT = set() if is_lenient else None
 
 
 def _refuse_deletion(self: Config, name: str) -> NoReturn:

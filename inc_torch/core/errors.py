@@ -24,6 +24,7 @@ __all__ = [
     "LoopWarning",
     "MissingPackageError",
     "ModelError",
+    "NoCounterpartError",
     "StateError",
     "did_you_mean",
     "listed",
@@ -54,6 +55,10 @@ class ConfigTypeError(ConfigError, TypeError):
 
 class MissingPackageError(IncTorchError, ImportError):
     """A feature needs a package that is not installed."""
+
+
+class NoCounterpartError(IncTorchError, ModuleNotFoundError):
+    """Intel Neural Compressor has a module of that name, and this package has nothing that stands for it."""
 
 
 class ModelError(IncTorchError, ValueError):

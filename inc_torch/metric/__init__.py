@@ -8,6 +8,6 @@ measured.
 from __future__ import annotations
 
 from inc_torch.metric._base import METRICS, BaseMetric, metric_registry
-from inc_torch.metric._read import Measure, Metric, read_metric
+from inc_torch.metric._read import Measure, Metric, read_metric, register_customer_metric
 
-__all__ = ["METRICS", "BaseMetric", "Measure", "Metric", "metric_registry", "read_metric"]
+__all__ = ["METRICS", "BaseMetric", "Measure", "Metric", "metric_registry", "read_metric", "register_customer_metric"]

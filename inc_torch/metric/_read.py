@@ -10,9 +10,9 @@ from typing import Any, final
 from inc_torch.core.errors import ConfigError, ConfigTypeError
 from inc_torch.core.evaluation import single_number
 from inc_torch.core.made_by_name import check_arguments, made, read_arguments
-from inc_torch.metric._base import check_methods, find_metric
+from inc_torch.metric._base import check_methods, find_metric, metric_registry
 
-__all__ = ["Measure", "Metric", "read_metric"]
+__all__ = ["Measure", "Metric", "read_metric", "register_customer_metric"]
 
 OWNER = "eval_metric"
 USER_NAME = "user_metric"
@@ -280,3 +280,31 @@ def _listed(given: Mapping[str, object], key: str, count: int) -> list[Any] | No
 
 def _is_weight(weight: object) -> bool:
     return isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < math.inf
+
+
+def register_customer_metric(user_metric: Metric, framework: str = "pytorch") -> None:
+    """File the class of a described metric under its name, so that configs can name it.
+
+    Args:
+        user_metric: The metric.
+        framework: As for `inc_torch.metric.METRICS`.
+
+    Raises:
+        ConfigError: A metric of another class has that name, or the framework is another.
+        ConfigTypeError: It is no `Metric`.
+
+    Example:
+        >>> from inc_torch.metric import METRICS
+        >>> class Zero:
+        ...     def update(self, preds, labels): ...
+        ...     def result(self): return 0.0
+        >>> register_customer_metric(Metric("zero", Zero))
+        >>> METRICS("pytorch")["zero"] is Zero
+        True
+
+    Source: INC 2.6.1 ``register_customer_metric``.
+    """
+    if not isinstance(user_metric, Metric):
+        message = f"register_customer_metric got {user_metric!r}: expected a Metric(name, metric_cls)."
+        raise ConfigTypeError(message)
+    metric_registry(user_metric.name, framework)(user_metric.metric_cls)
