@@ -12,6 +12,7 @@ from inc_torch.benchmark import fit as measure
 from inc_torch.conf import Conf
 from inc_torch.conf._shared import benchmark_config
 from inc_torch.conf.config import BenchmarkConf
+from inc_torch.config import BenchmarkConfig
 from inc_torch.core.errors import ConfigError, did_you_mean
 from inc_torch.experimental._evaluation import loader_in, metric_in, postprocessed, postprocessing_in
 from inc_torch.experimental._settings import Setting, function, loader
@@ -88,7 +89,11 @@ class Benchmark(Component):
         if batches is None and section is not None:
             batches = loader_in(section.dataloader, keeps_order=True)
         metric = self._measured_by(mode, section, batches)
-        config = benchmark_config(self._cfg.evaluation, self._cfg.device, mode)
+        config = (
+            self._config_of(BenchmarkConfig)
+            if self._is_in_python
+            else benchmark_config(self._cfg.evaluation, self._cfg.device, mode)
+        )
         self.results = measure(model, config, b_dataloader=batches, b_func=self.b_func, metric=metric, quiet=quiet)
         found: BenchmarkResult = self.results
         return found

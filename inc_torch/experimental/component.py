@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from inc_torch.callbacks import TrainingConfig
-from inc_torch.conf import Conf
+from inc_torch.conf import Conf, Config2X
+from inc_torch.conf.pythonic_config import Config
 from inc_torch.core.dispatcher import Dispatcher
-from inc_torch.core.errors import ConfigError, InexactWarning, ModelError
+from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning, ModelError
 from inc_torch.core.names import unwrapped
 from inc_torch.core.user_warning import warn_user
 from inc_torch.experimental._evaluation import (
@@ -43,7 +44,8 @@ class Component(OnlyKnown, Hooks):
     training, too.
 
     Args:
-        conf_fname_or_obj: A path to YAML, a dict, an object of `inc_torch.conf.config`, or None for the defaults.
+        conf_fname_or_obj: A path to YAML, a dict, an object of `inc_torch.conf.config`, one of the configurations in
+            `inc_torch.config`, or None for the defaults.
 
     Attributes:
         conf: What the file says.
@@ -81,9 +83,11 @@ class Component(OnlyKnown, Hooks):
 
     def __init__(self, conf_fname_or_obj: Any = None) -> None:  # noqa: ANN401  all that `Conf` takes
         _say_old(type(self))
-        self.conf = self.conf_class(conf_fname_or_obj)
+        given = _in_python(conf_fname_or_obj)
+        self.conf = self.conf_class(None if given else conf_fname_or_obj)
         translation = self.conf.translate()
-        self._configs = translation.configs
+        self._configs = given or translation.configs
+        self._is_in_python = bool(given)
         if translation.notes:
             told = "; ".join(map(str, translation.notes))
             warn_user(f"{self.conf.name}: {told}", InexactWarning)
@@ -237,6 +241,20 @@ class Component(OnlyKnown, Hooks):
         given: Callable[[Any, Any], Any] | None = self.criterion
         return given
 
+    def _config_of(self, *kinds: type[Any]) -> Any:  # noqa: ANN401  one of them
+        """The configuration for this class.
+
+        Raises:
+            ConfigError: Those that were given are for other ones.
+        """
+        for config in self._configs:
+            if isinstance(config, kinds):
+                return config
+        got = ", ".join(type(config).__name__ for config in self._configs) or "nothing"
+        known = " or ".join(kind.__name__ for kind in kinds)
+        message = f"{type(self).__name__} got {got}: expected a {known}, or a file that says the same."
+        raise ConfigTypeError(message)
+
     def _evaluator(self, model: nn.Module) -> Evaluator | None:
         arguments = self._evaluation()
         return read_evaluator(
@@ -284,6 +302,13 @@ class Component(OnlyKnown, Hooks):
                 "state_dict into the model."
             )
             raise ModelError(message)
+
+
+def _in_python(given: object) -> tuple[Config2X, ...]:
+    """Configurations that were given in place of a file."""
+    if isinstance(given, Config):
+        return tuple(given)
+    return (given,) if isinstance(given, Config2X) else ()
 
 
 def _say_old(kind: type) -> None:

@@ -118,7 +118,7 @@ class Distillation(Component):
         return super().fit()
 
     def _training_configs(self) -> Sequence[TrainingConfig]:
-        config = next(config for config in self._configs if isinstance(config, DistillationConfig))
+        config: DistillationConfig = self._config_of(DistillationConfig)
         given = self.criterion
         if isinstance(given, Criterion):
             given = given.loss_config
@@ -130,7 +130,7 @@ class Distillation(Component):
                 "common.criterion.PyTorchKnowledgeDistillationLoss(). The loss against labels is computed in your loop."
             )
             raise ConfigTypeError(message)
-        return (config.replace(teacher_model=self._teacher),)
+        return (config if self._teacher is None else config.replace(teacher_model=self._teacher),)
 
     def _train_section(self) -> Any:  # noqa: ANN401
         return self.train_cfg

@@ -105,6 +105,8 @@ class Pruning(Component):
             self._manager = None
             self.on_train_begin()
 
+    update_config = update_items_for_all_pruners
+
     def get_sparsity_ratio(self) -> tuple[float, float, float]:
         """Return shares of zeros: in linear and convolution layers, in all parameters, and of pruned units.
 
@@ -134,7 +136,7 @@ class Pruning(Component):
         return self._manager.report()
 
     def _training_configs(self) -> Sequence[TrainingConfig]:
-        config = next(config for config in self._configs if isinstance(config, WeightPruningConfig))
+        config: WeightPruningConfig = self._config_of(WeightPruningConfig)
         if not self._changes:
             return (config,)
         local = [{**entry, **self._changes} for entry in config.pruning_configs]

@@ -132,10 +132,8 @@ class Quantization(Component):
             self._is_fitting = False
 
     def _config(self) -> PostTrainingQuantConfig | QuantizationAwareTrainingConfig:
-        config = next(
-            config
-            for config in self._configs
-            if isinstance(config, PostTrainingQuantConfig | QuantizationAwareTrainingConfig)
+        config: PostTrainingQuantConfig | QuantizationAwareTrainingConfig = self._config_of(
+            PostTrainingQuantConfig, QuantizationAwareTrainingConfig
         )
         changes: dict[str, object] = {} if self._objective is None else {"objective": self._objective}
         if (asked := os.environ.get(_PERFORMANCE_ONLY)) is not None:

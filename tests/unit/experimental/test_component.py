@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inc_torch import options
+from inc_torch import BenchmarkConfig, DistillationConfig, PostTrainingQuantConfig, WeightPruningConfig, options
+from inc_torch.conf import pythonic_config
 from inc_torch.conf.config import DistillationConf, PruningConf, QuantConf, conf
 from inc_torch.core.errors import ConfigError, ConfigTypeError, HookOrderError, InexactWarning
 from inc_torch.experimental import (
@@ -409,3 +410,34 @@ def test_notes_of_a_file_are_told(tmp_path):
     path.write_text("model:\n  name: x\n  inputs: a\npruning:\n")
     with pytest.warns(InexactWarning, match=r"conf\.yaml: line 3: model\.inputs has no effect: modules of PyTorch ha"):
         Pruning(path)
+
+
+# ------------------------------------------------------------------------------ configurations of today
+
+
+def test_configurations_in_place_of_a_file():
+    made = Pruning(WeightPruningConfig(target_sparsity=0.5, pruning_type="magnitude", pattern="1x1"))
+    made.model = classifier()
+    made.update_config(target_sparsity=0.25)
+    made.on_step_begin(0)
+    assert fraction_of_zeros(made.model[0], made.model[2]) == 0.25
+    made.on_train_end()
+    made = Quantization(pythonic_config.Config(quantization=PostTrainingQuantConfig(approach="dynamic")))
+    made.model = classifier()
+    assert type(made.fit()[0]).__name__ == "Int8DynamicLinear"
+    teacher = classifier(1)
+    made = Distillation(DistillationConfig(teacher))
+    made.model = classifier()
+    assert made._training_configs()[0].teacher_model is teacher
+    made = Benchmark(BenchmarkConfig(warmup=1, iteration=4))
+    made.model, made.b_dataloader = classifier(), [inputs for inputs, _ in digits()]
+    assert len(made(quiet=True)["performance"][2]) == 3
+
+
+def test_a_configuration_of_another_technique_is_refused():
+    made = Pruning(PostTrainingQuantConfig())
+    made.model = classifier()
+    with pytest.raises(
+        ConfigTypeError, match="Pruning got PostTrainingQuantConfig: expected a WeightPruningConfig, or"
+    ):
+        made.on_train_begin()
