@@ -12,9 +12,14 @@ from typing import Any
 FOLDER = Path(__file__).parent / "snippets"
 
 
+def renamed(text: str) -> str:
+    """The one thing that users have to change, unless `inc_torch.compat` is installed."""
+    return text.replace("neural_compressor", "inc_torch")
+
+
 def snippet(name: str) -> str:
-    """The words of the documentation, with the one thing changed that users have to change."""
-    return (FOLDER / name).read_text(encoding="utf-8").replace("neural_compressor", "inc_torch")
+    """The words of the documentation under our name."""
+    return renamed((FOLDER / name).read_text(encoding="utf-8"))
 
 
 def run(name: str, /, **names: Any) -> SimpleNamespace:
