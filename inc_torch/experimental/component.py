@@ -58,7 +58,7 @@ class Component(OnlyKnown, Hooks):
     Example:
         >>> component = Component()
         >>> component.model = nn.Linear(2, 1)
-        >>> component.train_func = lambda model: nn.init.ones_(model.weight) and None
+        >>> component.train_func = lambda model: model.requires_grad_(False).weight.fill_(1.0)
         >>> component.eval_func = lambda model: model.weight.detach().sum()
         >>> component.fit() is component.model, component.last_score
         (True, 2.0)
