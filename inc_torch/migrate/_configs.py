@@ -31,7 +31,7 @@ def _kind(source: Source, node: cst.BaseExpression) -> type[Config] | None:
     """The class of the config that a call makes."""
     path = source.inc_path(node.func) if isinstance(node, cst.Call) else None
     named = None if path is None else found(path)
-    return named if inspect.isclass(named) and issubclass(named, Config) else None
+    return named if inspect.isclass(named) and issubclass(named, Config) and named is not Config else None
 
 
 def _tell_of_unknown_options(source: Source, call: cst.Call, kind: type[Config]) -> None:

@@ -47,16 +47,16 @@ class Handle:
 @final
 @dataclass(frozen=True, slots=True)
 class HookCall:
-    """A call of a hook in the script.
+    """A hook that the script calls, or gives to something that does.
 
     Attributes:
-        call: The call.
+        node: The call, or the hook itself where it is given on.
         receiver: What it is called on, such as ``"manager.callbacks"``.
         hook: Its name, as it is now.
         handle: The object.
     """
 
-    call: cst.Call
+    node: cst.Call | cst.Attribute
     receiver: str
     hook: str
     handle: Handle
@@ -77,7 +77,7 @@ class Handles:
         self._named = {handle.name: handle for handle in self.all}
         self._follow_assignments()
         self._follow_arguments()
-        self.calls = [call for node in source.all(cst.Call) if (call := self._hook_call(node)) is not None]
+        self.calls = [call for node in source.all(cst.Attribute) if (call := self._hook_call(node)) is not None]
 
     def of(self, node: cst.BaseExpression) -> Handle | None:
         """The object that an expression names, with or without its ``callbacks``."""
@@ -88,7 +88,7 @@ class Handles:
         return [
             call
             for call in self.calls
-            if handle in (None, call.handle) and (block is self._source.module or self._source.inside(call.call, block))
+            if handle in (None, call.handle) and (block is self._source.module or self._source.inside(call.node, block))
         ]
 
     def _made(self) -> Iterator[Handle]:
@@ -155,15 +155,14 @@ class Handles:
                 for taken in [name] if isinstance(name, str) else name:
                     self._named.setdefault(taken, handle)
 
-    def _hook_call(self, call: cst.Call) -> HookCall | None:
-        if not isinstance(call.func, cst.Attribute):
+    def _hook_call(self, hook: cst.Attribute) -> HookCall | None:
+        name = OLD_HOOKS.get(hook.attr.value, hook.attr.value)
+        handle = self.of(hook.value) if name in HOOKS else None
+        if handle is None:
             return None
-        written = call.func.attr.value
-        hook = OLD_HOOKS.get(written, written)
-        handle = self.of(call.func.value)
-        if handle is None or hook not in HOOKS:
-            return None
-        return HookCall(call, _plain_name(call.func.value), hook, handle)
+        above = self._source.parent(hook)
+        node = above if isinstance(above, cst.Call) and above.func is hook else hook
+        return HookCall(node, _plain_name(hook.value), name, handle)
 
 
 def _assignments(source: Source) -> Iterator[tuple[str, cst.BaseExpression]]:

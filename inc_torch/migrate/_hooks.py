@@ -14,7 +14,7 @@ import libcst as cst
 from inc_torch.migrate._handles import Handle, Handles, HookCall
 from inc_torch.migrate._insertion import insert_after, insert_at_the_top, insert_before, is_alone
 from inc_torch.migrate._loops import Step, Training, trainings
-from inc_torch.migrate._source import Source
+from inc_torch.migrate._source import Source, walk
 
 __all__ = ["add_hooks"]
 
@@ -33,11 +33,11 @@ def add_hooks(source: Source, handles: Handles) -> None:
         if handle is not None and handle.name not in called_for:
             served.add(handle.name)
             _Loop(source, handles, place, handle).complete()
-    for handle in handles.all:
-        if handle.name in called_for or handle.name in served:
-            continue
-        if handle.is_manager:
-            _tell_of_loops(source, places, handle)
+    waiting = [handle for handle in handles.all if handle.name not in called_for | served]
+    for place in places:
+        if _handle_of(source, handles, place) is None:
+            _tell_of_loop(source, place, [handle for handle in waiting if handle.is_manager])
+    for handle in waiting:
         _tell_of_lone_hooks(source, handles, handle)
 
 
@@ -54,7 +54,7 @@ def _driven_by_fit(source: Source, handles: Handles) -> set[str]:
 def _handle_of(source: Source, handles: Handles, place: Training) -> Handle | None:
     """Whose hooks belong into a loop: those that it calls already, or the one made before it in the same function."""
     near = {call.handle for call in handles.calls_in(place.place) if call.hook in _OF_A_STEP} or {
-        call.handle for call in handles.calls_in(place.function) if source.function(call.call) is place.function
+        call.handle for call in handles.calls_in(place.function) if source.function(call.node) is place.function
     }
     if len(near) == 1:
         return near.pop()
@@ -69,21 +69,37 @@ def _handle_of(source: Source, handles: Handles, place: Training) -> Handle | No
     return made_before[0] if not near and len(made_before) == 1 else None
 
 
-def _tell_of_loops(source: Source, places: list[Training], handle: Handle) -> None:
-    for place in places:
-        is_before = source.function(handle.made) is place.function and source.line(handle.made) > source.line(
-            place.steps[0].call
-        )
-        if not is_before:
-            why = f"this loop calls no hook, and it is not known whether it trains the model of {handle.name!r}"
-            source.tell(place.steps[0].call, why, f"If it does, call the hooks in it. {_PAGE}")
+def _tell_of_loop(source: Source, place: Training, waiting: list[Handle]) -> None:
+    """Tell of a loop of which it is not known whose hooks belong into it."""
+    step = place.steps[0].call
+    called = {
+        call.func.attr.value: call.func
+        for call in source.all(cst.Call)
+        if isinstance(call.func, cst.Attribute)
+        and call.func.attr.value in _OF_A_STEP
+        and source.inside(call, place.function)
+    }
+    if called:
+        if BEFORE in called and AFTER not in called:
+            receiver = source.shown(called[BEFORE].value)
+            why = f"it is not known what {receiver!r} is"
+            source.tell(step, why, f"If it is INC's object, call {receiver}.{AFTER}() right after the step.")
+        return
+    names = [
+        repr(handle.name)
+        for handle in waiting
+        if source.function(handle.made) is not place.function or source.line(handle.made) < source.line(step)
+    ]
+    if names:
+        why = f"this loop calls no hook, and it is not known whether it trains the model of {' or '.join(names)}"
+        source.tell(step, why, f"If it does, call the hooks in it. {_PAGE}")
 
 
 def _tell_of_lone_hooks(source: Source, handles: Handles, handle: Handle) -> None:
     hooks = {call.hook: call for call in handles.calls_in(source.module, handle)}
     if BEFORE in hooks and AFTER not in hooks:
         why = "no optimizer step was found beside it"
-        source.tell(hooks[BEFORE].call, why, f"Call {AFTER} right after the step.")
+        source.tell(hooks[BEFORE].node, why, f"Call {AFTER} right after the step.")
 
 
 @final
@@ -99,12 +115,16 @@ class _Loop:
     def complete(self) -> None:
         """Put in what is missing, or tell of it."""
         present = {call.hook for call in self._calls()}
+        if self.place.batches is None and not present & {BEFORE, AFTER}:
+            why = "no loop was found around this step"
+            self.source.tell(self.place.steps[0].call, why, f"Call the hooks around it. {_PAGE}")
+            return
         self._add_around_steps({BEFORE, AFTER} - present)
         if not self.handle.is_manager:
             return
-        if "on_step_begin" not in present:
-            self._add_step_begin()
         in_file = {call.hook for call in self.handles.calls_in(self.source.module, self.handle)}
+        if "on_step_begin" not in (in_file if self.place.batches is None else present):
+            self._add_step_begin()
         missing = [hook for hook in ("on_train_begin", "on_train_end") if hook not in in_file]
         if missing:
             self._add_around_training(missing, in_file)
@@ -125,12 +145,34 @@ class _Loop:
     @property
     def _condition(self) -> str:
         """What a hook is called under, where the object may be None and the script asks for that."""
-        calls = [call for call in self._calls() if self.source.function(call.call) is self.place.function]
-        is_asked = all(any(isinstance(above, cst.If) for above in self.source.around(call.call)) for call in calls)
+        calls = [call for call in self._calls() if self.source.function(call.node) is self.place.function]
+        is_asked = all(any(isinstance(above, cst.If) for above in self.source.around(call.node)) for call in calls)
         return f"{self.receiver.removesuffix('.callbacks')} is not None" if self.handle.may_be_none and is_asked else ""
 
     def _distils(self) -> bool:
-        return any(self.source.inc_name(call.func) == "DistillationConfig" for call in self.source.all(cst.Call))
+        """Whether a config of the manager is one of distillation, which may have been given a name before."""
+        seen: set[str] = set()
+        queue: list[cst.CSTNode] = [argument.value for argument in self.handle.made.args]
+        while queue:
+            for node in walk(queue.pop()):
+                if isinstance(node, cst.Call) and self.source.inc_name(node.func) == "DistillationConfig":
+                    return True
+                if isinstance(node, cst.Name) and node.value not in seen:
+                    seen.add(node.value)
+                    queue += self._values_of(node.value)
+        return False
+
+    def _values_of(self, name: str) -> list[cst.BaseExpression]:
+        """What is assigned to a name where the manager is made, or in the module."""
+        functions = (self.source.function(self.handle.made), self.source.module)
+        return [
+            assigned.value
+            for assigned in self.source.all(cst.Assign)
+            for target in assigned.targets
+            if isinstance(target.target, cst.Name)
+            and target.target.value == name
+            and self.source.function(assigned) in functions
+        ]
 
     # ---------------------------------------------------------------- around the optimizer step
 
@@ -232,8 +274,8 @@ class _Loop:
         """Whether one of the two hooks is called in the loop's function, outside of the loop."""
         return bool(in_file & {"on_train_begin", "on_train_end"}) and any(
             call.hook in {"on_train_begin", "on_train_end"}
-            and self.source.function(call.call) is self.place.function
-            and (self.place.whole is None or not self.source.inside(call.call, self.place.whole))
+            and self.source.function(call.node) is self.place.function
+            and (self.place.whole is None or not self.source.inside(call.node, self.place.whole))
             for call in self._calls()
         )
 

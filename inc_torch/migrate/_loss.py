@@ -16,13 +16,13 @@ _LOSS = 2
 def use_returned_loss(source: Source, handles: Handles) -> None:
     """Assign the loss that a hook returns where it is dropped, and tell where it is kept but goes nowhere."""
     for call in handles.calls:
-        if call.hook != "on_after_compute_loss":
+        if call.hook != "on_after_compute_loss" or not isinstance(call.node, cst.Call):
             continue
-        statement = source.parent(call.call)
-        loss = _given_loss(call)
+        statement = source.parent(call.node)
+        loss = _given_loss(call.node)
         if isinstance(statement, cst.Expr):
             if loss is not None and _goes_on(source, call, loss):
-                at = source.begin(call.call)
+                at = source.begin(call.node)
                 source.edits.replace(at, at, f"{loss} = ")
             else:
                 _tell(source, call, "the loss that it returns is dropped")
@@ -32,11 +32,11 @@ def use_returned_loss(source: Source, handles: Handles) -> None:
 
 
 def _tell(source: Source, call: HookCall, why: str) -> None:
-    source.tell(call.call, why, f"Write loss = {call.receiver}.on_after_compute_loss(...), and loss.backward() after it.")
+    source.tell(call.node, why, f"Write loss = {call.receiver}.on_after_compute_loss(...), and loss.backward() after it.")
 
 
-def _given_loss(call: HookCall) -> str | None:
-    for index, argument in enumerate(call.call.args):
+def _given_loss(call: cst.Call) -> str | None:
+    for index, argument in enumerate(call.args):
         is_loss = argument.keyword.value == "student_loss" if argument.keyword is not None else index == _LOSS
         if is_loss and isinstance(argument.value, cst.Name):
             return argument.value.value
@@ -45,12 +45,12 @@ def _given_loss(call: HookCall) -> str | None:
 
 def _goes_on(source: Source, call: HookCall, loss: str) -> bool:
     """Whether ``backward`` is called on the name later, as ``loss.backward()`` or ``accelerator.backward(loss)``."""
-    function = source.function(call.call)
+    function = source.function(call.node)
     return any(
         isinstance(later.func, cst.Attribute)
         and later.func.attr.value == "backward"
         and source.function(later) is function
-        and source.begin(later) > source.end(call.call)
+        and source.begin(later) > source.end(call.node)
         and any(isinstance(node, cst.Name) and node.value == loss for node in walk(later))
         for later in source.all(cst.Call)
     )
@@ -58,11 +58,11 @@ def _goes_on(source: Source, call: HookCall, loss: str) -> bool:
 
 def _is_read(source: Source, call: HookCall, target: cst.Name) -> bool:
     """Whether the name stands anywhere else in the function after the call, or before it in the same loop."""
-    function = source.function(call.call)
+    function = source.function(call.node)
     return any(
         name.value == target.value
         and name is not target
         and source.function(name) is function
-        and source.begin(name) > source.end(call.call)
+        and source.begin(name) > source.end(call.node)
         for name in source.all(cst.Name)
     )

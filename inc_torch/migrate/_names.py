@@ -38,9 +38,15 @@ _ELSEWHERE: Final = {
 """What is known of parts of INC that are not here, by the first word of their path, or of the name at the top."""
 
 
+_ANYTHING: Final = object()
+"""An attribute of an object that is not there yet."""
+
+
 @functools.cache
 def found(path: str) -> object | None:
-    """Import what ``path`` names below ``inc_torch``; None if there is no such thing. Below a class all is well.
+    """Import what ``path`` names below ``inc_torch``; None if there is no such thing in a module.
+
+    What objects have as attributes is not looked at: they may have them by the time that they are used.
 
     Example:
         >>> found("training.prepare_compression").__name__, found("quantization.guess")
@@ -49,11 +55,11 @@ def found(path: str) -> object | None:
     owner: object = importlib.import_module("inc_torch")
     name = "inc_torch"
     for part in path.split("."):
-        if not inspect.ismodule(owner):
-            return owner
         name = f"{name}.{part}"
         if hasattr(owner, part):
             owner = getattr(owner, part)
+        elif not inspect.ismodule(owner):
+            return _ANYTHING
         elif importlib.util.find_spec(name) is not None:
             owner = importlib.import_module(name)
         else:

@@ -12,7 +12,9 @@ from inc_torch.migrate._findings import Finding
 
 __all__ = ["Migrated", "migrate_source"]
 
-_CONCERNED: Final = re.compile(r"neural_compressor|inc_torch|optimum|intel_extension_for_transformers|sparseml|nncf")
+_CONCERNED: Final = re.compile(
+    r"neural_compressor|inc_torch|on_before_optimizer_step|optimum|intel_extension_for_transformers|sparseml|nncf"
+)
 """A text without any of these is none of this tool's business, and is not even parsed."""
 
 
