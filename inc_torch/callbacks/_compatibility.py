@@ -153,7 +153,8 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
     for lock, pruner, name in _late_locks(pruners):
         start = (
             f"prepare_compression got a pattern_lock with start_step={lock.spec.start} and a pruner of {name!r} whose "
-            f"masks change from step {pruner.spec.start} to {pruner.spec.end}"
+            f"masks change from {'epoch' if pruner.spec.counts_epochs else 'step'} {pruner.spec.start} to "
+            f"{pruner.spec.end}"
         )
         raise _refused(ConfigError, LATE_LOCK, start)
     taken = Counter(layer.name for pruner in pruners for layer in pruner.layers)
@@ -166,7 +167,9 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
 def _late_locks(pruners: Sequence[Pruner]) -> Iterator[tuple[Pruner, Pruner, str]]:
     for lock in pruners:
         for pruner in pruners:
-            is_late = pruner.spec.start < lock.spec.start <= pruner.spec.end
+            spec = pruner.spec
+            # Where epochs are counted, nobody knows yet which steps they have.
+            is_late = lock.spec.start > 0 if spec.counts_epochs else spec.start < lock.spec.start <= spec.end
             if not (lock.spec.locks_zeros and is_late):
                 continue
             ours = {layer.name for layer in lock.layers}

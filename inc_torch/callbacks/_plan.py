@@ -26,7 +26,8 @@ def plan_of(callbacks: Sequence[Callback], steps: int | None = None) -> Plan:
 def _hindrances(callbacks: Sequence[Callback]) -> Iterator[str]:
     """What quantization learns of weights that are still being pruned."""
     pruners = [pruner for each in callbacks if isinstance(each, PruningCallbacks) for pruner in each.pruners]
-    last = max((pruner.spec.end for pruner in pruners if not pruner.spec.locks_zeros), default=0)
+    by_step = [pruner.spec for pruner in pruners if not (pruner.spec.locks_zeros or pruner.spec.counts_epochs)]
+    last = max((spec.end for spec in by_step), default=0)
     for quantizer in callbacks:
         if not isinstance(quantizer, QuantizationAwareTrainingCallbacks) or not last:
             continue

@@ -93,9 +93,14 @@ class PruningCallbacks(Callback):
             pruner.bind(self.model, self.progress.ranks)
             pruner.mask_weights()
 
+    def on_epoch_begin(self, epoch: int) -> None:
+        for pruner in self.pruners:
+            if pruner.spec.counts_epochs:
+                pruner.begin_step(epoch)
+
     def on_step_begin(self, batch_id: int) -> None:
         for pruner in self.pruners:
-            pruner.begin_step(self.progress.step)
+            pruner.begin_step(pruner.now(self.progress))
 
     def on_before_optimizer_step(self) -> None:
         for pruner in self.pruners:
@@ -106,7 +111,7 @@ class PruningCallbacks(Callback):
             pruner.regularize_weights()
             pruner.mask_weights()
             for optimizer in self.progress.optimizers:
-                if pruner.needs_clean_momentum(optimizer, self.progress.step + 1):
+                if pruner.needs_clean_momentum(optimizer, pruner.now(self.progress) + 1):
                     pruner.mask_momentum(optimizer)
         self._note_sparsity()
 
@@ -124,6 +129,6 @@ class PruningCallbacks(Callback):
         for pruner in self.pruners:
             pruner.finish()
             pruner.mask_weights()
-            pruner.warn_if_missed(self.progress.step)
+            pruner.warn_if_missed(self.progress)
         self._clear_momentum()
         self._note_sparsity()

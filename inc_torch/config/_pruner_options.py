@@ -60,6 +60,8 @@ class PrunerOptions:
     criterion_type: str | None
     reg_type: str | None
     reg_coeff: float
+    initial_sparsity: float
+    clock: str
     resume_from_pruned_checkpoint: bool
     lock_init_sparsity: bool
 
@@ -93,6 +95,9 @@ class PrunerOptions:
         if self.end_step < self.start_step:
             want = f"a step not before start_step={self.start_step}"
             raise Place(owner, "end_step").error(self.end_step, want)
+        if self.clock == "epoch" and (self.kind.locks or self.kind.after_training or self.kind.is_progressive):
+            want = f"'step' for pruning_type={self.pruning_type!r}"
+            raise Place(owner, "clock").error(self.clock, want)
         if self.kind.locks and self.end_step != self.start_step:
             want = f"the same step as start_step={self.start_step}, as 'pattern_lock' looks at the weights only once"
             raise Place(owner, "end_step").error(self.end_step, want)
@@ -121,6 +126,9 @@ class PrunerOptions:
             hint = " Lower target_sparsity, or choose a pattern that can prune more."
             want = f"a number up to {ceiling:g}, as N/M is the ceiling of pattern {self.pattern_text!r}"
             raise Place(owner, "target_sparsity").error(self.target_sparsity, want, hint)
+        if not self.kind.locks and self.initial_sparsity > self.target_sparsity:
+            want = f"a number up to target_sparsity={self.target_sparsity:g}"
+            raise Place(owner, "initial_sparsity").error(self.initial_sparsity, want)
         least, greatest = self.min_sparsity_ratio_per_op, self._greatest()
         if least > greatest:
             reason = "" if greatest == self.max_sparsity_ratio_per_op else f", the N/M of {self.pattern_text!r}"
@@ -143,9 +151,11 @@ class PrunerOptions:
             allocation=ALLOCATIONS.get(self.pruning_scope)(),
             reduction=criterion.reduction or self.criterion_reduce_type,
             target=self.target_sparsity,
+            initial=self.initial_sparsity,
             start=self.start_step,
             end=self.end_step,
             frequency=self.pruning_frequency,
+            counts_epochs=self.clock == "epoch",
             limits=Limits(self.min_sparsity_ratio_per_op, self._greatest()),
             op_names=self.op_names,
             excluded_op_names=self.excluded_op_names,

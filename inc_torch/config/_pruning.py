@@ -104,6 +104,10 @@ class WeightPruningConfig(Config):
         reg_type: What draws blocks towards zero from ``start_step`` to ``end_step``: ``group_lasso``, which shortens
             the norm of each by ``reg_coeff`` at every step.
         reg_coeff: Strength of the regularizer, 0 or more.
+        initial_sparsity: What the schedule begins with, in [0, target_sparsity]. Not in INC 2.X.
+        clock: What ``start_step``, ``end_step`` and ``pruning_frequency`` count: ``"step"``, or ``"epoch"``. Then masks
+            change as an epoch begins, so the loop has to call ``on_epoch_begin``, and from the first to the last of
+            these epochs each brings the sparsity nearer to the target, as with INC 1.X. Not in INC 2.X.
         parameters: More options, which count as given beside it: INC's place for ``reg_coeff``.
         resume_from_pruned_checkpoint: The zeros of the first step stay, and sparsity grows from their share.
         lock_init_sparsity: The same, by its other name in INC.
@@ -146,6 +150,8 @@ class WeightPruningConfig(Config):
     criterion_type: str | None = option(optional(choice(CRITERIA.names)), default=None, kw_only=True)
     reg_type: str | None = option(optional(choice(REGULARIZERS.names)), default=None, kw_only=True)
     reg_coeff: float = option(_coefficient, default=0.0, kw_only=True)
+    initial_sparsity: float = option(_open_ratio, default=0.0, kw_only=True)
+    clock: str = option(choice(("step", "epoch")), default="step", kw_only=True)
     parameters: Mapping[str, object] = option(_parameters, default=FrozenDict(), kw_only=True)
     resume_from_pruned_checkpoint: bool = option(flag, default=False, kw_only=True)
     lock_init_sparsity: bool = option(flag, default=False, kw_only=True)

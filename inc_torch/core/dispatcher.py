@@ -348,7 +348,8 @@ class Dispatcher:
         try:
             return call(*arguments)
         except Exception as error:
-            where = f"epoch {self.progress.epoch}, optimizer step {self.progress.step}"
+            epoch = "" if self.progress.epoch < 0 else f"epoch {self.progress.epoch}, "
+            where = f"{epoch}optimizer step {self.progress.step}"
             error.add_note(f"In {name} of {owner}, called by inc_torch at {where}.")
             raise
 

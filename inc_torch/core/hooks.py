@@ -104,8 +104,8 @@ class Progress:
 
     step: int = 0
     """Optimizer steps that really updated the weights."""
-    epoch: int = 0
-    """The running epoch as given to ``on_epoch_begin``."""
+    epoch: int = -1
+    """The running epoch as given to ``on_epoch_begin``; -1 before the first."""
     optimizers: WeakSet[Optimizer] = field(default_factory=WeakSet)
     """Optimizers that were seen updating the model."""
     has_unfinished_update: bool = False

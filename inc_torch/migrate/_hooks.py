@@ -265,7 +265,19 @@ class _Loop:
                 self.source.tell(self.place.steps[0].call, why, f"Call {self.receiver}.{hook}() once, {place}.")
             else:
                 insert = insert_before if hook == "on_train_begin" else insert_after
-                insert(self.source, loop, f"{self.receiver}.{hook}()", self._condition)
+                insert(self.source, self._edge(loop, hook), f"{self.receiver}.{hook}()", self._condition)
+
+    def _edge(self, loop: cst.For | cst.While, hook: str) -> cst.CSTNode:
+        """The statement that the hook goes beside: the loop, or one of its block that calls a hook before or after it."""
+        block = self.source.parent(loop)
+        calls = [call.node for call in self._calls() if self.source.function(call.node) is self.place.function]
+        calling = [
+            statement
+            for statement in getattr(block, "body", ())
+            if statement is loop or any(self.source.inside(call, statement) for call in calls)
+        ]
+        edge = calling[0] if hook == "on_train_begin" else calling[-1]
+        return edge.body[0] if isinstance(edge, cst.SimpleStatementLine) and len(edge.body) == 1 else edge
 
     def _is_made_here(self) -> bool:
         return self.source.function(self.handle.made) is self.place.function

@@ -299,9 +299,11 @@ class PrunerSpec:
         allocation: How much where.
         reduction: How element scores become unit scores.
         target: Share of units to prune at the end, in [0, 1); of elements for N:M.
+        initial: Share of units that the schedule begins with.
         start: First step at which masks may change.
         end: Last step at which masks may change.
         frequency: Steps between mask updates.
+        counts_epochs: ``start``, ``end`` and ``frequency`` are epochs, and masks change as one begins.
         limits: Bounds for every layer, in the unit of ``target``.
         op_names: Regular expressions that find layers by ``re.search``; none finds all.
         excluded_op_names: Regular expressions that take layers out again.
@@ -322,9 +324,11 @@ class PrunerSpec:
     allocation: Allocation
     reduction: Reduction = "mean"
     target: float = 0.9
+    initial: float = 0.0
     start: int = 0
     end: int = 0
     frequency: int = 1
+    counts_epochs: bool = False
     limits: Limits = Limits(0.0, 0.98)
     op_names: tuple[str, ...] = ()
     excluded_op_names: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import InexactWarning, LoopWarning, StateError
-from inc_torch.core.hooks import Phase
+from inc_torch.core.hooks import Phase, Progress
 from inc_torch.core.ranks import Ranks
 from inc_torch.core.report import Finding
 from inc_torch.core.sharding import held
@@ -148,9 +148,13 @@ class Pruner:
         """The Parameter under pruning; looked up afresh because wrappers exchange Parameters."""
         return self._weights.of(layer)
 
+    def now(self, progress: Progress) -> int:
+        """Where the run is, in what the schedule counts."""
+        return progress.epoch if self.spec.counts_epochs else progress.step
+
     @torch.no_grad()
     def begin_step(self, step: int) -> float | None:
-        """Change masks if ``step`` is an update step; masked at once, before the forward.
+        """Change masks if ``step``, an epoch where epochs are counted, is one to update them; masked at once.
 
         Returns:
             The share asked for, or None if nothing was to change. Asking again at the same step changes nothing.
@@ -239,16 +243,21 @@ class Pruner:
             pruned += [(part, held(buffer), mask) for buffer in buffers if buffer.shape == weight.shape]
         self._write_zeros(pruned)
 
-    def warn_if_missed(self, steps: int) -> None:
+    def warn_if_missed(self, progress: Progress) -> None:
         """Say once that training ended before the goal was reached."""
         # Caps and the local scope round down layer by layer.
         share = self.window.goal / self.spec.pattern.density
         wanted = sum(count_of(share, units) for units in self._units())
         if self.spec.locks_zeros or self._pruned_units() >= wanted:
             return
+        done, unit = f"{progress.step} optimizer steps", "step"
+        if self.spec.counts_epochs:
+            done, unit = f"epoch {progress.epoch}", "epoch"
+            if progress.epoch < 0:
+                done = "no epoch, as on_epoch_begin(epoch) was never called"
         message = (
             f"Pruning reached {self.sparsity:.4f} instead of {self.window.goal} ({self!r}): training ended after "
-            f"{steps} optimizer steps, and the last mask update is due at step {self.spec.end} "
+            f"{done}, and the last mask update is due at {unit} {self.spec.end} "
             f"(start_step={self.spec.start}, pruning_frequency={self.spec.frequency})."
         )
         warn_user(message, InexactWarning)
@@ -258,9 +267,13 @@ class Pruner:
         spec = self.spec
         if spec.locks_zeros:
             yield Phase("pruning", "zeros locked", spec.start)
-        else:
-            yield Phase("pruning", f"{spec.pattern_text} to {100 * spec.target:.4g} %", spec.start, spec.end)
-            yield Phase("pruning", "masks locked", spec.end + 1)
+            return
+        growth = f"{spec.pattern_text} to {100 * spec.target:.4g} %"
+        if spec.counts_epochs:  # how many steps they have is not known before
+            yield Phase("pruning", f"{growth}, epochs {spec.start} - {spec.end}", 0)
+            return
+        yield Phase("pruning", growth, spec.start, spec.end)
+        yield Phase("pruning", "masks locked", spec.end + 1)
 
     def findings(self) -> Iterable[Finding]:
         """What was asked of each layer, counted as the target is: in units, in elements for N:M.
@@ -517,6 +530,8 @@ class Pruner:
         if ratio == 0:
             return
         self._postponed = ratio
+        if self.spec.counts_epochs:  # as the first epoch begins there can be none; its first step brings them
+            return
         self._warn_once(
             "postponed",
             f"Pruning criterion {type(self.spec.criterion).__name__} has seen no gradient yet, or only zeros, at step "

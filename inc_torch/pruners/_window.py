@@ -22,7 +22,11 @@ class PruningWindow:
     for the initial sparsity, so it does nothing on a dense model; the last asks for the goal exactly. P = 0 is
     one shot, straight to the goal.
 
-    Reference: INC 2.6.1 iterative and one-shot schedulers.
+    Epochs are few, so the first already prunes: with P = floor((end - start + 1) / frequency), update i of 1 ... P is
+    at epoch ``start + i * frequency - 1``.
+
+    Reference: INC 2.6.1 iterative and one-shot schedulers; for epochs that of its 1.X pruners, which reaches
+    the goal after the last of them, or not at all, with a frequency that does not divide them.
 
     Example:
         >>> from inc_torch.config import WeightPruningConfig
@@ -38,7 +42,17 @@ class PruningWindow:
     @property
     def updates(self) -> int:
         """How many updates can change something: P, or 1 for one shot."""
-        return max(1, (self.spec.end - self.spec.start) // self.spec.frequency)
+        return max(1, self._span // self._frequency)
+
+    @property
+    def _span(self) -> int:
+        """Steps in which sparsity can grow: in the first of them it does not, unless they are epochs."""
+        return self.spec.end - self.spec.start + self.spec.counts_epochs
+
+    @property
+    def _frequency(self) -> int:
+        """Steps between two updates; of few epochs the last is one."""
+        return min(self.spec.frequency, self._span) if self.spec.counts_epochs else self.spec.frequency
 
     @property
     def goal(self) -> float:
@@ -48,7 +62,7 @@ class PruningWindow:
     @property
     def last_update(self) -> int:
         """The step at which masks change for the last time."""
-        return self.spec.end - (self.spec.end - self.spec.start) % self.spec.frequency
+        return self.spec.end - self._span % self._frequency
 
     def part_at(self, step: int, since: int) -> float:
         """Return the share in (0, 1] of what an update has chosen that is to be pruned at ``step``.
@@ -75,10 +89,10 @@ class PruningWindow:
             initial: Share of zeros that were there at the start.
         """
         spec = self.spec
-        index, remainder = divmod(step - spec.start, spec.frequency)
+        index, remainder = divmod(step - spec.start + spec.counts_epochs, self._frequency)
         if remainder or not spec.start <= step <= spec.end:
             return None
-        if spec.end - spec.start < spec.frequency:
+        if self._span < self._frequency:
             return spec.target if spec.start == spec.end else self.goal
-        asked = spec.schedule.sparsity(index / self.updates, self.goal, min(initial, self.goal))
+        asked = spec.schedule.sparsity(index / self.updates, self.goal, min(max(initial, spec.initial), self.goal))
         return min(asked, spec.target)

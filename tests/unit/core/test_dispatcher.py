@@ -1104,7 +1104,7 @@ class TestUserCallbacks:
         with pytest.raises(KeyError, match="mine") as caught, pytest.warns(LoopWarning, match="on_before_optimizer"):
             update(dispatcher, sgd(dispatcher._model))
         assert caught.value.__notes__ == [
-            "In on_before_optimizer_step of Fails, called by inc_torch at epoch 0, optimizer step 0."
+            "In on_before_optimizer_step of Fails, called by inc_torch at optimizer step 0."
         ]
 
 
@@ -1230,7 +1230,7 @@ class TestRegisteredHooks:
         (note,) = caught.value.__notes__
         assert note.startswith("In on_step_begin of the hook ")
         assert "my_hook" in note
-        assert note.endswith("called by inc_torch at epoch 0, optimizer step 0.")
+        assert note.endswith("called by inc_torch at optimizer step 0.")
 
     def test_at_the_end_see_a_run_that_has_ended(self):
         seen = []

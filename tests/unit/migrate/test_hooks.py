@@ -134,6 +134,23 @@ for index, (inputs, labels) in enumerate(loader):
         optimizer.zero_grad()
 manager.on_train_end()  # hook
 """,
+    "hooks beside the loop": """
+manager = prepare_compression(model, conf)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+manager.on_train_begin()  # hook
+manager.on_epoch_begin(0)
+for index, (inputs, labels) in enumerate(loader):
+    manager.on_step_begin(index)
+    criterion(model(inputs), labels).backward()
+    manager.on_before_optimizer_step()
+    optimizer.step()
+    manager.on_after_optimizer_step()
+    optimizer.zero_grad()
+print("an epoch")
+manager.on_epoch_end()
+manager.on_train_end()  # hook
+print(manager.report().sparsity)
+""",
     "a class": """
 class Training:
     def __init__(self, model):

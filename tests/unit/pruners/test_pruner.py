@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import InexactWarning, LoopWarning, StateError
+from inc_torch.core.hooks import Progress
 from inc_torch.pruners import Limits, Pruner
 from tests.unit.pruners.make import backward, mlp, run, spec_of, stack, zeros
 from tests.unit.pruners.vectors import Conv1D
@@ -494,7 +495,7 @@ def test_a_missed_target_is_said():
     pruner.begin_step(0)
     pruner.begin_step(5)
     with pytest.warns(InexactWarning) as caught:
-        pruner.warn_if_missed(6)
+        pruner.warn_if_missed(Progress(step=6))
     (warning,) = caught
     assert str(warning.message) == (
         "Pruning reached 0.3906 instead of 0.8 (Pruner(Magnitude, 4x1, 0.8, 2 layers)): training ended after 6 "
@@ -508,7 +509,7 @@ def test_a_missed_target_of_few_units_is_said_too(pattern, scope):
     model = stack(*(nn.Linear(4, 4) for _ in range(10)))
     pruner = Pruner(spec_of(pattern, scope=scope, target=0.25, start=5, end=5), model)
     with pytest.warns(InexactWarning, match=r"Pruning reached 0\.0000 instead of 0\.25"):
-        pruner.warn_if_missed(3)
+        pruner.warn_if_missed(Progress(step=3))
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
@@ -521,7 +522,7 @@ def test_a_reached_target_is_not_warned_about(scope, target, pattern):
     spec = spec_of(pattern, scope=scope, target=target * density, limits=Limits(0.0, min(density, 0.95)))
     pruner = Pruner(spec, model)
     pruner.begin_step(0)
-    pruner.warn_if_missed(1)
+    pruner.warn_if_missed(Progress(step=1))
 
 
 def test_findings_say_what_was_asked_and_reached():
