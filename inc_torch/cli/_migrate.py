@@ -20,11 +20,16 @@ _STYLES: Final = {"+": "green", "-": "red", "@": "cyan"}
 
 
 def migrate(
-    paths: Annotated[list[Path], typer.Argument(help="Scripts, or directories of them.", show_default=False)],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Scripts, YAML files of 1.X, or directories.", show_default=False)
+    ],
     *,
     write: Annotated[bool, typer.Option("--write", help="Change the files instead of printing a diff.")] = False,
+    to_2x: Annotated[
+        bool, typer.Option("--to-2x", help="Also move classes and YAML of 1.X to functions and configs.")
+    ] = False,
 ) -> None:
-    """Rewrite scripts of Intel Neural Compressor for inc_torch.
+    """Rewrite scripts and YAML of Intel Neural Compressor for inc_torch.
 
     Prints a diff and writes nothing, unless --write is given. The diff is on
     the standard output, for `git apply` or `patch`. What is left to decide is
@@ -38,7 +43,7 @@ def migrate(
     Example: inc-torch migrate src/ --write
     """
     with told_briefly():
-        outcome = migrate_paths(paths, write=write)
+        outcome = migrate_paths(paths, write=write, to_2x=to_2x)
     if not write:
         _show_diffs(outcome)
     typer.echo(_report(outcome, is_written=write), err=True)

@@ -268,7 +268,7 @@ class _Loop:
                 insert(self.source, self._edge(loop, hook), f"{self.receiver}.{hook}()", self._condition)
 
     def _edge(self, loop: cst.For | cst.While, hook: str) -> cst.CSTNode:
-        """The statement that the hook goes beside: the loop, or one of its block that calls a hook before or after it."""
+        """The statement that the hook goes beside: the loop, or one beside the loop that calls hooks too."""
         block = self.source.parent(loop)
         calls = [call.node for call in self._calls() if self.source.function(call.node) is self.place.function]
         calling = [
@@ -329,5 +329,3 @@ def _leaves(source: Source, loop: cst.For | cst.While) -> bool:
 
 def _is_of(source: Source, node: cst.CSTNode, loop: cst.CSTNode) -> bool:
     return source.function(node) is source.function(loop)
-
-

@@ -28,9 +28,9 @@ def rename_imports(source: Source) -> None:
         for alias in statement.names:
             if _root(alias.name).value in PACKAGES:
                 _rename_module(source, alias, uses)
-    for statement in source.all(cst.ImportFrom):
-        if statement.module is not None and _root(statement.module).value in PACKAGES and not statement.relative:
-            _rename_from(source, statement, uses)
+    for taking in source.all(cst.ImportFrom):
+        if taking.module is not None and _root(taking.module).value in PACKAGES and not taking.relative:
+            _rename_from(source, taking, uses)
 
 
 def _rename_module(source: Source, alias: cst.ImportAlias, uses: dict[str, list[cst.Attribute]]) -> None:

@@ -26,13 +26,16 @@ def use_returned_loss(source: Source, handles: Handles) -> None:
                 source.edits.replace(at, at, f"{loss} = ")
             else:
                 _tell(source, call, "the loss that it returns is dropped")
-        elif isinstance(statement, cst.Assign) and isinstance(target := statement.targets[0].target, cst.Name):
-            if not _is_read(source, call, target):
-                _tell(source, call, f"{target.value!r} is not used, so the teacher has no part in the training")
+            continue
+        target = statement.targets[0].target if isinstance(statement, cst.Assign) else None
+        if isinstance(target, cst.Name) and not _is_read(source, call, target):
+            _tell(source, call, f"{target.value!r} is not used, so the teacher has no part in the training")
 
 
 def _tell(source: Source, call: HookCall, why: str) -> None:
-    source.tell(call.node, why, f"Write loss = {call.receiver}.on_after_compute_loss(...), and loss.backward() after it.")
+    source.tell(
+        call.node, why, f"Write loss = {call.receiver}.on_after_compute_loss(...), and loss.backward() after it."
+    )
 
 
 def _given_loss(call: cst.Call) -> str | None:
@@ -57,7 +60,7 @@ def _goes_on(source: Source, call: HookCall, loss: str) -> bool:
 
 
 def _is_read(source: Source, call: HookCall, target: cst.Name) -> bool:
-    """Whether the name stands anywhere else in the function after the call, or before it in the same loop."""
+    """Whether the name stands anywhere else in the function after the call."""
     function = source.function(call.node)
     return any(
         name.value == target.value

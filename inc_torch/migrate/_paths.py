@@ -10,18 +10,20 @@ import shutil
 import tempfile
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, final
 
 from inc_torch.core.errors import ConfigError, IncTorchError
 from inc_torch.migrate._findings import Finding
 from inc_torch.migrate._script import migrate_source
+from inc_torch.migrate._yaml_files import is_conf, migrate_yaml, module_path
 
 __all__ = ["FileOutcome", "Outcome", "migrate_paths"]
 
 _SCRIPTS: Final = (".py",)
 _NOTEBOOKS: Final = (".ipynb",)
+_YAML: Final = (".yaml", ".yml")
 _LEFT_ALONE: Final = frozenset({"__pycache__", "node_modules", "site-packages", "venv", "env"})
 """Directories that hold other people's code; those that begin with a dot are left alone too."""
 
@@ -32,8 +34,9 @@ class FileOutcome:
     """What came of one file.
 
     Attributes:
-        path: The file, as it was named or found.
-        before: Its text; None if it is a new file.
+        path: The file that was read, as it was named or found.
+        target: The file to write: the same, or for YAML the module beside it.
+        before: The text of the target; None if there is none yet.
         after: Its text as it should be; None if it is not to be written.
         encoding: Of both.
         findings: What is left to decide in it.
@@ -41,6 +44,7 @@ class FileOutcome:
     """
 
     path: Path
+    target: Path
     before: str | None = None
     after: str | None = None
     encoding: str = "utf-8"
@@ -56,7 +60,7 @@ class FileOutcome:
         """The change as a unified diff, as ``git diff`` prints it; empty if there is none."""
         if not self.is_changed or self.after is None:
             return ""
-        name = self.path.as_posix().lstrip("/")
+        name = self.target.as_posix().lstrip("/")
         old = "/dev/null" if self.before is None else f"a/{name}"
         before, after = _lines(self.before or ""), _lines(self.after)
         lines = difflib.unified_diff(before, after, old, f"b/{name}", lineterm="\n")
@@ -92,15 +96,17 @@ class Outcome:
         return [file for file in self.files if file.error is not None]
 
 
-def migrate_paths(paths: Iterable[str | os.PathLike[str]], *, write: bool = False) -> Outcome:
+def migrate_paths(paths: Iterable[str | os.PathLike[str]], *, write: bool = False, to_2x: bool = False) -> Outcome:
     """Migrate files, and the scripts in directories.
 
     A file that cannot be read, parsed or written is noted in the outcome, and the others go on. Files are written aside
     and renamed, and keep their mode, encoding and newlines.
 
     Args:
-        paths: Files and directories. A file that is named is read as a script, whatever it is called.
+        paths: Files and directories. A file that is named is read as a script, whatever it is called, unless it ends
+            in ``.yaml``, ``.yml`` or ``.ipynb``.
         write: Write what changes; otherwise nothing is written.
+        to_2x: Also write YAML of 1.X that is found in directories as Python. A YAML file that is named always is.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -110,13 +116,13 @@ def migrate_paths(paths: Iterable[str | os.PathLike[str]], *, write: bool = Fals
         ...     script.read_text(), len(outcome.changed)
         ('from inc_torch import quantization', 1)
     """
-    found, skipped = _found([Path(path) for path in paths])
+    found, skipped = _found([Path(path) for path in paths], _SCRIPTS + _NOTEBOOKS + (_YAML if to_2x else ()))
     files = [_migrated(path) for path in found]
     return Outcome(tuple(_written(file) if write and file.is_changed else file for file in files), skipped)
 
 
-def _found(paths: Sequence[Path]) -> tuple[list[Path], int]:
-    """Files to read, each once, and how many others there are."""
+def _found(paths: Sequence[Path], kinds: tuple[str, ...]) -> tuple[list[Path], int]:
+    """Files to read, each once, and how many there are in directories that are not."""
     found: dict[Path, None] = {}
     skipped = 0
     for path in paths:
@@ -124,7 +130,7 @@ def _found(paths: Sequence[Path]) -> tuple[list[Path], int]:
             found[path] = None
             continue
         for file in _files_below(path):
-            if file.suffix.lower() in _SCRIPTS + _NOTEBOOKS:
+            if file.suffix.lower() in kinds and not (file.suffix.lower() in _YAML and _is_other_yaml(file)):
                 found[file] = None
             else:
                 skipped += 1
@@ -137,19 +143,43 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(at, name) for name in sorted(files))
 
 
+def _is_other_yaml(file: Path) -> bool:
+    try:
+        return not is_conf(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError):
+        return True
+
+
 def _is_left_alone(folder: Path) -> bool:
     return folder.name in _LEFT_ALONE or folder.name.startswith(".") or (folder / "pyvenv.cfg").exists()
 
 
 def _migrated(path: Path) -> FileOutcome:
+    kind = path.suffix.lower()
     try:
-        if path.suffix.lower() in _NOTEBOOKS:
+        if kind in _NOTEBOOKS:
             return _notebook(path)
-        text, encoding = _read(path)
-        migrated = migrate_source(text)
+        return _module(path) if kind in _YAML else _script(path)
     except (OSError, UnicodeError, SyntaxError, IncTorchError) as error:
-        return FileOutcome(path, error=_reason(error))
-    return FileOutcome(path, text, migrated.text, encoding, migrated.findings)
+        return FileOutcome(path, path, error=_reason(error, path))
+
+
+def _script(path: Path) -> FileOutcome:
+    text, encoding = _read(path)
+    migrated = migrate_source(text)
+    return FileOutcome(path, path, text, migrated.text, encoding, migrated.findings)
+
+
+def _module(path: Path) -> FileOutcome:
+    """The module for a YAML file; one that is there already is never written over."""
+    path.open("rb").close()  # says what is wrong with a file that cannot be read
+    text, findings = migrate_yaml(path)
+    target = module_path(path)
+    before = _read(target)[0] if target.exists() else None
+    if before not in (None, text):
+        message = f"{target} is there already and says something else. Move it away, or compare the two by hand."
+        raise ConfigError(message)
+    return FileOutcome(path, target, before, text, "utf-8", findings)
 
 
 def _read(path: Path) -> tuple[str, str]:
@@ -161,16 +191,16 @@ def _read(path: Path) -> tuple[str, str]:
 
 def _notebook(path: Path) -> FileOutcome:
     if b"neural_compressor" not in path.read_bytes():
-        return FileOutcome(path)
+        return FileOutcome(path, path)
     todo = f"Write it as a script: jupyter nbconvert --to script {path.name}, and migrate that."
-    return FileOutcome(path, findings=(Finding(0, path.name, "notebooks are not read", todo),))
+    return FileOutcome(path, path, findings=(Finding(0, path.name, "notebooks are not read", todo),))
 
 
 def _written(file: FileOutcome) -> FileOutcome:
     try:
-        _write(file.path.resolve(), (file.after or "").encode(file.encoding))
+        _write(file.target.resolve(), (file.after or "").encode(file.encoding))
     except (OSError, UnicodeError) as error:
-        return FileOutcome(file.path, file.before, None, file.encoding, file.findings, _reason(error))
+        return replace(file, after=None, error=_reason(error, file.path))
     return file
 
 
@@ -193,10 +223,11 @@ def _write(path: Path, content: bytes) -> None:
         raise
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
+def _reason(error: Exception, path: Path) -> str:
+    """What went wrong, without the path, which is shown before it."""
+    if isinstance(error, OSError) and not isinstance(error, IncTorchError):
         return error.strerror or type(error).__name__
-    return str(error) if isinstance(error, ConfigError) else f"{error}."
+    return str(error).removeprefix(str(path)).lstrip(",: ")
 
 
 def _lines(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, TypeVar, final
+from typing import Final, TypeVar, final, overload
 
 import libcst as cst
 from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider, QualifiedNameSource, ScopeProvider
@@ -25,6 +25,7 @@ KEPT: Final = "inc-torch: keep"
 
 _NEWLINE = re.compile(r"\r\n?|\n")
 _Node = TypeVar("_Node", bound=cst.CSTNode)
+_Other = TypeVar("_Other", bound=cst.CSTNode)
 
 
 def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
@@ -83,7 +84,13 @@ class Source:
         self._starts = [0, *(match.end() for match in _NEWLINE.finditer(text))]
         self._nodes = tuple(walk(self.module))
 
-    def all(self, *kinds: type[_Node]) -> Iterator[_Node]:
+    @overload
+    def all(self, kind: type[_Node], /) -> Iterator[_Node]: ...
+
+    @overload
+    def all(self, kind: type[_Node], other: type[_Other], /) -> Iterator[_Node | _Other]: ...
+
+    def all(self, *kinds: type[cst.CSTNode]) -> Iterator[cst.CSTNode]:
         """Yield the nodes of these classes, in the order of the text."""
         return (node for node in self._nodes if isinstance(node, kinds))
 
