@@ -134,8 +134,14 @@ class _Loop:
             self.source.tell(self.place.steps[0].call, why, todo)
 
     def _calls(self) -> list[HookCall]:
-        """Calls of hooks in the loop's function, which may also lie in functions inside of it."""
-        return self.handles.calls_in(self.place.function, self.handle)
+        """Calls of hooks in the loop's function, which may also lie in functions inside of it.
+
+        Beside a step that is in no loop, those in the loops of the function do not count.
+        """
+        calls = self.handles.calls_in(self.place.function, self.handle)
+        if self.place.batches is not None:
+            return calls
+        return [call for call in calls if not self.source.is_in_loop(call.node)]
 
     @property
     def receiver(self) -> str:

@@ -41,20 +41,27 @@ def _rename_module(source: Source, alias: cst.ImportAlias, uses: dict[str, list[
         return
     if _root(alias.name).value == OLD:
         source.rewrite(_root(alias.name), NEW)
-    if local is None:
-        for use in bound:
-            if _root(use).value == OLD:
-                source.rewrite(_root(use), NEW)
-        if not path:
-            _rename_bare_uses(source, bound)
+        if local is None and not path and _is_assigned(source):
+            source.edits.replace(source.end(alias), source.end(alias), f" as {OLD}")
+        elif local is None:
+            _rename_uses(source)
 
 
-def _rename_bare_uses(source: Source, chains: list[cst.Attribute]) -> None:
-    """Rename the module's name where it stands alone, such as in ``print(neural_compressor)``."""
-    roots = {_root(chain) for chain in chains}
+def _rename_uses(source: Source) -> None:
+    """Rename the package where it is spelled out, alone or before a dot."""
     for name in source.all(cst.Name):
-        if name.value == OLD and name not in roots and OLD in source.origins(name) and not _is_imported(source, name):
+        is_package = any(origin.partition(".")[0] == OLD for origin in source.origins(name))
+        if name.value == OLD and is_package and not _is_imported(source, name):
             source.rewrite(name, NEW)
+
+
+def _is_assigned(source: Source) -> bool:
+    """Whether the script also sets the name itself, such as to None where the package is not installed."""
+    return any(
+        isinstance(target.target, cst.Name) and target.target.value == OLD
+        for assigned in source.all(cst.Assign)
+        for target in assigned.targets
+    )
 
 
 def _is_imported(source: Source, node: cst.CSTNode) -> bool:

@@ -8,7 +8,7 @@ from typing import Final, final
 
 import libcst as cst
 
-from inc_torch.migrate._source import Source
+from inc_torch.migrate._source import Source, walk
 
 __all__ = ["Step", "Training", "trainings"]
 
@@ -67,7 +67,7 @@ def trainings(source: Source) -> list[Training]:
             if isinstance(above, _LOOPS) and source.function(above) is function
         ]
         place: cst.CSTNode = loops[0] if loops else function
-        if _goes_backward(place):
+        if not isinstance(place, cst.Module) and _goes_backward(place):
             found.setdefault(id(place), []).append(step)
             places[id(place)] = (function, loops)
     return [
@@ -109,13 +109,10 @@ def _is_optimizer(name: str, own: set[str]) -> bool:
 
 
 def _goes_backward(place: cst.CSTNode) -> bool:
-    stack = [place]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute) and node.func.attr.value == "backward":
-            return True
-        stack += node.children
-    return False
+    return any(
+        isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute) and node.func.attr.value == "backward"
+        for node in walk(place)
+    )
 
 
 def _accumulator(source: Source, call: cst.Call) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, final
 
-from inc_torch.core.errors import ConfigError, IncTorchError
+from inc_torch.core.errors import ConfigError, IncTorchError, MissingPackageError
 from inc_torch.migrate._findings import Finding
 from inc_torch.migrate._script import migrate_source
 from inc_torch.migrate._yaml_files import is_conf, migrate_yaml, module_path
@@ -160,6 +160,10 @@ def _migrated(path: Path) -> FileOutcome:
         if kind in _NOTEBOOKS:
             return _notebook(path)
         return _module(path) if kind in _YAML else _script(path)
+    except MissingPackageError:
+        raise  # it is missing for every file
+    except RecursionError:
+        return FileOutcome(path, path, error="its code is nested too deeply to be read.")
     except (OSError, UnicodeError, SyntaxError, IncTorchError) as error:
         return FileOutcome(path, path, error=_reason(error, path))
 

@@ -30,9 +30,11 @@ _Other = TypeVar("_Other", bound=cst.CSTNode)
 
 def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     """Yield the node and all below it, in the order of the text."""
-    yield node
-    for child in node.children:
-        yield from walk(child)
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack += reversed(node.children)
 
 
 @final
@@ -147,6 +149,13 @@ class Source:
         """The innermost function around the node, or the module."""
         kinds = (cst.FunctionDef, cst.Lambda, cst.Module)
         return next(above for above in self.around(node) if isinstance(above, kinds))
+
+    def is_in_loop(self, node: cst.CSTNode) -> bool:
+        """Whether a loop of the node's own function is around it."""
+        function = self.function(node)
+        return any(
+            isinstance(above, cst.For | cst.While) and self.function(above) is function for above in self.around(node)
+        )
 
     def statement(self, node: cst.CSTNode) -> cst.BaseSmallStatement | cst.BaseCompoundStatement:
         """The innermost statement that the node is a part of."""
