@@ -153,7 +153,7 @@ _IN_EVALUATION = "it belongs under 'evaluation.performance', and a loader takes 
 
 DATALOADER = Section(
     {
-        "batch_size": Field(_positive, 1),
+        "batch_size": Field(_positive),
         "last_batch": Field(choice(("rollover", "discard")), "rollover"),
         "shuffle": Field(flag, default=False),
         "distributed": Field(flag, default=False),

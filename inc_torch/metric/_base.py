@@ -7,13 +7,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, final
 
 from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
+from inc_torch.core.frameworks import check_framework
 from inc_torch.core.registry import Registry
 from inc_torch.metric._torchmetrics import EXTRA, torchmetrics_classes
 
 __all__ = ["METRICS", "REGISTRY", "BaseMetric", "check_methods", "find_metric", "metric_registry"]
-
-FRAMEWORKS = ("pytorch", "pytorch_fx", "pytorch_ipex")
-"""INC's names of what is one framework here."""
 
 METHODS = ("update", "result")
 """What a user's metric has at least."""
@@ -88,10 +86,7 @@ class METRICS:
     """
 
     def __init__(self, framework: str = "pytorch") -> None:
-        if framework not in FRAMEWORKS:
-            raise ConfigError.field(
-                type(self).__name__, "framework", framework, f"one of {', '.join(map(repr, FRAMEWORKS))}"
-            )
+        check_framework(type(self).__name__, framework)
 
     def __getitem__(self, name: str) -> type:
         return find_metric(name)

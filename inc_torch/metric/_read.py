@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
-from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
+from inc_torch.core.errors import ConfigError, ConfigTypeError
 from inc_torch.core.evaluation import single_number
+from inc_torch.core.made_by_name import check_arguments, made, read_arguments
 from inc_torch.metric._base import check_methods, find_metric
 
 __all__ = ["Measure", "Metric", "read_metric"]
@@ -51,7 +51,7 @@ class Metric:
         self.metric_cls: type = find_metric(self.name) if given is None else given
         self.kwargs = dict(arguments)
         check_methods(self.metric_cls, f"The metric {self.name!r}")
-        _check_arguments(self.name, self.metric_cls, (), self.kwargs)
+        check_arguments(f"metric {self.name!r}", self.metric_cls, (), self.kwargs)
 
     def __repr__(self) -> str:
         arguments = "".join(f", {name}={value!r}" for name, value in self.kwargs.items())
@@ -238,10 +238,10 @@ def read_metric(metric: object) -> Measure:
     if isinstance(metric, Mapping):
         return _read_dict(metric)
     if isinstance(metric, Metric):
-        return Measure({metric.name: _made(metric.name, metric.metric_cls, (), metric.kwargs)})
+        return Measure({metric.name: made(f"metric {metric.name!r}", metric.metric_cls, (), metric.kwargs)})
     check_methods(metric, OWNER)
     if isinstance(metric, type):
-        return Measure({metric.__name__: _made(metric.__name__, metric, (), {})})
+        return Measure({metric.__name__: made(f"metric {metric.__name__!r}", metric)})
     return Measure({type(metric).__name__: metric})
 
 
@@ -263,9 +263,8 @@ def _read_dict(given: Mapping[Any, object]) -> Measure:
 
 
 def _built(name: str, arguments: object) -> object:
-    args = () if arguments is None or isinstance(arguments, Mapping) else (arguments,)
-    kwargs = dict(arguments) if isinstance(arguments, Mapping) else {}
-    return _made(name, find_metric(name), args, kwargs)
+    args, kwargs = read_arguments(arguments)
+    return made(f"metric {name!r}", find_metric(name), args, kwargs)
 
 
 def _listed(given: Mapping[str, object], key: str, count: int) -> list[Any] | None:
@@ -281,30 +280,3 @@ def _listed(given: Mapping[str, object], key: str, count: int) -> list[Any] | No
 
 def _is_weight(weight: object) -> bool:
     return isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < math.inf
-
-
-def _made(name: str, metric_class: type, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
-    """The metric; an error of its constructor gets a note on where."""
-    _check_arguments(name, metric_class, args, kwargs)
-    try:
-        return metric_class(*args, **kwargs)
-    except Exception as error:
-        given = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())])
-        error.add_note(f"While making the metric {name!r} with ({given}).")
-        raise
-
-
-def _check_arguments(name: str, metric_class: type, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-    """Refuse arguments that the class does not take."""
-    try:
-        signature = inspect.signature(metric_class)
-    except ValueError:  # a class of C
-        return
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        unknown = next((key for key in kwargs if key not in signature.parameters), "")
-        hint = did_you_mean(unknown, signature.parameters) if unknown else ""
-        known = ", ".join(signature.parameters) or "none"
-        message = f"The metric {name!r} cannot be made: {error}. Expected arguments: {known}.{hint}"
-        raise ConfigError(message) from None

@@ -1,0 +1,5 @@
+"""Filters, one file each; every file of this folder is found by itself."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
