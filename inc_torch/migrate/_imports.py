@@ -51,7 +51,7 @@ def _rename_uses(source: Source) -> None:
     """Rename the package where it is spelled out, alone or before a dot."""
     for name in source.all(cst.Name):
         is_package = any(origin.partition(".")[0] == OLD for origin in source.origins(name))
-        if name.value == OLD and is_package and not _is_imported(source, name):
+        if name.value == OLD and is_package and not source.is_in_import(name):
             source.rewrite(name, NEW)
 
 
@@ -62,10 +62,6 @@ def _is_assigned(source: Source) -> bool:
         for assigned in source.all(cst.Assign)
         for target in assigned.targets
     )
-
-
-def _is_imported(source: Source, node: cst.CSTNode) -> bool:
-    return any(isinstance(above, cst.Import | cst.ImportFrom) for above in source.around(node))
 
 
 def _rename_from(source: Source, statement: cst.ImportFrom, uses: dict[str, list[cst.Attribute]]) -> None:
@@ -117,7 +113,7 @@ def _uses(source: Source) -> dict[str, list[cst.Attribute]]:
 
 def _longest_chains(source: Source) -> Iterator[cst.Attribute]:
     for node in source.all(cst.Attribute):
-        if isinstance(source.parent(node), cst.Attribute) or _is_imported(source, node):
+        if isinstance(source.parent(node), cst.Attribute) or source.is_in_import(node):
             continue
         inner: cst.BaseExpression = node
         while isinstance(inner, cst.Attribute):

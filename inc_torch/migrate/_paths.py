@@ -106,7 +106,8 @@ def migrate_paths(paths: Iterable[str | os.PathLike[str]], *, write: bool = Fals
         paths: Files and directories. A file that is named is read as a script, whatever it is called, unless it ends
             in ``.yaml``, ``.yml`` or ``.ipynb``.
         write: Write what changes; otherwise nothing is written.
-        to_2x: Also write YAML of 1.X that is found in directories as Python. A YAML file that is named always is.
+        to_2x: Also rewrite classes of 1.X, see `migrate_source`, and write YAML of 1.X that is found in directories as
+            Python. A YAML file that is named always is.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +118,7 @@ def migrate_paths(paths: Iterable[str | os.PathLike[str]], *, write: bool = Fals
         ('from inc_torch import quantization', 1)
     """
     found, skipped = _found([Path(path) for path in paths], _SCRIPTS + _NOTEBOOKS + (_YAML if to_2x else ()))
-    files = [_migrated(path) for path in found]
+    files = [_migrated(path, to_2x=to_2x) for path in found]
     return Outcome(tuple(_written(file) if write and file.is_changed else file for file in files), skipped)
 
 
@@ -154,12 +155,12 @@ def _is_left_alone(folder: Path) -> bool:
     return folder.name in _LEFT_ALONE or folder.name.startswith(".") or (folder / "pyvenv.cfg").exists()
 
 
-def _migrated(path: Path) -> FileOutcome:
+def _migrated(path: Path, *, to_2x: bool) -> FileOutcome:
     kind = path.suffix.lower()
     try:
         if kind in _NOTEBOOKS:
             return _notebook(path)
-        return _module(path) if kind in _YAML else _script(path)
+        return _module(path) if kind in _YAML else _script(path, to_2x=to_2x)
     except MissingPackageError:
         raise  # it is missing for every file
     except RecursionError:
@@ -168,9 +169,9 @@ def _migrated(path: Path) -> FileOutcome:
         return FileOutcome(path, path, error=_reason(error, path))
 
 
-def _script(path: Path) -> FileOutcome:
+def _script(path: Path, *, to_2x: bool) -> FileOutcome:
     text, encoding = _read(path)
-    migrated = migrate_source(text)
+    migrated = migrate_source(text, to_2x=to_2x, folder=path.parent)
     return FileOutcome(path, path, text, migrated.text, encoding, migrated.findings)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, final
 
 from inc_torch.core.errors import ConfigError
@@ -32,11 +34,13 @@ class Migrated:
     findings: tuple[Finding, ...]
 
 
-def migrate_source(text: str) -> Migrated:
+def migrate_source(text: str, *, to_2x: bool = False, folder: str | os.PathLike[str] = ".") -> Migrated:
     """Migrate the text of a script.
 
     Args:
         text: A script of Python, for INC 1.X or 2.X, or one that was migrated before.
+        to_2x: Also rewrite classes of 1.X as functions and configs, if all that is done with an object is understood.
+        folder: Where YAML files lie that the script names, for ``to_2x``; the working directory is looked into too.
 
     Returns:
         The new text, whose white space, comments and newlines are those of the old one, and what is left to decide.
@@ -65,6 +69,7 @@ def migrate_source(text: str) -> Migrated:
     from inc_torch.migrate._loss import use_returned_loss
     from inc_torch.migrate._others import tell_of_other_packages, tell_of_strings
     from inc_torch.migrate._source import Source
+    from inc_torch.migrate._to_2x import move_to_2x
 
     try:
         source = Source(text)
@@ -79,6 +84,8 @@ def migrate_source(text: str) -> Migrated:
     use_returned_loss(source, handles)
     tell_of_other_packages(source)
     tell_of_strings(source)
+    if to_2x:
+        move_to_2x(source, Path(folder))
     changed = source.edits.applied_to(text)
     if changed != text:
         Source(changed)  # a bug of this package, if it cannot be parsed: nothing is written then

@@ -52,12 +52,22 @@ class Edits:
             self.changes.append(change)
 
     def applied_to(self, text: str) -> str:
-        """Return the changed text; insertions at one place stand in the order in which they were made."""
+        """Return the changed text.
+
+        Insertions at one place stand in the order in which they were made. What is replaced as a whole takes the
+        changes inside of it away.
+        """
         pieces, at = [], 0
-        for begin, end, new in sorted(self.changes, key=lambda change: change[:2]):
-            pieces += [text[at:begin], new]
-            at = end
+        for begin, end, new in sorted(self.changes, key=lambda change: (change[0], change[0] != change[1], -change[1])):
+            if begin >= at:
+                pieces += [text[at:begin], new]
+                at = end
         return "".join([*pieces, text[at:]])
+
+    def within(self, begin: int, end: int) -> Edits:
+        """The changes between two places, counted from the first."""
+        inner = [(a - begin, b - begin, new) for a, b, new in self.changes if begin <= a and b <= end]
+        return Edits(inner)
 
 
 @final
@@ -157,6 +167,10 @@ class Source:
             isinstance(above, cst.For | cst.While) and self.function(above) is function for above in self.around(node)
         )
 
+    def is_in_import(self, node: cst.CSTNode) -> bool:
+        """Whether it is a part of an import."""
+        return any(isinstance(above, cst.Import | cst.ImportFrom) for above in self.around(node))
+
     def statement(self, node: cst.CSTNode) -> cst.BaseSmallStatement | cst.BaseCompoundStatement:
         """The innermost statement that the node is a part of."""
         kinds = (cst.BaseSmallStatement, cst.BaseCompoundStatement)
@@ -194,6 +208,23 @@ class Source:
     def rewrite(self, node: cst.CSTNode, new: str) -> None:
         """Write ``new`` where the node stands."""
         self.edits.replace(self.begin(node), self.end(node), new)
+
+    def shown_as_changed(self, node: cst.CSTNode) -> str:
+        """The code of the node, with what was changed in it so far."""
+        begin, end = self.begin(node), self.end(node)
+        return self.edits.within(begin, end).applied_to(self.text[begin:end])
+
+    def remove_line(self, statement: cst.CSTNode) -> None:
+        """Take a statement away that has its lines for itself; a comment behind it stays, on a line of its own."""
+        begin, end = self.begin(statement), self.end(statement)
+        line_end = self.line_end(end)
+        comment = self.text[end:line_end].lstrip()
+        if comment:
+            self.edits.replace(begin, line_end, comment)
+            return
+        newline = _NEWLINE.match(self.text, line_end)
+        start = self._starts[self.line(statement) - 1]
+        self.edits.replace(start, line_end if newline is None else newline.end(), "")
 
     def tell(self, node: cst.CSTNode, why: str, todo: str, what: str | None = None) -> None:
         """Note a place that a person has to decide, unless a comment on its line says that one has."""
