@@ -19,7 +19,7 @@ from inc_torch.benchmark._raw_command import benchmark_with_raw_cmd
 from inc_torch.benchmark._result import BenchmarkResult, InstanceResult, ModelResult
 from inc_torch.benchmark._result_view import inc_lines, inc_summary
 from inc_torch.benchmark._run import AccuracyTask, accuracy_of, can_fork, measured
-from inc_torch.benchmark._sources import Source, open_model, told_apart
+from inc_torch.benchmark._sources import Source, source_of, told_apart
 from inc_torch.benchmark._task import MeasureTask
 from inc_torch.config import BenchmarkConfig
 from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning, did_you_mean
@@ -95,9 +95,9 @@ def fit(  # noqa: PLR0913  the arguments of INC, and what its files of settings 
         message = f"benchmark.fit has no argument {name!r}.{did_you_mean(name, fit.__annotations__)}"
         raise ConfigTypeError(message)
     _check_arguments(b_dataloader, b_func, metric, batch_size)
-    sources = [open_model(model, architecture, "model")]
+    sources = [source_of(model, architecture, "model")]
     if compare is not None:
-        sources = list(told_apart(sources[0], open_model(compare, architecture, "compare")))
+        sources = list(told_apart(sources[0], source_of(compare, architecture, "compare")))
     for source in sources:
         _check_device(source, settings)
     placements = _placements(settings, sources, clip=clip)

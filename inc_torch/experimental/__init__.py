@@ -2,8 +2,8 @@
 
 ::
 
-    file ──► inc_torch.conf ──► configurations ──► prepare_compression, quantization.fit, mix_precision.fit, benchmark.fit
-                                     ▲
+    file ──► inc_torch.conf ──► configurations ──► prepare_compression, quantization.fit,
+                                     ▲             mix_precision.fit, benchmark.fit
     attributes: model, functions, ───┘
     loaders, metric, hooks
 """

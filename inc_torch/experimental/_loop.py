@@ -71,7 +71,7 @@ def built_in_training(
                 loss = loss_of(prediction_of(output), on_device(_labelled(owner, label), place))
                 stepping.zero_grad()
                 mixed = hooks.on_after_compute_loss(batch, output, loss)
-                torch.as_tensor(mixed).backward()
+                torch.as_tensor(mixed).backward()  # type: ignore[no-untyped-call]
                 hooks.on_before_optimizer_step()
                 stepping.step()
                 hooks.on_after_optimizer_step()

@@ -38,7 +38,7 @@ class Benchmark(Component):
         >>> evaluator = Benchmark({"evaluation": {"performance": {"warmup": 1, "iteration": 5}}})
         >>> evaluator.model = nn.Linear(8, 2)
         >>> evaluator.b_dataloader = [torch.randn(4, 8) for _ in range(5)]
-        >>> accuracy, batch_size, seconds = evaluator()["performance"]
+        >>> accuracy, batch_size, seconds = evaluator(quiet=True)["performance"]
         >>> batch_size, len(seconds)
         (4, 4)
 
@@ -52,9 +52,9 @@ class Benchmark(Component):
     dataloader = Setting("Another word for ``b_dataloader``.", loader, also="b_dataloader")
     results = Setting("Of the last run.")
 
-    def __call__(self, mode: str = "performance") -> BenchmarkResult:
+    def __call__(self, mode: str = "performance", *, quiet: bool = False) -> BenchmarkResult:
         """The same as `fit`."""
-        return self.fit(mode)
+        return self.fit(mode, quiet=quiet)
 
     @property
     def eval_dataloader(self) -> Iterable[Any] | None:
@@ -66,11 +66,12 @@ class Benchmark(Component):
     def eval_dataloader(self, given: object) -> None:
         self.b_dataloader = given
 
-    def fit(self, mode: str = "performance") -> BenchmarkResult:
+    def fit(self, mode: str = "performance", *, quiet: bool = False) -> BenchmarkResult:
         """Run the benchmark, and print what came of it.
 
         Args:
             mode: ``"performance"``, or ``"accuracy"``, which needs a metric.
+            quiet: Print nothing.
 
         Returns:
             Everything measured; ``result["performance"]`` is INC's ``(accuracy, batch size, seconds)``.
@@ -88,7 +89,7 @@ class Benchmark(Component):
             batches = loader_in(section.dataloader, keeps_order=True)
         metric = self._measured_by(mode, section, batches)
         config = benchmark_config(self._cfg.evaluation, self._cfg.device, mode)
-        self.results = measure(model, config, b_dataloader=batches, b_func=self.b_func, metric=metric)
+        self.results = measure(model, config, b_dataloader=batches, b_func=self.b_func, metric=metric, quiet=quiet)
         found: BenchmarkResult = self.results
         return found
 

@@ -58,7 +58,7 @@ class Component(OnlyKnown, Hooks):
         >>> component = Component()
         >>> component.model = nn.Linear(2, 1)
         >>> component.train_func = lambda model: nn.init.ones_(model.weight) and None
-        >>> component.eval_func = lambda model: float(model.weight.sum())
+        >>> component.eval_func = lambda model: model.weight.detach().sum()
         >>> component.fit() is component.model, component.last_score
         (True, 2.0)
 
@@ -145,11 +145,9 @@ class Component(OnlyKnown, Hooks):
                 callbacks.on_train_begin()
             model.train()
             self._check_returned(train(model))
-            if (callbacks := self._callbacks()) is not None and not callbacks.has_ended:
-                callbacks.on_train_end()
+            self._end()
         except BaseException:
-            if self._manager is not None and not self._manager.callbacks.has_ended:
-                self._manager.callbacks.give_up()
+            self._give_up()
             raise
         finally:
             self._is_fitting = False
@@ -193,6 +191,17 @@ class Component(OnlyKnown, Hooks):
             self._begun(self._manager)
         return self._manager.callbacks
 
+    def _end(self) -> None:
+        """End the training, if the user's function has not."""
+        callbacks = self._callbacks()
+        if callbacks is not None and not callbacks.has_ended:
+            callbacks.on_train_end()
+
+    def _give_up(self) -> None:
+        """End a training that raised."""
+        if self._manager is not None and not self._manager.callbacks.has_ended:
+            self._manager.callbacks.give_up()
+
     def _required_model(self) -> nn.Module:
         if self._model is None:
             message = f"{type(self).__name__} has no model: assign one, {type(self).__name__.lower()}.model = model."
@@ -216,7 +225,13 @@ class Component(OnlyKnown, Hooks):
             message = f"{owner} has no data to train with: assign train_dataloader, or train_func."
             raise ConfigError(message)
         return built_in_training(
-            owner, section, self, batches, criterion=self._task_loss(), optimizer=self.optimizer, device=self._cfg.device
+            owner,
+            section,
+            self,
+            batches,
+            criterion=self._task_loss(),
+            optimizer=self.optimizer,
+            device=self._cfg.device,
         )
 
     def _task_loss(self) -> Callable[[Any, Any], Any] | None:
@@ -244,8 +259,8 @@ class Component(OnlyKnown, Hooks):
         metric = self._chosen("metric", metric_in(self._cfg.evaluation))
         if batches is not None and metric is None and not self.conf.is_given:
             metric = {"topk": 1}
-        if batches is None and self.metric is None:
-            return nothing
+        if batches is None:
+            return nothing | {"eval_metric": self.metric}  # of no use alone, which is said
         if section is not None and section.iteration > 0 and not isinstance(batches, FirstBatches):
             batches = FirstBatches(batches, section.iteration)
         change = self._chosen("postprocess", postprocessing_in(section))
@@ -257,7 +272,9 @@ class Component(OnlyKnown, Hooks):
         if assigned is None:
             return in_file
         if in_file is not None and self.conf.is_given:
-            warn_user(f"{type(self).__name__}.{name} is assigned, that of {self.conf.name} is not used.", InexactWarning)
+            warn_user(
+                f"{type(self).__name__}.{name} is assigned, that of {self.conf.name} is not used.", InexactWarning
+            )
         return assigned
 
     def _check_returned(self, returned: object) -> None:

@@ -170,5 +170,3 @@ class Distillation(Component):
     def _finish(self, model: nn.Module) -> None:
         if self._best is not None:
             unwrapped(model).load_state_dict(self._best)
-
-

@@ -20,8 +20,8 @@ from inc_torch.experimental._settings import Setting, function, loader
 from inc_torch.experimental.component import Component
 from inc_torch.objective import objective_custom_registry
 from inc_torch.quantization import fit as quantize
-from inc_torch.training import prepare_compression
 from inc_torch.training import fit as train_quantized
+from inc_torch.training import prepare_compression
 
 __all__ = ["Quantization"]
 
@@ -84,7 +84,7 @@ class Quantization(Component):
     def objective(self, given: object) -> None:
         kind = given if isinstance(given, type) else type(given)
         if kind is str:
-            message = f"Quantization.objective={given!r}: expected an object; names stand in the file, at tuning.objective."
+            message = f"Quantization.objective={given!r}: expected an object; a name stands in the file."
             raise ConfigTypeError(message)
         objective_custom_registry(kind.__name__, kind)
         self._objective = kind.__name__

@@ -20,7 +20,7 @@ from inc_torch.experimental.pruning import Pruning
 from inc_torch.experimental.quantization import Quantization
 from inc_torch.export import adorn, attached_report
 from inc_torch.model import Model
-from inc_torch.pipeline._zeros import CarriedZeros, pruned_layers
+from inc_torch.pipeline._zeros import CarriedZeros, layers_pruned_by, pruned_layers
 from inc_torch.training import CompressionManager
 
 __all__ = ["Scheduler"]
@@ -83,9 +83,7 @@ class _Combination(Component):
 
 def _flat(components: Sequence[Component]) -> list[Component]:
     """Parts, those of combinations too."""
-    return [
-        part for each in components for part in (each._components if isinstance(each, _Combination) else [each])
-    ]
+    return [part for each in components for part in (each._components if isinstance(each, _Combination) else [each])]
 
 
 def _check_combined(components: Sequence[Component]) -> None:
@@ -97,7 +95,7 @@ def _check_combined(components: Sequence[Component]) -> None:
         if isinstance(each, Quantization) and not isinstance(each._config(), QuantizationAwareTrainingConfig):
             message = (
                 f"Scheduler.combine got a Quantization whose file asks for {each._config().approach!r}: expected "
-                "'quant_aware_training', which takes part in a training. Append it, to quantize what the training leaves."
+                "'quant_aware_training', which takes part in a training. Append it, to quantize what that leaves."
             )
             raise ConfigError(message)
     kinds = Counter(type(each).__name__ for each in components)
@@ -105,11 +103,10 @@ def _check_combined(components: Sequence[Component]) -> None:
         if count > 1:
             message = f"Scheduler.combine got {count} components {kind}: expected each kind once."
             raise ConfigError(message)
-    for name in ("device",):
-        found = dict.fromkeys(getattr(each.conf.usr_cfg, name) for each in components if each.conf.is_given)
-        if len(found) > 1:
-            message = f"Scheduler.combine got components with {name} {', '.join(found)}: expected one for all."
-            raise ConfigError(message)
+    devices = dict.fromkeys(each.conf.usr_cfg.device for each in components if each.conf.is_given)
+    if len(devices) > 1:
+        message = f"Scheduler.combine got components with the devices {', '.join(devices)}: expected one for all."
+        raise ConfigError(message)
 
 
 @final
@@ -216,8 +213,8 @@ class Scheduler(OnlyKnown):
                     setattr(component, name, getattr(self, name))
             component.model = model
             component._to_lock = frozenset(pruned)
-            own = set() if number == 0 else {name for name in pruned if name in _layers_of(component)}
-            zeros = CarriedZeros.of(unwrapped(model), pruned - own)
+            kept = pruned - _layers_of(component) if pruned else set()
+            zeros = CarriedZeros.of(unwrapped(model), kept)
             try:
                 result = component()
             except Exception as error:
@@ -233,8 +230,6 @@ class Scheduler(OnlyKnown):
 
 def _layers_of(component: Component) -> set[str]:
     """Layers that the step prunes by itself."""
-    from inc_torch.pipeline._zeros import layers_pruned_by
-
     return layers_pruned_by(component._training_configs(), unwrapped(component._required_model()))
 
 

@@ -1,7 +1,7 @@
 """Distillation losses as objects that can be called, under INC 1.X's names.
 
-Given to a `inc_torch.experimental.Distillation` as ``criterion``, or to `inc_torch.DistillationConfig`, they say what the
-configurations in `inc_torch.config` say. In a loop of one's own they compute, too.
+Given to a `inc_torch.experimental.Distillation` as ``criterion``, or to `inc_torch.DistillationConfig`, they say what
+the configurations in `inc_torch.config` say. In a loop of one's own they compute, too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from inc_torch.config import (
     SelfKnowledgeDistillationLossConfig,
 )
 from inc_torch.core.errors import ConfigError
+from inc_torch.core.frameworks import check_framework
 from inc_torch.distillers import Teacher
 
 __all__ = [
@@ -47,7 +48,7 @@ class _Criterion:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.loss_config!r})"
 
-    def __call__(self, student_output: object, targets: torch.Tensor) -> torch.Tensor:
+    def __call__(self, student_output: object, targets: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Return 0: what is compared are no labels."""
         return torch.zeros(())
 
@@ -107,7 +108,11 @@ class PyTorchKnowledgeDistillationLoss(_Criterion):
         config = KnowledgeDistillationLossConfig(temperature, loss_types, loss_weights)
         super().__init__(config, student_model, teacher_model)
         self._loss = config.to_spec()
-        self.temperature, self.loss_types, self.loss_weights = config.temperature, config.loss_types, config.loss_weights
+        self.temperature, self.loss_types, self.loss_weights = (
+            config.temperature,
+            config.loss_types,
+            config.loss_weights,
+        )
 
     def __call__(self, student_output: object, targets: torch.Tensor) -> torch.Tensor:
         """Return the loss against labels."""
@@ -275,10 +280,9 @@ class Criterions:
     """
 
     def __init__(self, framework: str = "pytorch") -> None:
-        if not framework.startswith("pytorch"):
-            raise ConfigError.field("Criterions", "framework", framework, "'pytorch'")
+        check_framework(type(self).__name__, framework)
 
     def __getitem__(self, name: str) -> Callable[[Mapping[str, Any]], Any]:
         if name not in _CLASSES:
-            raise ConfigError.field("Criterions", "name", name, f"one of {', '.join(_CLASSES)}")
+            raise ConfigError.field(type(self).__name__, "name", name, f"one of {', '.join(_CLASSES)}")
         return lambda options: _CLASSES[name](**options)

@@ -8,6 +8,7 @@ from typing import Any, Final, final
 import torch
 
 from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
+from inc_torch.core.frameworks import check_framework
 
 __all__ = ["Optimizers", "optimizer_of"]
 
@@ -41,12 +42,11 @@ class Optimizers:
     """
 
     def __init__(self, framework: str = "pytorch") -> None:
-        if not framework.startswith("pytorch"):
-            raise ConfigError.field("Optimizers", "framework", framework, "'pytorch'")
+        check_framework(type(self).__name__, framework)
 
     def __getitem__(self, name: str) -> Callable[[Mapping[str, object]], MakeOptimizer]:
         if name not in _OPTIONS:
-            raise ConfigError.field("Optimizers", "name", name, f"one of {', '.join(_OPTIONS)}")
+            raise ConfigError.field(type(self).__name__, "name", name, f"one of {', '.join(_OPTIONS)}")
         return lambda options: optimizer_of({name: options})
 
 
@@ -61,14 +61,16 @@ def optimizer_of(described: Mapping[str, Any] | None) -> MakeOptimizer:
         0.1
     """
     ((name, given),) = (described or _DEFAULT).items()
-    options = dict(given or {})
+    options: dict[str, Any] = dict(given or {})  # type: ignore[arg-type]  # a mapping, or nothing
     known = _OPTIONS.get(name)
     if known is None:
         message = f"optimizer={name!r}: expected one of {', '.join(_OPTIONS)}.{did_you_mean(name, _OPTIONS)}"
         raise ConfigError(message)
     for option in options:
         if option not in known:
-            message = f"optimizer.{name} has no option {option!r}.{did_you_mean(option, known)} Known: {', '.join(known)}."
+            message = (
+                f"optimizer.{name} has no option {option!r}.{did_you_mean(option, known)} Known: {', '.join(known)}."
+            )
             raise ConfigTypeError(message)
     named: dict[str, Any] = {known[option]: value for option, value in options.items()}
     if "beta_1" in named or "beta_2" in named:

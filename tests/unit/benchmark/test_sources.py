@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inc_torch import BenchmarkConfig, PostTrainingQuantConfig, benchmark, quantization, save_for_huggingface_upstream
-from inc_torch.benchmark._sources import open_model
+from inc_torch.benchmark._sources import source_of
 from inc_torch.core.errors import ArtifactError, ConfigTypeError
 
 BATCHES = [torch.ones(2, 8)] * 7
@@ -73,7 +73,7 @@ def test_a_state_dict_goes_into_a_copy_of_the_architecture(tmp_path):
     fresh = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     before = fresh[0].weight.detach().clone()
     for name in ("weights.pt", "checkpoint.pt"):
-        opened = open_model(tmp_path / name, fresh, "model")
+        opened = source_of(tmp_path / name, fresh, "model")
         assert opened.name == name
         assert torch.equal(opened.model(BATCHES[0]), mlp()(BATCHES[0]))
     assert torch.equal(fresh[0].weight, before)
@@ -82,7 +82,7 @@ def test_a_state_dict_goes_into_a_copy_of_the_architecture(tmp_path):
 def test_a_module_of_classes_that_torch_was_told_are_safe_is_opened(tmp_path):
     torch.save(nn.Linear(8, 2), tmp_path / "module.pt")
     with torch.serialization.safe_globals([nn.Linear, set]):
-        assert isinstance(open_model(tmp_path / "module.pt", None, "model").model, nn.Linear)
+        assert isinstance(source_of(tmp_path / "module.pt", None, "model").model, nn.Linear)
 
 
 def refused(kind, *args, **kwargs) -> str:
