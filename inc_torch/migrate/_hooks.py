@@ -6,6 +6,7 @@ two hooks around the optimizer step are the loop's.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -23,8 +24,14 @@ _OF_A_STEP: Final = {BEFORE, AFTER, "on_step_begin", "on_step_end", "on_after_co
 _PAGE: Final = "See docs/training_loops.md."
 
 
-def add_hooks(source: Source, handles: Handles) -> None:
-    """Put the hooks that are missing into the loops of a script that train with a manager or a component."""
+def add_hooks(source: Source, handles: Handles, become_managers: Set[str]) -> None:
+    """Put the hooks that are missing into the loops of a script that train with a manager or a component.
+
+    Args:
+        source: The script.
+        handles: Its objects with hooks.
+        become_managers: Components that are rewritten as managers, so that their loops need what those of managers do.
+    """
     places = trainings(source)
     called_for = _driven_by_fit(source, handles)
     served: set[str] = set()
@@ -32,7 +39,7 @@ def add_hooks(source: Source, handles: Handles) -> None:
         handle = _handle_of(source, handles, place)
         if handle is not None and handle.name not in called_for:
             served.add(handle.name)
-            _Loop(source, handles, place, handle).complete()
+            _Loop(source, handles, place, handle, handle.name in become_managers).complete()
     waiting = [handle for handle in handles.all if handle.name not in called_for | served]
     for place in places:
         if _handle_of(source, handles, place) is None:
@@ -111,6 +118,7 @@ class _Loop:
     handles: Handles
     place: Training
     handle: Handle
+    becomes_manager: bool
 
     def complete(self) -> None:
         """Put in what is missing, or tell of it."""
@@ -120,11 +128,12 @@ class _Loop:
             self.source.tell(self.place.steps[0].call, why, f"Call the hooks around it. {_PAGE}")
             return
         self._add_around_steps({BEFORE, AFTER} - present)
+        in_file = {call.hook for call in self.handles.calls_in(self.source.module, self.handle)}
+        needs_begin = self.handle.is_manager or self.becomes_manager
+        if needs_begin and "on_step_begin" not in (in_file if self.place.batches is None else present):
+            self._add_step_begin()
         if not self.handle.is_manager:
             return
-        in_file = {call.hook for call in self.handles.calls_in(self.source.module, self.handle)}
-        if "on_step_begin" not in (in_file if self.place.batches is None else present):
-            self._add_step_begin()
         missing = [hook for hook in ("on_train_begin", "on_train_end") if hook not in in_file]
         if missing:
             self._add_around_training(missing, in_file)

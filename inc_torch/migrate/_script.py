@@ -61,6 +61,7 @@ def migrate_source(text: str, *, to_2x: bool = False, folder: str | os.PathLike[
     # On first use: `import inc_torch.migrate` must not load libcst.
     from libcst import ParserSyntaxError
 
+    from inc_torch.migrate._calls import adapt_calls
     from inc_torch.migrate._configs import adapt_configs
     from inc_torch.migrate._handles import Handles
     from inc_torch.migrate._hook_names import rename_hooks
@@ -69,7 +70,7 @@ def migrate_source(text: str, *, to_2x: bool = False, folder: str | os.PathLike[
     from inc_torch.migrate._loss import use_returned_loss
     from inc_torch.migrate._others import tell_of_other_packages, tell_of_strings
     from inc_torch.migrate._source import Source
-    from inc_torch.migrate._to_2x import move_to_2x
+    from inc_torch.migrate._to_2x import Moves
 
     try:
         source = Source(text)
@@ -77,15 +78,17 @@ def migrate_source(text: str, *, to_2x: bool = False, folder: str | os.PathLike[
         message = f"line {error.raw_line}: {error.message} Expected a script of Python 3 that compiles."
         raise ConfigError(message) from error
     handles = Handles(source)
+    moves = Moves(source, Path(folder)) if to_2x else None
     rename_imports(source)
     adapt_configs(source)
+    adapt_calls(source, handles)
     rename_hooks(source, handles)
-    add_hooks(source, handles)
+    add_hooks(source, handles, set() if moves is None else moves.managers)
     use_returned_loss(source, handles)
     tell_of_other_packages(source)
     tell_of_strings(source)
-    if to_2x:
-        move_to_2x(source, Path(folder))
+    if moves is not None:
+        moves.write()
     changed = source.edits.applied_to(text)
     if changed != text:
         Source(changed)  # a bug of this package, if it cannot be parsed: nothing is written then

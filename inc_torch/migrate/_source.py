@@ -203,6 +203,11 @@ class Source:
         path = self.inc_path(node)
         return None if path is None else path.rpartition(".")[2]
 
+    def is_defined(self, name: cst.Name) -> bool:
+        """Whether anything gives the name a value where it is used."""
+        scope = self._scopes.get(name)
+        return scope is not None and name.value in scope
+
     # ---------------------------------------------------------------- changes
 
     def rewrite(self, node: cst.CSTNode, new: str) -> None:

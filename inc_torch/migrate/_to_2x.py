@@ -26,7 +26,7 @@ from inc_torch.migrate._layout import laid_out
 from inc_torch.migrate._objects import OldObject, UndecidedError, objects, understood
 from inc_torch.migrate._source import Source
 
-__all__ = ["move_to_2x"]
+__all__ = ["Moves"]
 
 _KINDS: Final[Mapping[str, tuple[type[Config], ...]]] = {
     "Quantization": (PostTrainingQuantConfig, QuantizationAwareTrainingConfig),
@@ -37,30 +37,44 @@ _KINDS: Final[Mapping[str, tuple[type[Config], ...]]] = {
     "Benchmark": (BenchmarkConfig,),
 }
 _EVALUATION: Final = ("eval_func", "eval_dataloader", "metric")
+_WIDTH: Final = 120
+"""How long a line may be before it is written as several."""
 _TODO: Final = "It goes on as it is; or write it by hand: docs/migration.md."
 
 
-def move_to_2x(source: Source, folder: Path) -> None:
-    """Rewrite the objects of 1.X classes that are understood, and tell of the others.
+@final
+class Moves:
+    """The objects of 1.X classes in a script that are understood; the others are told.
 
     Args:
-        source: The script, whose other changes were made already.
+        source: The script.
         folder: Where files lie that it names.
     """
-    moved = []
-    for name, kind, made, call in list(objects(source)):
-        try:
-            move = _Move(source, understood(source, name, kind, made, folder))
-            move.plan()
-            moved.append(move)
-        except UndecidedError as error:
-            source.tell(error.node, error.why, _TODO, f"{name} = {source.shown(call.func)}(...)")
-    for move in moved:
-        move.write()
-    _write_imports(source, moved)
-    for call in source.all(cst.Call):
-        if source.inc_path(call.func) in {"experimental.Scheduler", "experimental.scheduler.Scheduler"}:
-            source.tell(call, "several steps have no one counterpart", "Use Pipeline: docs/orchestration.md.")
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self._source = source
+        self._moves: list[_Move] = []
+        for name, kind, made, call in objects(source):
+            try:
+                move = _Move(source, understood(source, name, kind, made, folder))
+                move.plan()
+                self._moves.append(move)
+            except UndecidedError as error:
+                source.tell(error.node, error.why, _TODO, f"{name} = {source.shown(call.func)}(...)")
+        for call in source.all(cst.Call):
+            if source.inc_path(call.func) in {"experimental.Scheduler", "experimental.scheduler.Scheduler"}:
+                source.tell(call, "several steps have no one counterpart", "Use Pipeline: docs/orchestration.md.")
+
+    @property
+    def managers(self) -> set[str]:
+        """Variables of components that become managers."""
+        return {move.old.name for move in self._moves if move.old.kind in {"Pruning", "Distillation"}}
+
+    def write(self) -> None:
+        """Change the script, whose other changes were made already."""
+        for move in self._moves:
+            move.write()
+        _write_imports(self._source, self._moves)
 
 
 @final
@@ -138,9 +152,8 @@ class _Move:
         """What stands for the value in the call: itself where it is a name, else a variable."""
         value = _unwrapped(self.source, statement.value)
         if isinstance(value, cst.Name | cst.Attribute):
-            shown = self.source.shown_as_changed(value)
-            self._require_unchanged(shown, statement)
-            return shown
+            self._require_unchanged(self.source.shown(value), statement)
+            return self.source.shown(value)
         return f"{self.old.name}_{name}"
 
     def _require_unchanged(self, name: str, statement: cst.Assign) -> None:
@@ -276,7 +289,7 @@ class _Move:
         for name, statement in zip(old.values, old.statements, strict=True):
             self._write_assignment(name, statement)
         run = source.statement(old.run) if "\n" in self.run else old.run
-        code = _joined(source, self.run.split("\n"), indent)
+        code = _joined(source, [_not_too_wide(line, indent) for line in self.run.split("\n")], indent)
         source.rewrite(run, code)
 
     def _write_assignment(self, name: str, statement: cst.Assign) -> None:
@@ -315,6 +328,13 @@ def _write_imports(source: Source, moves: list[_Move]) -> None:
             source.remove_line(statement)
         elif is_done or needed:
             source.rewrite(statement, _joined(source, lines, source.indent(statement)))
+
+
+def _not_too_wide(line: str, indent: str) -> str:
+    if len(indent) + len(line) <= _WIDTH:
+        return line
+    target, equals, call = line.partition(" = ") if line.partition(" = ")[0].isidentifier() else ("", "", line)
+    return f"{target}{equals}{laid_out(call, indent)}"
 
 
 def _joined(source: Source, lines: list[str], indent: str) -> str:
