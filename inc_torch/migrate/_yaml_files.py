@@ -28,6 +28,7 @@ _IN_CODE: Final = {
     "postprocess": ("there is no postprocess now", "Do it in eval_func, or in the update of a metric of your own."),
     "train": ("training loops are written in code now", "Write the loop with hooks: docs/training_loops.md."),
 }
+_OF_A_LOOP: Final = ("dataloader", "optimizer", "end_epoch", "iteration")
 """Sections that configurations have no place for."""
 
 
@@ -64,8 +65,19 @@ def migrate_yaml(path: Path) -> tuple[str, tuple[Finding, ...]]:
     findings = [
         Finding(note.line or 0, path.name, note.text, "Look whether you need it.") for note in translation.notes
     ]
-    findings += _left_in_code(path.read_text(encoding="utf-8"))
+    findings += [
+        finding
+        for finding in _left_in_code(path.read_text(encoding="utf-8"))
+        if not finding.what.startswith("train:") or _describes_a_loop(conf.usr_cfg)
+    ]
     return _module(path.name, conf.usr_cfg, translation.configs, findings), tuple(sorted(findings))
+
+
+def _describes_a_loop(content: Any) -> bool:  # noqa: ANN401
+    """Whether a section ``train`` says more than the loss, which a configuration has."""
+    sections = (content.quantization, content.pruning, content.distillation)
+    trains = [section.train for section in sections if section is not None and section.train is not None]
+    return any(train[name] is not None for train in trains for name in _OF_A_LOOP)
 
 
 def _left_in_code(text: str) -> list[Finding]:
