@@ -8,6 +8,7 @@ import typer
 
 import inc_torch
 from inc_torch.cli._benchmark import benchmark
+from inc_torch.cli._migrate import migrate
 
 __all__ = ["app"]
 
@@ -37,3 +38,4 @@ def _all_commands(
 
 
 app.command()(benchmark)
+app.command()(migrate)
