@@ -79,7 +79,8 @@ def open_model(
             f"a saved one.{hint}"
         )
         raise ConfigTypeError(message)
-    if architecture is not None and not isinstance(architecture, nn.Module):
+    unchecked: object = architecture
+    if unchecked is not None and not isinstance(unchecked, nn.Module):
         message = f"{owner} got architecture of type {type(architecture).__name__}: expected a torch.nn.Module."
         raise ConfigTypeError(message)
     path = Path(given)
