@@ -8,7 +8,10 @@ import typer
 
 import inc_torch
 from inc_torch.cli._benchmark import benchmark
+from inc_torch.cli._inspect import inspect
 from inc_torch.cli._migrate import migrate
+from inc_torch.cli._quantize import quantize
+from inc_torch.cli._report import report
 
 __all__ = ["app"]
 
@@ -37,5 +40,8 @@ def _all_commands(
     """Keep the name of a sub-command necessary, however few there are."""
 
 
+app.command()(quantize)
+app.command()(report)
+app.command()(inspect)
 app.command()(benchmark)
 app.command()(migrate)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from torch import nn
 
 from inc_torch.benchmark import BenchmarkResult, fit
 from inc_torch.cli._errors import FAILED, told_briefly
-from inc_torch.cli._references import is_reference, resolve
+from inc_torch.cli._references import made, model_or_path, module_of
 from inc_torch.config import BenchmarkConfig
-from inc_torch.core.errors import ConfigError
 
 __all__ = ["benchmark"]
 
@@ -88,11 +86,11 @@ def benchmark(  # noqa: PLR0913, PLR0917  as many as there are options
             diagnosis=diagnosis,
         )
         result = fit(
-            _model_of(model, "MODEL"),
+            model_or_path(model, "MODEL"),
             config,
-            None if data is None else _made(data, "--data"),
-            compare=None if compare is None else _model_of(compare, "--compare"),
-            architecture=None if architecture is None else _module(architecture, "--architecture"),
+            None if data is None else made(data, "--data"),
+            compare=None if compare is None else model_or_path(compare, "--compare"),
+            architecture=None if architecture is None else module_of(architecture, "--architecture"),
             metric=metric,
             batch_size=batch_size,
             clip=clip,
@@ -107,28 +105,3 @@ def benchmark(  # noqa: PLR0913, PLR0917  as many as there are options
 
 def _has_failures(result: BenchmarkResult) -> bool:
     return any(instance.failure is not None for model in result.models for instance in model.instances)
-
-
-def _model_of(text: str, option: str) -> nn.Module | str:
-    return _module(text, option) if is_reference(text) else text
-
-
-def _module(text: str, option: str) -> nn.Module:
-    made = _made(text, option)
-    if not isinstance(made, nn.Module):
-        message = f"{option} got {text!r}, which gives {type(made).__name__}: expected a torch.nn.Module."
-        raise ConfigError(message)
-    return made
-
-
-def _made(text: str, option: str) -> Any:  # noqa: ANN401  whatever the user's function returns
-    """The object itself, or what the function or class of that name returns."""
-    found: Any = resolve(text, option)
-    is_made = isinstance(found, nn.Module) or (hasattr(found, "__iter__") and not isinstance(found, type))
-    if is_made or not callable(found):
-        return found
-    try:
-        return found()
-    except Exception as error:
-        error.add_note(f"While calling {text!r} of {option}, without arguments.")
-        raise

@@ -6,10 +6,13 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from inc_torch.core.errors import ConfigError, did_you_mean
 
-__all__ = ["is_reference", "resolve"]
+__all__ = ["is_reference", "made", "model_or_path", "module_of", "resolve"]
 
 
 def is_reference(text: str) -> bool:
@@ -48,6 +51,37 @@ def resolve(text: str, option: str) -> object:
             raise ConfigError(message)
         found = getattr(found, part)
     return found
+
+
+def model_or_path(text: str, option: str) -> nn.Module | str:
+    """The module that the user's function makes, or the path that ``text`` is."""
+    return module_of(text, option) if is_reference(text) else text
+
+
+def module_of(text: str, option: str) -> nn.Module:
+    """The module that the user's function makes.
+
+    Raises:
+        ConfigError: It makes something else, or there is no such function.
+    """
+    module = made(text, option)
+    if not isinstance(module, nn.Module):
+        message = f"{option} got {text!r}, which gives {type(module).__name__}: expected a torch.nn.Module."
+        raise ConfigError(message)
+    return module
+
+
+def made(text: str, option: str) -> Any:  # noqa: ANN401  whatever the user's function returns
+    """The object itself, or what the function or class of that name returns."""
+    found: Any = resolve(text, option)
+    is_made = isinstance(found, nn.Module) or (hasattr(found, "__iter__") and not isinstance(found, type))
+    if is_made or not callable(found):
+        return found
+    try:
+        return found()
+    except Exception as error:
+        error.add_note(f"While calling {text!r} of {option}, without arguments.")
+        raise
 
 
 def _imported(source: str, option: str) -> object:

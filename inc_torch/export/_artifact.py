@@ -32,7 +32,7 @@ from inc_torch.export._tensors import int8_modules, plain_state, share_equal_cod
 from inc_torch.inference import run_graph_fused
 from inc_torch.quantizers import describe_graph, describe_int8, rebuild_int8
 
-__all__ = ["load", "save"]
+__all__ = ["SAVE_AGAIN", "load", "read_description", "save"]
 
 FORMAT = "inc_torch"
 VERSION = 1
@@ -128,7 +128,7 @@ def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
         inc_torch.core.errors.ArtifactError: 'no/such/place' does not exist: expected a directory ...
     """
     source = Path(directory)
-    data = _read_description(source)
+    data = read_description(source)
     tensors = _read_weights(source, data)
     where = os.fspath(source / ARTIFACT)
     if data["modules"] != describe_int8(model):
@@ -159,7 +159,7 @@ def _refuse_to_overwrite(directory: Path) -> None:
         raise ArtifactError(message)
 
 
-def _read_description(directory: Path) -> dict[str, Any]:
+def read_description(directory: Path) -> dict[str, Any]:
     """Read ``compression.json``, or say what the directory is instead."""
     if not directory.is_dir():
         raise ArtifactError(_no_directory(directory))

@@ -17,6 +17,7 @@ from inc_torch.quantizers import describe_int8
 __all__ = [
     "bfloat16_modules",
     "checksum",
+    "checksum_of",
     "int8_modules",
     "plain_state",
     "share_equal_codes",
@@ -55,16 +56,18 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 def checksum(module: nn.Module) -> str | None:
-    """CRC-32 of names and bytes of all Parameters and buffers of one module, as eight hex digits.
+    """`checksum_of` all Parameters and buffers of one module.
 
     None if a tensor is on the meta device, where there is nothing to read.
     """
+    tensors = {name: x for name, x in {**module._parameters, **module._buffers}.items() if x is not None}
+    return None if any(tensor.is_meta for tensor in tensors.values()) else checksum_of(tensors)
+
+
+def checksum_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """CRC-32 of names and bytes, sorted by name, as eight hex digits."""
     value = 0
-    for name, tensor in sorted({**module._parameters, **module._buffers}.items()):
-        if tensor is None:
-            continue
-        if tensor.is_meta:
-            return None
+    for name, tensor in sorted(tensors.items()):
         value = zlib.crc32(name.encode(), value)
         value = zlib.crc32(_bytes(tensor), value)
     return f"{value:08x}"

@@ -9,9 +9,10 @@ from torch import nn
 from inc_torch.core.errors import ConfigTypeError, did_you_mean
 from inc_torch.core.frameworks import check_framework
 from inc_torch.export import adorn
+from inc_torch.model._inspection import Check, SavedModel, inspect_saved
 from inc_torch.model._open import open_model
 
-__all__ = ["Model", "open_model"]
+__all__ = ["Check", "Model", "SavedModel", "inspect_saved", "open_model"]
 
 _WITHOUT_EFFECT = ("backend", "inputs", "outputs", "name", "workspace_path", "approach", "q_config", "device")
 """Keywords of INC's wrappers, which say nothing that a module does not say itself."""

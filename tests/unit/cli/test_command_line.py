@@ -12,54 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from inc_torch import PostTrainingQuantConfig, __version__, quantization
-from inc_torch.cli._app import app
 
 ROOT = Path(__file__).resolve().parents[3]
-MODELS = """
-import torch
-from torch import nn
-
-def build():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
-
-def needs_more(size):
-    return nn.Linear(size, size)
-
-number = 5
-data = [(torch.ones(4, 8), torch.tensor([0, 1, 0, 1]))] * 9
-
-def loader():
-    return data
-
-class Breaks(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(8, 2)
-
-    def forward(self, x):
-        raise ArithmeticError("broken for good")
-"""
 
 
-@pytest.fixture
-def models(tmp_path, monkeypatch):
-    """A folder with a file of models, which is the working directory."""
-    (tmp_path / "own_models.py").write_text(MODELS)
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("own_models", None)
-    sys.path[:] = [path for path in sys.path if path != str(tmp_path)]
-
-
-def run(*words):
-    return CliRunner().invoke(app, list(words))
-
-
-def test_a_model_is_measured_beside_another_and_files_are_written(models):
+def test_a_model_is_measured_beside_another_and_files_are_written(models, run):
     shown = run(
         *("benchmark", "own_models.py:build", "--compare", "own_models:build", "--data", "own_models.py:loader"),
         *(
@@ -86,7 +45,7 @@ def test_a_model_is_measured_beside_another_and_files_are_written(models):
     assert (models / "r.svg").read_text().startswith("<svg")
 
 
-def test_a_saved_model_with_its_architecture(models):
+def test_a_saved_model_with_its_architecture(models, run):
     from importlib import import_module
 
     sys.path.insert(0, str(models))
@@ -98,7 +57,7 @@ def test_a_saved_model_with_its_architecture(models):
     assert "Profiling" in shown.output
 
 
-def test_quiet_prints_nothing(models):
+def test_quiet_prints_nothing(models, run):
     assert run("benchmark", "own_models:build", "--iteration", "8", "--quiet").output == ""
 
 
@@ -121,20 +80,20 @@ def test_quiet_prints_nothing(models):
         (["own_models:Breaks", "--data", "own_models:data"], 1, "ArithmeticError: broken for good"),
     ],
 )
-def test_what_goes_wrong_is_a_line_and_a_code(models, words, code, told):
+def test_what_goes_wrong_is_a_line_and_a_code(models, words, code, told, run):
     shown = run("benchmark", *words)
     assert shown.exit_code == code
     assert told in " ".join(shown.output.split())
     assert "Traceback (most recent call last)" not in shown.output or code == 1
 
 
-def test_bugs_of_the_users_function_keep_their_trace(models):
+def test_bugs_of_the_users_function_keep_their_trace(models, run):
     shown = run("benchmark", "own_models:needs_more")
     assert isinstance(shown.exception, TypeError)
     assert shown.exception.__notes__ == ["While calling 'own_models:needs_more' of MODEL, without arguments."]
 
 
-def test_an_instance_that_fails_is_a_failure_of_the_command(models, monkeypatch):
+def test_an_instance_that_fails_is_a_failure_of_the_command(models, monkeypatch, run):
     from inc_torch.benchmark import BenchmarkResult, InstanceResult, ModelResult
     from inc_torch.cli import _benchmark
 
@@ -143,13 +102,13 @@ def test_an_instance_that_fails_is_a_failure_of_the_command(models, monkeypatch)
     assert run("benchmark", "own_models:build").exit_code == 1
 
 
-def test_warnings_are_lines(models):
+def test_warnings_are_lines(models, run):
     shown = run("benchmark", "own_models:build", "--cores-per-instance", "900", "--clip", "--iteration", "8")
     assert shown.exit_code == 0
     assert "Warning: num_of_instance=1 with cores_per_instance=900 need 900 physical cores" in shown.output
 
 
-def test_help_says_what_to_type():
+def test_help_says_what_to_type(run):
     assert "benchmark" in run("--help").output
     shown = " ".join(run("benchmark", "--help").output.split())
     for words in ("inc-torch benchmark minilm-int8 --compare minilm", "--architecture", "--instances", "--svg"):
@@ -158,7 +117,7 @@ def test_help_says_what_to_type():
     assert "benchmark" in run().output
 
 
-def test_version():
+def test_version(run):
     shown = run("--version")
     assert (shown.exit_code, shown.output) == (0, f"{__version__}\n")
 
