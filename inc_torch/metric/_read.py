@@ -282,11 +282,11 @@ def _is_weight(weight: object) -> bool:
     return isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < math.inf
 
 
-def register_customer_metric(user_metric: Metric, framework: str = "pytorch") -> None:
+def register_customer_metric(user_metric: object, framework: str = "pytorch") -> None:
     """File the class of a described metric under its name, so that configs can name it.
 
     Args:
-        user_metric: The metric.
+        user_metric: The metric, a `Metric`.
         framework: As for `inc_torch.metric.METRICS`.
 
     Raises:
