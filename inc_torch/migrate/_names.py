@@ -85,6 +85,8 @@ def missing(path: str) -> Missing | None:
     owner = ".".join(["inc_torch", *parts[:depth]])
     known = [name for name in dir(importlib.import_module(owner)) if not name.startswith("_")]
     hint = did_you_mean(parts[depth], known).strip()
+    if depth and inspect.ismodule(found(parts[depth])):
+        hint = f"Take it from inc_torch.{parts[depth]}."
     return (
         f"{owner} has no {parts[depth]!r}",
         hint or f"Leave it out, or say what it is needed for in an issue. {_PAGE}",

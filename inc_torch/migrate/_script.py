@@ -53,7 +53,7 @@ def migrate_source(text: str, *, to_2x: bool = False, folder: str | os.PathLike[
         >>> print(migrate_source("from neural_compressor import quantization  # int8").text)
         from inc_torch import quantization  # int8
         >>> migrate_source("import neural_compressor.ux").findings[0].why
-        "the graphical interface of INC is not replaced"
+        'the graphical interface of INC is not replaced'
     """
     if not _CONCERNED.search(text):
         return Migrated(text, ())

@@ -99,6 +99,12 @@ def test_what_to_do_names_the_nearest():
     assert finding.todo == "Did you mean 'fit'? The import is left as it is until then."
 
 
+def test_what_to_do_names_the_module_that_has_it():
+    (finding,) = migrate_source("from neural_compressor.experimental.data.datasets import x").findings
+    assert finding.why == "inc_torch.experimental has no 'data'"
+    assert finding.todo.startswith("Take it from inc_torch.data. ")
+
+
 def test_other_imports_of_the_same_file_are_renamed():
     text = "from neural_compressor.ux import gui\nfrom neural_compressor import quantization\n"
     assert migrate_source(text).text == "from neural_compressor.ux import gui\nfrom inc_torch import quantization\n"

@@ -50,6 +50,15 @@ def test_a_dropped_loss_without_a_name_is_told():
     assert [(line, why) for line, why, _ in told(loop)] == [(6, "the loss that it returns is dropped")]
 
 
+def test_a_dropped_loss_that_backward_does_not_begin_with_is_told():
+    loop = (
+        f"{MADE}for i, x in enumerate(data):\n    manager.on_step_begin(i)\n    loss = model(x)\n"
+        f"    manager.on_after_compute_loss(x, out, loss)\n    total.backward()\n{STEP}"
+    )
+    assert rewritten(loop) == loop
+    assert [(line, why) for line, why, _ in told(loop)] == [(7, "the loss that it returns is dropped")]
+
+
 def test_a_loss_that_goes_nowhere_is_told():
     loop = (
         f"{MADE}for i, x in enumerate(data):\n    manager.on_step_begin(i)\n    loss = model(x)\n"
@@ -253,7 +262,20 @@ def test_a_loop_that_does_not_count_gets_a_counter():
 
 
 def test_schedulers_are_no_optimizers():
-    text = f"{MADE}for i, x in enumerate(data):\n    manager.on_step_begin(i)\n    model(x).backward()\n{STEP}"
-    text = text.replace("manager.on_train_end", "    lr_scheduler.step()\nmanager.on_train_end")
-    assert rewritten(text) == text
+    hooks = "    manager.on_before_optimizer_step()\n    optimizer.step()\n    manager.on_after_optimizer_step()\n"
+    text = (
+        f"{MADE}for i, x in enumerate(data):\n    manager.on_step_begin(i)\n    model(x).backward()\n"
+        "    optimizer.step()\n    lr_scheduler.step()\n    optimizer_schedule.step()\nmanager.on_train_end()\n"
+    )
+    assert rewritten(text) == text.replace("    optimizer.step()\n", hooks)
     assert told(text) == []
+
+
+def test_a_name_that_is_something_else_too_is_not_taken_for_a_manager():
+    text = (
+        "from inc_torch import prepare_compression\nmanager = prepare_compression(model, conf)\n"
+        "manager = Other()\nfor i, x in enumerate(data):\n    model(x).backward()\n"
+        "    manager.on_before_optimizer_step()\n    optimizer.step()\n"
+    )
+    assert rewritten(text) == text
+    assert [(line, why) for line, why, _ in told(text)] == [(7, "it is not known what 'manager' is")]
