@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ from torch.fx import GraphModule
 
 from inc_torch.core.report import CompressionReport
 from inc_torch.export._artifact import save
-from inc_torch.export._inc_members import INC_MEMBERS
 from inc_torch.export._packed import export_compressed_model
 from inc_torch.export._proof import attached_report, measured_report
 
@@ -37,10 +37,10 @@ def adorn(model: nn.Module) -> None:
     """
     if not hasattr(type(model), _ORIGINAL):
         # Attributes of submodules (``LlamaForCausalLM.model``) are found by hasattr on the object only.
-        members = tuple(name for name in _MEMBERS if not hasattr(model, name))
+        members = tuple(name for name in _members() if not hasattr(model, name))
         if isinstance(model, GraphModule):  # has a class for itself alone, which its recompile() must find again
             for name in members:
-                setattr(type(model), name, _MEMBERS[name])
+                setattr(type(model), name, _members()[name])
             setattr(type(model), _ORIGINAL, type(model))
         else:
             model.__class__ = _adorned_class(type(model), members)
@@ -87,8 +87,15 @@ _MEMBERS: dict[str, Any] = {
     "export_compressed_model": export_compressed_model,
     "tuning": property(_tuning),
     "model": property(_itself),
-    **INC_MEMBERS,
 }
+
+
+@functools.cache
+def _members() -> dict[str, Any]:
+    """All of them by name."""
+    from inc_torch.export._inc_members import INC_MEMBERS  # on first use: importing the package does without
+
+    return {**_MEMBERS, **INC_MEMBERS}
 
 
 def _adorned_class(original: type[nn.Module], members: tuple[str, ...]) -> type[nn.Module]:
@@ -105,7 +112,7 @@ def _make_class(original: type[nn.Module], members: tuple[str, ...]) -> type[nn.
         reduced: Any = original.__reduce_ex__(own, protocol)
         return _rebuild, reduced[:2], *reduced[2:]
 
-    namespace = {name: _MEMBERS[name] for name in members} | {
+    namespace = {name: _members()[name] for name in members} | {
         _ORIGINAL: original,
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,

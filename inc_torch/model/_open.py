@@ -79,8 +79,7 @@ def open_model(
             f"a saved one.{hint}"
         )
         raise ConfigTypeError(message)
-    unchecked: object = architecture
-    if unchecked is not None and not isinstance(unchecked, nn.Module):
+    if architecture is not None and not isinstance(architecture, nn.Module):
         message = f"{owner} got architecture of type {type(architecture).__name__}: expected a torch.nn.Module."
         raise ConfigTypeError(message)
     path = Path(given)
