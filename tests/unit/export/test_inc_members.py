@@ -61,8 +61,8 @@ def test_states_of_int8_models():
 
 
 def test_wrong_names_and_shapes():
-    with pytest.raises(LayerNotFoundError, match=r"Sequential has no parameter '0\.wieght'\. Did you mean '0\.weight'"):
-        model().get_weight("0.wieght")
+    with pytest.raises(LayerNotFoundError, match=r"Sequential has no parameter '0\.weigh'\. Did you mean '0\.weight'"):
+        model().get_weight("0.weigh")
     with pytest.raises(ModelError, match=r"'0\.weight' has the shape \(8, 4\): got values of shape \(2,\)\."):
         model().update_weights("0.weight", [1.0, 2.0])
 
