@@ -15,6 +15,9 @@ from inc_torch.data._postprocess import Postprocess
 from inc_torch.data._sections import loader_of, postprocess_of
 from inc_torch.data._transform import TRANSFORMS, BaseTransform, transform_registry
 
+PyTorchDataLoader = DataLoader
+"""The name that it has in tests and examples of INC."""
+
 __all__ = [
     "DATALOADERS",
     "FILTERS",
@@ -26,6 +29,7 @@ __all__ = [
     "Filter",
     "IterableDataset",
     "Postprocess",
+    "PyTorchDataLoader",
     "check_dataloader",
     "dataset_registry",
     "filter_registry",
