@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from inc_torch.core.report import CompressionReport
 from inc_torch.export._artifact import save
+from inc_torch.export._inc_members import INC_MEMBERS
 from inc_torch.export._packed import export_compressed_model
 from inc_torch.export._proof import attached_report, measured_report
 
@@ -28,7 +29,8 @@ _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 def adorn(model: nn.Module) -> None:
     """Give ``model`` the members of a compressed model, in place.
 
-    These are ``save``, ``report``, ``export``, ``export_compressed_model``, ``tuning``, and ``model`` for itself.
+    These are ``save``, ``report``, ``export``, ``export_compressed_model``, ``tuning``, ``model`` for itself, and what
+    else INC's wrapper had (`inc_torch.export._inc_members`).
 
     The object stays the same; its class becomes a subclass of the same name. A member that the class or the
     object has already is left alone. Doing it twice changes nothing.
@@ -85,6 +87,7 @@ _MEMBERS: dict[str, Any] = {
     "export_compressed_model": export_compressed_model,
     "tuning": property(_tuning),
     "model": property(_itself),
+    **INC_MEMBERS,
 }
 
 

@@ -286,7 +286,7 @@ def register_customer_metric(user_metric: object, framework: str = "pytorch") ->
     """File the class of a described metric under its name, so that configs can name it.
 
     Args:
-        user_metric: The metric.
+        user_metric: The metric, a `Metric`.
         framework: As for `inc_torch.metric.METRICS`.
 
     Raises:

@@ -46,7 +46,7 @@ _SAVED_MODEL: Final = "saved_model.pb"
 
 def open_model(
     given: object,
-    architecture: nn.Module | None = None,
+    architecture: object = None,
     *,
     owner: str = "open_model",
     argument: str = "model",
