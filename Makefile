@@ -212,6 +212,7 @@ test-ipex-quick: ## Run the quick part of these tests, if their environment is t
 .PHONY: nightly
 nightly: static test-oldest test-ipex ## Run everything: slow tests, oldest releases, the extension, benchmarks, demo
 	@$(PYTEST) $(WORKERS) -m "not ipex and not gpu" $(ARGS)
+	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory bench
 	@$(MAKE) --no-print-directory demo
 
@@ -262,6 +263,16 @@ fix: $(STAMP) ## Format the code and repair what the linter can
 .PHONY: api
 api: $(STAMP) ## Record the public API after a deliberate change
 	@$(BIN)/python tests/architecture/api_surface.py --update
+
+# ------------------------------------------------------------------------------ documentation
+
+.PHONY: docs
+docs: $(VENV)/.docs ## Build the documentation site in build/site, and check its links
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(STAMP)
+	@$(INSTALL) -c constraints/main.txt -e '.[docs]'
+	@touch $@
 
 # ------------------------------------------------------------------------------ clean
 
