@@ -9,10 +9,10 @@ from torch import nn
 
 from inc_torch.callbacks._bfloat16 import left_to_bfloat16
 from inc_torch.core.callback import Callback
-from inc_torch.core.errors import CalibrationError, HookOrderError, InexactWarning, StateError
+from inc_torch.core.errors import CalibrationError, HookOrderError, InexactWarning, LoopWarning, StateError
 from inc_torch.core.hooks import Phase, Progress, Stage
 from inc_torch.core.report import Finding
-from inc_torch.core.sharding import require_unshardable
+from inc_torch.core.sharding import plain_class, require_unshardable
 from inc_torch.core.state import check_keys
 from inc_torch.core.user_warning import warn_user
 from inc_torch.inference import run_graph_fused
@@ -154,6 +154,8 @@ class QuantizationAwareTrainingCallbacks(Callback):
         self._enter(self.progress.step)
 
     def on_before_optimizer_step(self) -> None:
+        if not self.model.training:
+            self._leave_evaluation()
         self._enter(self.progress.step)
         if self._is_rounding and not self._has_fixed_ranges:
             fold_ranges(self.model, self.progress.ranks)
@@ -175,6 +177,15 @@ class QuantizationAwareTrainingCallbacks(Callback):
             else:
                 self._calls.deploy(self.model)
             self._is_converted = True
+
+    def _leave_evaluation(self) -> None:
+        """Do what INC does as training begins; here the loop has had its chance to do it."""
+        self.model.train()
+        message = (
+            f"{plain_class(type(self.model)).__name__} was in evaluation mode while it was trained, where no range of "
+            "an input is observed; it is in training mode now. Call model.train() before the loop."
+        )
+        warn_user(message, LoopWarning)
 
     def _enter(self, step: int) -> None:
         """Be in optimizer step number ``step``, from 0."""

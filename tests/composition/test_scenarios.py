@@ -73,7 +73,7 @@ def test_s6_without_training_is_an_error_and_not_a_model_of_zeros():
     with pytest.raises(CalibrationError, match="no input of 'conv', 'hidden', 'head' was observed") as caught:
         manager.on_train_end()
     assert caught.value.__notes__ == [
-        "In on_train_end of QuantizationAwareTrainingCallbacks, called by inc_torch at epoch 0, optimizer step 0."
+        "In on_train_end of QuantizationAwareTrainingCallbacks, called by inc_torch at optimizer step 0."
     ]
     # The run can go on from there.
     manager.model(next(images(1))[0])

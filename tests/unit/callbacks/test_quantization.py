@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -434,3 +435,29 @@ def test_what_a_rule_leaves_to_bfloat16_computes_in_it_after_training(has_bfloat
         with pytest.warns(InexactWarning, match="'2' was to compute in bfloat16, which this processor lacks"):
             callback.on_train_end()
         assert model[2].weight.dtype == torch.float32
+
+
+def test_a_loop_that_leaves_the_model_in_evaluation_mode_is_put_right():
+    """As INC's on_train_begin does; else no range would be observed, which only the end of the training would show."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)).eval()
+    manager = prepare_compression(model, QuantizationAwareTrainingConfig())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    manager.on_train_begin()
+    told = []
+    for index in range(3):
+        manager.on_step_begin(index)
+        model(torch.randn(4, 4)).square().mean().backward()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            manager.on_before_optimizer_step()
+        told += [str(warning.message) for warning in caught]
+        optimizer.step()
+        manager.on_after_optimizer_step()
+        optimizer.zero_grad()
+    manager.on_train_end()
+    assert told == [
+        "Sequential was in evaluation mode while it was trained, where no range of an input is observed; it is in "
+        "training mode now. Call model.train() before the loop."
+    ]
+    assert isinstance(model[0], Int8Linear)
