@@ -183,3 +183,48 @@ def test_notes_are_told_once_a_translation(file_of):
     assert first == second
     assert [note.line for note in first] == [3, 5]
     assert str(first[0]) == "line 3: model.inputs has no effect: modules of PyTorch have no such names."
+
+
+# ------------------------------------------------------------------------------ INC's own templates
+
+
+def test_what_templates_of_inc_say_against_their_own_schema(file_of):
+    """Reduction None, a loader with a warm-up, diagnosis as a mapping, rules by name without lists."""
+    path = file_of("""\
+        model:
+          name: qat
+          framework: pytorch_fx
+        quantization:
+          approach: quant_aware_training
+          train:
+            end_epoch: 8
+            criterion:
+              CrossEntropyLoss:
+                reduction: None
+            dataloader:
+              batch_size: 30
+              warmup: 5
+              iteration: 10
+          op_wise: {conv1: {activation: {dtype: uint8}, weight: {dtype: int8}}}
+        evaluation:
+          accuracy:
+            metric: {topk: 3}
+            postprocess:
+              transform:
+                Reshape:
+                  shape: [1, 1000]
+        tuning:
+          diagnosis:
+            diagnosis_after_tuning: False
+            op_list: []
+        """)
+    translation = read_conf(path).translate()
+    (config,) = translation.configs
+    assert type(config).__name__ == "QuantizationAwareTrainingConfig"
+    assert config.op_name_dict == {"conv1": {"activation": {"dtype": ("uint8",)}, "weight": {"dtype": ("int8",)}}}
+    assert [note.line for note in translation.notes] == [10, 13, 14, 24]
+    graph = file_of(
+        "graph_optimization:\n  precisions: [bf16]\n  op_wise:\n    conv1:\n      weight: {dtype: [fp32]}\n"
+    )
+    (config,) = read_conf(graph).translate().configs
+    assert config.op_name_dict == {"conv1": {"weight": {"dtype": ("fp32",)}}}
