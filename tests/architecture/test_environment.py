@@ -15,7 +15,7 @@ import inc_torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-CI_EXTRAS = ("hf", "trainers", "dev")
+CI_EXTRAS = ("hf", "trainers", "dev", "docs")
 
 
 def _requirements(name: str) -> list[Requirement]:
