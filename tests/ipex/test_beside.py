@@ -23,9 +23,9 @@ from inc_torch.core.errors import ConfigError, ModelError
 from inc_torch.export.onnx import export_onnx
 from inc_torch.ipex import deployed, withdraw
 from inc_torch.ipex._extension import extension
-from tests.ipex.models import FALSE_ALARM, natively, residual, rows
+from tests.ipex.models import natively, residual, rows
 
-pytestmark = [pytest.mark.ipex, FALSE_ALARM]
+pytestmark = pytest.mark.ipex
 
 
 def deployed_model(kind: str) -> nn.Module:
