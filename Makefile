@@ -37,6 +37,9 @@ WHOLE := tests/docs/test_pages.py $(addprefix tests/unit/tuning/test_,search.py 
 	awq_teq.py contract.py gptq.py matrix.py) $(addprefix tests/unit/export/test_,onnx.py packed.py) \
 	tests/unit/benchmark/test_instances.py tests/unit/huggingface/test_gptq_directories.py tests/unit/pipeline $(addprefix tests/unit/inference/test_,generation.py optimize.py passes.py) \
 	$(addprefix tests/unit/quantizers/fx/test_,families.py converted.py)
+# What is run beside the extension: all but the tools, pages and examples, which are those of the main environment, and
+# trainers; accelerate imports the extension in the middle of a training, which then is no longer the same to the last bit.
+BESIDE_IPEX := $(addprefix tests/,unit contracts loops composition distributed)
 FAST := $(wildcard tests/unit tests/contracts tests/architecture tests/docs) $(addprefix --ignore=,$(WHOLE))
 
 # Models come from installed packages and local folders; nothing may be fetched from a hub at run time.
@@ -180,7 +183,8 @@ $(IPEX)/bin/python:
 	@echo "Installing Intel Extension for PyTorch into $(IPEX) (gigabytes) ..."
 	@mkdir -p $(CACHE) && rm -rf $(IPEX).part && "$(PYTHON)" -m venv $(IPEX).part
 	@$(IPEX).part/bin/python $(PIP_INSTALL) -c constraints/ipex.txt \
-		torch intel-extension-for-pytorch setuptools transformers numpy pillow optuna pyyaml rich typer scipy pytest pytest-xdist hypothesis
+		torch intel-extension-for-pytorch setuptools transformers accelerate numpy pillow optuna pyyaml rich typer scipy \
+		matplotlib torchmetrics pycocotools pytest pytest-xdist hypothesis
 	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps -c constraints/ipex.txt torchvision efficientnet-lite-pytorch
 	@$(IPEX).part/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r constraints/assets.txt
 	@mv $(IPEX).part $(IPEX)
@@ -209,8 +213,12 @@ test-ipex-quick: ## Run the quick part of these tests, if their environment is t
 		echo "Left out: the tests of backend=\"ipex\", as their environment is not made. For them: make test-ipex"; \
 	fi
 
+.PHONY: test-ipex-suite
+test-ipex-suite: $(IPEX)/bin/python ## Run the fast tests of the whole package beside the extension
+	@OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(IPEX)/bin/python -m pytest $(WORKERS) $(BESIDE_IPEX) $(ARGS)
+
 .PHONY: nightly
-nightly: static test-oldest test-ipex ## Run everything: slow tests, oldest releases, the extension, benchmarks, demo
+nightly: static test-oldest test-ipex test-ipex-suite $(VISION) ## Run everything: slow tests, oldest releases, the extension, benchmarks, demo
 	@$(PYTEST) $(WORKERS) -m "not ipex and not gpu" $(ARGS)
 	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory bench

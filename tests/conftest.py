@@ -8,6 +8,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Else accelerate hands training to Intel's extension wherever that is installed.
+os.environ.setdefault("ACCELERATE_USE_IPEX", "false")
 
 import importlib.util
 import random
@@ -16,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.support.versions import IS_OLD, skip_what_is_newer
 
 torch.set_num_threads(1)
 
@@ -38,6 +42,18 @@ collect_ignore = [path for package in _ABSENT for path in _OPTIONAL[package]]
 
 def pytest_report_header():
     return [f"left out, as {package} is not installed: {', '.join(_OPTIONAL[package])}" for package in _ABSENT]
+
+
+def pytest_configure(config):
+    if IS_OLD:
+        config.addinivalue_line("filterwarnings", "ignore:This transformers is too old")
+    if importlib.util.find_spec("intel_extension_for_pytorch"):
+        # Of torch, once anybody has imported the extension; its gradients are right, see tests/ipex/test_beside.py.
+        config.addinivalue_line("filterwarnings", "ignore:.*an autograd kernel was not registered:UserWarning")
+
+
+def pytest_collection_modifyitems(items):
+    skip_what_is_newer(items)
 
 
 @pytest.fixture(autouse=True)

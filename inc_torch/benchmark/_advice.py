@@ -13,6 +13,7 @@ from inc_torch import kernels
 from inc_torch.benchmark._dispatch import OWN, is_low_precision
 from inc_torch.core.errors import listed
 from inc_torch.core.names import named_layers
+from inc_torch.core.program import program_of
 from inc_torch.quantizers import (
     Int8DynamicLinear,
     Int8Embedding,
@@ -59,7 +60,7 @@ def advice_on(model: nn.Module, dispatched: Mapping[str, int]) -> list[str]:
         *_of_fake_quant(model),
         *_of_zeros(model),
         *_of_weight_only(model, dispatched),
-        *_of_int8(model, dispatched),
+        *(_of_int8(model, dispatched) if program_of(model) is None else ()),
     ]
 
 

@@ -25,13 +25,13 @@ OWN: Final = "inc_torch."
 
 _LOW: Final = re.compile(
     r"qlinear|qconv|qadd|qmul|quantized::|_int_mm|int8pack_mm|int4pack_mm|_scaled_mm|fbgemm"
-    r"|^inc_torch\.(linear|conv2d|few_bits_product)$"
+    r"|^inc_torch\.(linear|conv2d|few_bits_product)$|^dequantize\+"
 )
 _PRODUCTS: Final = re.compile(
     r"^aten::(addmm|mm|bmm|baddbmm|addbmm|addmv|mv|dot|_int_mm|_scaled_mm|_addmm_activation|_weight_int\w+"
     r"|mkldnn_\w*(conv|linear|rnn)\w*|\w*mkldnn_rnn\w*|cudnn_conv\w*|miopen_conv\w*|thnn_conv\w*|_slow_conv\w*|slow_conv\w*"
     r"|_conv_depthwise2d|_scaled_dot_product_\w*(flash|efficient|cudnn)\w*|lstm|gru|embedding|embedding_bag)$"
-    r"|^(onednn|quantized|mkldnn|mkl|fbgemm)::|prepacked::"
+    r"|^(onednn|quantized|mkldnn|mkl|fbgemm|ipex_prepack)::|prepacked::|^dequantize\+.*(linear|conv|matmul)"
 )
 _HELPERS: Final = re.compile(r"prepack$|_wrapper$|::(size|stride|dim)$")
 

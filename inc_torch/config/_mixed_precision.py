@@ -10,7 +10,7 @@ from inc_torch.config._base import Config, config, option
 from inc_torch.config._checks import Place, choice, list_of, names, text
 from inc_torch.config._criteria import ACCURACY, TUNING, AccuracyCriterion, Objectives, TuningCriterion
 from inc_torch.config._op_rules import MIXED_PRECISION, check_rules, precision_rules
-from inc_torch.config._quantization import NO_NAMES, check_level
+from inc_torch.config._quantization import NO_NAMES, check_backend, check_level
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.config._tuned import TunedConfig
 from inc_torch.core.errors import ConfigError, did_you_mean
@@ -42,14 +42,6 @@ def _wanted(value: object, place: Place) -> tuple[str, ...]:
     return listed
 
 
-def _backend(value: object, place: Place) -> str:
-    name = text(value, place)
-    if name != "default":
-        hint = " Mixed precision of the extension comes with a later version." if name == "ipex" else ""
-        raise place.error(value, "'default'", hint)
-    return name
-
-
 def _anything(value: object, place: Place) -> object:  # noqa: ARG001  a check
     return value
 
@@ -70,7 +62,8 @@ class MixedPrecisionConfig(TunedConfig):
 
     Args:
         device: Where INC would run; the model's own device is what counts here. ``"gpu"`` needs CUDA.
-        backend: Only ``"default"`` so far.
+        backend: ``"default"``, or ``"ipex"``: what computes in bfloat16 runs on the kernels of Intel Extension for
+            PyTorch 2.8, which only torch 2.8 has.
         precisions: ``"bf16"``, ``"fp16"`` or both, the preferred one first. fp16 is for CUDA, on a CPU nothing gains
             by it.
         model_name: A label, without effect.
@@ -83,7 +76,8 @@ class MixedPrecisionConfig(TunedConfig):
         excluded_precisions: Of ``precisions``, those that are not wanted after all.
         op_name_dict: Rules by module name.
         op_type_dict: Rules by class name.
-        example_inputs: Stored; nothing here has to trace the model.
+        example_inputs: One call of the model, for ``backend="ipex"``, which traces it: a tensor, a tuple or list of
+            arguments, or a mapping of names. Without them the first call is traced. Nothing else traces.
         precision: The same as ``precisions``.
         strategy: Old spelling, goes into a copy of ``tuning_criterion``; so do ``timeout``, ``max_trials``,
             ``objective`` and ``performance_only``.
@@ -104,7 +98,7 @@ class MixedPrecisionConfig(TunedConfig):
     keyword_only_inputs: ClassVar[tuple[str, ...]] = (*TunedConfig.keyword_only_inputs, "precision")
 
     device: str = option(choice(("cpu", "gpu", "npu", "xpu")), default="cpu")
-    backend: str = option(_backend, default="default")
+    backend: str = option(check_backend, default="default")
     precisions: Sequence[str] = option(_wanted, default=("bf16",))
     model_name: str = option(text, default="")
     inputs: Sequence[str] = option(names, default=())
@@ -164,6 +158,7 @@ class MixedPrecisionConfig(TunedConfig):
         idle = in_training or not is_evaluated
         default = TuningCriterion()
         autocast = "autocast decides for each operation of torch by itself"
+        finished = "the extension runs finished models; give it to mix_precision.fit after training"
         reasons = {
             "tuning_criterion": (self.tuning_criterion != default and idle, searches),
             "accuracy_criterion": (self.accuracy_criterion != AccuracyCriterion() and idle, searches),
@@ -171,6 +166,7 @@ class MixedPrecisionConfig(TunedConfig):
             "model_name": (bool(self.model_name), "nothing asks for the label"),
             "inputs": (bool(self.inputs), NO_NAMES),
             "outputs": (bool(self.outputs), NO_NAMES),
+            "backend": (self.backend != "default" and in_training, finished),
             "op_type_dict": (bool(self.op_type_dict) and in_training, autocast),
             "op_name_dict": (bool(self.op_name_dict) and in_training, autocast),
         }

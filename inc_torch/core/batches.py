@@ -33,7 +33,7 @@ from inc_torch.core.errors import ModelError
 from inc_torch.core.modes import evaluating, without_compiling
 from inc_torch.core.names import unwrapped
 
-__all__ = ["Inputs", "copied", "count_samples", "described", "on_device", "output_of", "run", "split"]
+__all__ = ["Inputs", "copied", "count_samples", "described", "on_device", "one_call", "output_of", "run", "split"]
 
 LABEL_NAMES = ("labels", "label")
 """Where a mapping keeps its labels; the first one found counts."""
@@ -82,6 +82,20 @@ def split(batch: object, model: nn.Module) -> tuple[Inputs, object]:
     forward.check(args, kwargs, batch)
     device = _device_of(model)
     return Inputs(on_device(tuple(args), device), on_device(dict(kwargs), device)), on_device(label, device)
+
+
+def one_call(example: object, model: nn.Module) -> Inputs | None:
+    """Example inputs of any form: a tensor, a tuple or list of arguments, a mapping of names; None stays None.
+
+    Example:
+        >>> one_call([torch.ones(1), torch.ones(2)], nn.Bilinear(1, 2, 3)).args
+        (tensor([1.]), tensor([1., 1.]))
+    """
+    if example is None or isinstance(example, Inputs):
+        return example
+    if isinstance(example, tuple | list) and not hasattr(example, "_fields"):
+        return Inputs(tuple(example))
+    return split(example, model)[0]
 
 
 def run(model: nn.Module, inputs: Inputs) -> object:

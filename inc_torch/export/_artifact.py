@@ -103,6 +103,15 @@ def _write_program(model: nn.Module, target: Path) -> dict[str, Any]:
     return write_summary(model, target)
 
 
+def _runs_program(model: nn.Module, source: Path, description: Mapping[str, Any]) -> bool:
+    """Let a loaded model run on Intel's extension, if it did when it was saved and can here."""
+    if not description:
+        return False
+    from inc_torch.export._extension import rerun_on_extension
+
+    return rerun_on_extension(model, source, description)
+
+
 def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
     """Load what `save` (and ``manager.save``) wrote into ``model``, in place.
 
@@ -137,14 +146,11 @@ def load(directory: str | os.PathLike[str], model: ModelT) -> ModelT:
     _fill(model, tensors, data, where)
     stored = read_report(data["report"], where)
     attach_report(model, prove_report(model, stored, where))
-    if data["ipex"]:
-        from inc_torch.export._extension import rerun_on_extension
-
-        rerun_on_extension(model.eval(), source, data["ipex"])
-    else:
+    model.eval()
+    if not _runs_program(model, source, data["ipex"]):
         run_graph_fused(model)
         inference.fuse_half_precision(model)
-    return model.eval()
+    return model
 
 
 def _refuse_to_overwrite(directory: Path) -> None:

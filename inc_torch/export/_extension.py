@@ -1,4 +1,4 @@
-"""Models on the extension of Intel in files: its summary beside the int8 weights."""
+"""Models on the extension of Intel in files: what it needs besides the weights."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from torch import nn
 from inc_torch.core.errors import ArtifactError, InexactWarning
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export._files import file_facts, write_json
-from inc_torch.ipex import SUMMARY, deployed, deployment_of, is_available, read_summary, redeploy
+from inc_torch.ipex import SUMMARY, Summary, deployed, deployment_of, is_available, read_summary, redeploy
+from inc_torch.quantizers import describe_int8
 
 __all__ = ["rerun_on_extension", "write_summary"]
 
 
 def write_summary(model: nn.Module, directory: Path) -> dict[str, Any]:
-    """Write the summary of a model that runs on the extension; returns what else stands in ``compression.json``."""
-    program = deployed(model)
-    if program is None:
-        return {}
-    description = deployment_of(model)
+    """Write the summary of an int8 model on the extension; returns what else stands in ``compression.json``."""
+    program, description = deployed(model), deployment_of(model)
+    if program is None or program.summary is None:
+        return description
     write_json(directory / SUMMARY, program.summary)
     return {**description, "summary": {"file": SUMMARY, **file_facts(directory / SUMMARY)}}
 
 
-def rerun_on_extension(model: nn.Module, directory: Path, description: Mapping[str, Any]) -> None:
-    """Let a loaded int8 model run on the extension as the saved one did; without the extension it runs as it is.
+def rerun_on_extension(model: nn.Module, directory: Path, description: Mapping[str, Any]) -> bool:
+    """Let a loaded model run on the extension as the saved one did.
+
+    Returns:
+        False if the extension is not there: the model runs as it is.
 
     Raises:
         ArtifactError: The summary is not the one that was saved.
@@ -36,15 +39,21 @@ def rerun_on_extension(model: nn.Module, directory: Path, description: Mapping[s
     if not is_available():
         message = (
             f"{os.fspath(directory)!r} was saved with backend='ipex', and the extension is not here in a version that "
-            "fits: its int8 layers run on the default backend, everything else in float."
+            "fits: its int8 and bfloat16 layers run on the default backend, everything else in float."
         )
         warn_user(message, InexactWarning)
-        return
-    path, facts = directory / SUMMARY, description.get("summary", {})
+        return False
+    has_summary = "summary" in description or describe_int8(model)
+    summary = _read(directory / SUMMARY, description.get("summary", {})) if has_summary else None
+    redeploy(model, summary, description, os.fspath(directory))
+    return True
+
+
+def _read(path: Path, facts: Mapping[str, Any]) -> Summary:
     if not path.is_file() or file_facts(path)["sha256"] != facts.get("sha256"):
         message = (
             f"{os.fspath(path)!r} is not the file that was saved: copy the whole directory again, or save again with "
             "manager.save(directory)."
         )
         raise ArtifactError(message)
-    redeploy(model, read_summary(path), description, os.fspath(directory))
+    return read_summary(path)

@@ -47,7 +47,8 @@ def capturing() -> Iterator[None]:
 
 def _is_captured() -> bool:
     """Whether a graph for this process is made; one that is exported must do without our operator."""
-    return bool(_captures) or (torch.compiler.is_compiling() and not torch.compiler.is_exporting())
+    # Not is_exporting(): Dynamo of torch 2.8 takes that for true in every graph. Newer ones read this flag for it.
+    return bool(_captures) or (torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag)
 
 
 class _Hidden(Protocol):

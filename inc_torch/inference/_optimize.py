@@ -11,6 +11,7 @@ from torch import nn
 from inc_torch.core.batches import Inputs, run
 from inc_torch.core.errors import ConfigError, ConfigTypeError, ModelError
 from inc_torch.core.modes import evaluating
+from inc_torch.core.program import require_own_forward
 from inc_torch.inference._compiled_call import CompiledCall
 from inc_torch.inference._graphs import TOLERANCE, run_graph_fused
 from inc_torch.inference._opaque import can_hide, hide
@@ -35,7 +36,7 @@ def optimize_for_inference(model: nn.Module, example_inputs: Any = None, *, tole
     Raises:
         ConfigTypeError: ``model`` is no module, or ``tolerance`` no number.
         ConfigError: ``tolerance`` is below 0 or not a number.
-        ModelError: The model has no int8 layers that compute on codes.
+        ModelError: The model has no int8 layers that compute on codes, or runs on Intel's extension.
         Exception: What the model itself raises on ``example_inputs``; it is then as it was.
     """
     modules = _fusible(model)
@@ -60,6 +61,7 @@ def _fusible(model: object) -> list[nn.Module]:
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a model of type {type(model).__name__}"
         message = f"optimize_for_inference got {what}: expected a torch.nn.Module, as quantization.fit returns it."
         raise ConfigTypeError(message)
+    require_own_forward(model, "optimize_for_inference")
     modules = [module for module in model.modules() if can_hide(module)]
     if modules:
         return modules

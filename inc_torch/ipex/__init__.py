@@ -1,4 +1,4 @@
-"""Int8 models on the kernels of Intel Extension for PyTorch, which is imported here alone, and only when asked for.
+"""Models on the kernels of Intel Extension for PyTorch, which is imported here alone, and only when asked for.
 
 The extension is a second way to *run* an int8 model of ours; prepared, calibrated, smoothed, trained and saved it is
 in the same way as for the default backend::
@@ -10,13 +10,16 @@ in the same way as for the default backend::
 
 `deploy` hands the codes, scales and ranges of the model's layers to the extension through its configuration summary
 (``best_configure.json``), lets it convert and trace, and puts the program in the place of the model's ``forward``.
+`deploy_bfloat16` does the same for models of which parts compute in bfloat16, by `ipex.optimize`.
 
     _extension.py     the one import, and the one error
     _summary.py       the summary as plain values: its operations, and changing how they are computed
     _observation.py   what the extension sees of a float model and its data
     _floating.py      the float model that an int8 model stands for
+    _bfloat16.py      parts of it that compute in bfloat16
     _program.py       traced programs, by what a call was given
-    _deployment.py    from an int8 model to its program, to files, and back
+    _overwriting.py   a fault of its fused additions, and the way around
+    _deployment.py    from a model to its program, to files, and back
     _rules.py         what it has no kernel for
     _inc.py           summaries that Intel Neural Compressor wrote
 """
@@ -29,7 +32,15 @@ from typing import TYPE_CHECKING
 from inc_torch.ipex._rules import WITHOUT_KERNEL, for_extension
 
 if TYPE_CHECKING:
-    from inc_torch.ipex._deployment import SUMMARY, deploy, deployed, deployment_of, redeploy, withdraw
+    from inc_torch.ipex._deployment import (
+        SUMMARY,
+        deploy,
+        deploy_bfloat16,
+        deployed,
+        deployment_of,
+        redeploy,
+        withdraw,
+    )
     from inc_torch.ipex._extension import is_available, require_extension
     from inc_torch.ipex._floating import float_counterpart
     from inc_torch.ipex._inc import SummaryRange, ranges_of
@@ -56,6 +67,7 @@ __all__ = [
     "Summary",
     "SummaryRange",
     "deploy",
+    "deploy_bfloat16",
     "deployed",
     "deployment_of",
     "float_counterpart",
@@ -80,6 +92,7 @@ _LATER = {
     "Summary": "_summary",
     "SummaryRange": "_inc",
     "deploy": "_deployment",
+    "deploy_bfloat16": "_deployment",
     "deployed": "_deployment",
     "deployment_of": "_deployment",
     "float_counterpart": "_floating",

@@ -1,11 +1,10 @@
-"""From an int8 model to its program, to a description in files, and back."""
+"""From a model to its program, to a description in files, and back."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,14 +13,15 @@ from torch import nn
 
 from inc_torch.core.batches import Inputs, copied
 from inc_torch.core.errors import ArtifactError, ModelError
+from inc_torch.core.program import program_of
+from inc_torch.ipex._bfloat16 import bfloat16_parts, cast_around, optimized_parts
 from inc_torch.ipex._extension import extension
 from inc_torch.ipex._floating import float_counterpart, layer_codes
 from inc_torch.ipex._observation import prepared_by_extension, quiet
 from inc_torch.ipex._program import IpexProgram
 from inc_torch.ipex._summary import LAYERS, Grid, LayerCodes, Summary, changed, operations_of
-from inc_torch.precision import describe_bfloat16
 
-__all__ = ["SUMMARY", "deploy", "deployed", "deployment_of", "redeploy", "withdraw"]
+__all__ = ["SUMMARY", "deploy", "deploy_bfloat16", "deployed", "deployment_of", "redeploy", "withdraw"]
 
 SUMMARY: Final = "best_configure.json"
 """The name of the summary beside the weights, which is that of Intel Neural Compressor."""
@@ -71,18 +71,38 @@ def _folded(prepared: nn.Module, name: str, before: torch.Tensor | None, codes: 
 
 def _attach(model: nn.Module, prepared: Any, summary: Summary, example: Inputs) -> None:  # noqa: ANN401
     """Convert what the extension prepared, by a summary, and let the model run it."""
-    bfloat16 = bool(describe_bfloat16(model))
     with tempfile.TemporaryDirectory() as directory, quiet(), torch.no_grad():
         path = Path(directory) / SUMMARY
         path.write_text(json.dumps(summary), encoding="utf-8")
         prepared.load_qconf_summary(str(path))
-        with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
-            converted = extension().quantization.convert(prepared, inplace=True)
+        converted = extension().quantization.convert(prepared, inplace=True)
     _settle(converted, summary)
+    cast_around(converted, bfloat16_parts(model))
+    _run(model, IpexProgram(model, converted, summary, example))
+
+
+def _run(model: nn.Module, program: IpexProgram) -> None:
+    """Let a model run a program from now on, once that has been traced for its example."""
     withdraw(model)
-    program = IpexProgram(model, converted, summary, example, bfloat16=bfloat16)
-    program(*example.args, **example.kwargs)
+    if program.example is not None:
+        program(*program.example.args, **program.example.kwargs)
     model.__dict__["forward"] = program
+
+
+def deploy_bfloat16(model: nn.Module, example: Inputs | None) -> None:
+    """Let a model of which parts compute in bfloat16 run on the kernels of the extension, in place.
+
+    The same parts do, by `ipex.optimize` and under autocast, and the modules stay, as with `deploy`.
+
+    Args:
+        model: With parts in bfloat16, and no int8 modules.
+        example: One call to trace; without it the first call is traced.
+
+    Raises:
+        ModelError: The extension cannot follow the model.
+    """
+    converted = optimized_parts(float_counterpart(model), bfloat16_parts(model), type(model).__name__)
+    _run(model, IpexProgram(model, converted, None, example))
 
 
 def _settle(converted: Any, summary: Summary) -> None:  # noqa: ANN401  a class that the extension makes
@@ -111,19 +131,22 @@ def withdraw(model: nn.Module) -> None:
 
 def deployed(model: nn.Module) -> IpexProgram | None:
     """The program that a model runs; None if it runs its own forward."""
-    program = model.__dict__.get("forward")
+    program = program_of(model)
     return program if isinstance(program, IpexProgram) else None
 
 
 def deployment_of(model: nn.Module) -> dict[str, Any]:
     """What `redeploy` needs besides the summary, in values that JSON knows; empty if there is no program.
 
-    Of the example there are shapes and types, of masks and other flags the zeros and ones, on which models branch, and
-    of other integers the greatest one, which is valid wherever the others were; no data.
+    The example is None if the first call is traced when it comes. Of an example there are shapes and types, of masks
+    and other flags the zeros and ones, on which models branch, and of other integers the greatest one, which is valid
+    wherever the others were; no data.
     """
     program = deployed(model)
     if program is None:
         return {}
+    if program.example is None:
+        return {"example": None}
     args = [_described(value) for value in program.example.args]
     kwargs = {name: _described(value) for name, value in program.example.kwargs.items()}
     return {"example": {"args": args, "kwargs": kwargs}}
@@ -182,18 +205,22 @@ def _rebuilt(entry: Mapping[str, Any]) -> object:
     raise ValueError(kind)
 
 
-def redeploy(model: nn.Module, summary: Summary, description: Mapping[str, Any], where: str) -> None:
-    """Let a loaded int8 model run on the kernels of the extension again.
+def redeploy(model: nn.Module, summary: Summary | None, description: Mapping[str, Any], where: str) -> None:
+    """Let a loaded model run on the kernels of the extension again.
 
     Args:
-        model: The int8 model.
-        summary: What was saved with it.
+        model: As it was loaded: int8, or with parts in bfloat16.
+        summary: What was saved with it; None if it has no int8 modules.
         description: What `deployment_of` gave.
         where: The file that it stands in.
 
     Raises:
         ArtifactError: The summary or the description is not of this model.
     """
+    if summary is None:
+        given = description.get("example")
+        deploy_bfloat16(model, None if given is None else _example_from(given, where))
+        return
     example = _example_from(description.get("example"), where)
     prepared = prepared_by_extension(float_counterpart(model), copied(example))
     states = prepared._fqn_to_auto_quant_state_map.items()

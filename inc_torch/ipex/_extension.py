@@ -48,7 +48,7 @@ def require_extension(feature: str) -> None:
         f"{feature} needs torch {VERSION} and intel-extension-for-pytorch {VERSION}, its last release: found {found}. "
         f"Install both in an environment of their own: pip install 'torch=={VERSION}.*' "
         f"'intel-extension-for-pytorch=={VERSION}.*' 'numpy<2'. Or leave backend='ipex' out: the default backend runs "
-        "int8 on oneDNN with any torch."
+        "int8 and bfloat16 on oneDNN with any torch."
     )
     raise MissingPackageError(message)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, final
 
 import torch
@@ -13,7 +13,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from inc_torch.core.batches import Inputs
 from inc_torch.core.errors import ModelError
+from inc_torch.core.program import Program
 from inc_torch.ipex._observation import quiet
+from inc_torch.ipex._overwriting import keep_apart
+from inc_torch.ipex._summary import Summary
 
 __all__ = ["IpexProgram"]
 
@@ -59,6 +62,17 @@ class _Flat(nn.Module):
         return tuple(tensor.to(dtype) for tensor, dtype in zip(made, self._dtypes, strict=True))
 
 
+@contextmanager
+def _calling_modules() -> Iterator[None]:
+    """Keep torch's attention from reading weights past the modules that hold them: the extension has reordered them."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
+
+
 @final
 class _Placeholder:
     """Stands where a tensor is."""
@@ -71,66 +85,62 @@ _TENSOR: Final = _Placeholder()
 
 
 @final
-class IpexProgram:
-    """The forward of an int8 model on the kernels of the extension.
+class IpexProgram(Program):
+    """The forward of a model on the kernels of the extension.
 
     Calls that differ in more than the values and shapes of tensors, as in which arguments are given, are traced when
-    they first come.
+    they first come. Autocast of the caller makes no difference: parts that compute in bfloat16 turn it on themselves.
 
     Args:
-        model: The int8 model, whose own forward says what comes out.
+        model: The model, whose own forward says what comes out.
         converted: What the extension made of it.
-        summary: How its operations are computed.
-        example: One call.
-        bfloat16: Whether what stays in float computes in bfloat16.
+        summary: How its int8 operations are computed; None if there is none.
+        example: One call; None if the first one is to be traced when it comes.
     """
+
+    runs_on = "Intel Extension for PyTorch"
+    way_back = "Call inc_torch.ipex.withdraw(model) first, which gives it back to the default backend."
 
     def __init__(
         self,
         model: nn.Module,
         converted: Any,  # noqa: ANN401  a class that the extension makes
-        summary: dict[str, Any],
-        example: Inputs,
-        *,
-        bfloat16: bool,
+        summary: Summary | None,
+        example: Inputs | None,
     ) -> None:
-        self.summary, self.example, self.bfloat16 = summary, example, bfloat16
+        self.summary, self.example = summary, example
         self._model, self._converted = model, converted
         self._traced: dict[_Call, _Traced] = {}
         self.__signature__ = inspect.signature(type(model).forward.__get__(model))
         self.__name__ = "forward"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  those of the model
-        """Compute as the int8 model does."""
-        spec, leaves = self._flattened(args, kwargs)
-        call = _Call(str(spec), tuple(repr(leaf) for leaf in leaves if not isinstance(leaf, torch.Tensor)))
-        traced = self._traced.get(call)
-        if traced is None:
-            traced = self._traced[call] = self._trace(spec, leaves)
-        with torch.no_grad():
+        """Compute as the model does."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            traced, leaves = self._traced_for(args, kwargs)
             made = iter(traced.graph(*(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))))
         return tree_unflatten([next(made) if leaf is _TENSOR else leaf for leaf in traced.leaves], traced.spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> IpexProgram:
         """A program of the copied model, which shares what was traced, as that never changes."""
         model = memo.get(id(self._model), self._model)
-        copy = IpexProgram(model, self._converted, self.summary, self.example, bfloat16=self.bfloat16)
+        copy = IpexProgram(model, self._converted, self.summary, self.example)
         copy._traced = self._traced
         return copy
 
-    def graph(self, inputs: Inputs | None = None) -> Any:  # noqa: ANN401  TorchScript
-        """The TorchScript that runs for a call, by default for the example, to be looked at."""
-        given = self.example if inputs is None else inputs
-        self(*given.args, **given.kwargs)
-        spec, leaves = self._flattened(given.args, given.kwargs)
-        call = _Call(str(spec), tuple(repr(leaf) for leaf in leaves if not isinstance(leaf, torch.Tensor)))
-        return self._traced[call].graph
+    def graph(self, inputs: Inputs) -> Any:  # noqa: ANN401  TorchScript
+        """The TorchScript that runs for a call, to be looked at."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return self._traced_for(inputs.args, inputs.kwargs)[0].graph
 
-    def _flattened(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[TreeSpec, list[Any]]:
-        """The arguments as ``forward`` binds them, so that names and places make no difference."""
+    def _traced_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[_Traced, list[Any]]:
+        """What runs for a call, and its arguments as ``forward`` binds them: names and places make no difference."""
         bound = self.__signature__.bind(*args, **kwargs)
         leaves, spec = tree_flatten((bound.args, bound.kwargs))
-        return spec, leaves
+        call = _Call(str(spec), tuple(repr(leaf) for leaf in leaves if not isinstance(leaf, torch.Tensor)))
+        if call not in self._traced:
+            self._traced[call] = self._trace(spec, leaves)
+        return self._traced[call], leaves
 
     def _trace(self, spec: TreeSpec, leaves: list[Any]) -> _Traced:
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -138,17 +148,16 @@ class IpexProgram:
             message = f"{type(self._model).__name__} was called without a tensor: expected at least one."
             raise ModelError(message)
         args, kwargs = tree_unflatten(leaves, spec)
-        with torch.no_grad():
-            expected, expected_spec = tree_flatten(type(self._model).forward(self._model, *args, **kwargs))
+        expected, expected_spec = tree_flatten(type(self._model).forward(self._model, *args, **kwargs))
         dtypes = [leaf.dtype for leaf in expected if isinstance(leaf, torch.Tensor)]
         held = [_TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         flat = _Flat(self._converted, spec, held, dtypes)
-        precision = torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else nullcontext()
-        with quiet(), torch.no_grad():
+        with quiet():
             try:
-                with precision:
+                with _calling_modules():
                     graph = torch.jit.trace(flat.eval(), tuple(tensors), check_trace=False, strict=False)  # type: ignore[no-untyped-call]
                 graph = torch.jit.freeze(graph)
+                keep_apart(graph.graph)
             except (RuntimeError, TypeError, AttributeError, AssertionError, KeyError, ValueError) as error:
                 message = (
                     f"{type(self._model).__name__} cannot be traced for the extension as it is called: "

@@ -43,6 +43,9 @@ def fit(
 
     On hardware without instructions for it the model is converted all the same, with a warning that it is slower.
 
+    With ``backend="ipex"`` the same parts run on the kernels of Intel's extension, which traces the model: its forward
+    becomes a program, and all else is the same.
+
     Args:
         model: Any module; what wraps it (torch.compile, DDP) is left behind.
         conf: What to do; by default bfloat16 wherever it is possible.
@@ -60,7 +63,9 @@ def fit(
 
     Raises:
         ConfigError: An argument is wrong, or a rule speaks of no module.
-        ModelError: The model has no values, or cannot be copied.
+        MissingPackageError: ``backend="ipex"``, and the extension is not there.
+        ModelError: The model has no values, cannot be copied, or cannot be traced for ``backend="ipex"``; a model that
+            was to change in place is as it was then.
         GoalMissedError: The accuracy goal was missed and ``on_miss="raise"``.
 
     Warns:
@@ -88,7 +93,7 @@ def fit(
         "mix_precision.fit", source, eval_func, eval_dataloader, eval_metric, keeps_reference=not inplace
     )
     word = check_feasible(source, given, is_evaluated=evaluator is not None)
-    job = Job(source, given.to_spec(), word, inplace=inplace)
+    job = Job(source, given, word, inplace=inplace)
     if evaluator is None or word is None:
         return job.finished()
     return Tuning(searched(given), evaluator).run(job)

@@ -8,13 +8,15 @@ from typing import Final, final
 import torch
 from torch import nn
 
-from inc_torch.core.batches import Inputs
+from inc_torch.config import MixedPrecisionConfig
+from inc_torch.core.batches import Inputs, one_call
 from inc_torch.core.borrowing import borrowing_copy, own_parameters_
 from inc_torch.core.report import CompressionReport, Finding
 from inc_torch.core.sharding import plain_class, require_unshardable
 from inc_torch.export import adorn, attach_report, attached_report
 from inc_torch.export._proof import precision_findings
 from inc_torch.inference import fuse_half_precision
+from inc_torch.ipex import deploy_bfloat16
 from inc_torch.mix_precision._rules import check_rules
 from inc_torch.precision import PrecisionSpec, compute_regions, operations_of, regions_of, ties_of
 from inc_torch.quantizers import LEFT_BY_SEARCH, describe_int8, fake_quant_modules
@@ -38,7 +40,7 @@ class Job:
 
     Args:
         source: The float model.
-        spec: What the configuration says.
+        config: What to do.
         word: ``"bf16"`` or ``"fp16"``: the one half precision that is used; None if nothing is converted.
         inplace: Change the model itself instead of a copy.
 
@@ -50,8 +52,11 @@ class Job:
         watched: None: no strategy of mixed precision looks at modules.
     """
 
-    def __init__(self, source: nn.Module, spec: PrecisionSpec, word: str | None, *, inplace: bool) -> None:
+    def __init__(self, source: nn.Module, config: MixedPrecisionConfig, word: str | None, *, inplace: bool) -> None:
         require_unshardable(source)
+        spec = config.to_spec()
+        self._on_extension = config.backend == "ipex"
+        self._example = one_call(config.example_inputs, source) if self._on_extension else None
         self.reference, self._inplace = source, inplace
         self.kind, self.remedy = f"a {word}", "allow more max_trials"
         self.watched = None
@@ -108,6 +113,8 @@ class Job:
         Args:
             recipe: What a search decided; None is everything in half precision that may be.
         """
+        if self._inplace and self._on_extension:
+            self._convert(self._copy(), recipe)  # what cannot be traced fails before the model itself is changed
         model = self.reference if self._inplace else self._copy()
         earlier = attached_report(self.reference)
         notes = self._convert(model, recipe)
@@ -136,7 +143,10 @@ class Job:
         stay = [*self._stay, *(name for name in notes if name not in self._stay)]
         regions = regions_of(model, low, stay)
         compute_regions(model, regions, self._dtype)
-        fuse_half_precision(model)
+        if not self._on_extension:
+            fuse_half_precision(model)
+        elif regions:
+            deploy_bfloat16(model, self._example)
         inside = {id(inner) for name in regions for inner in model.get_submodule(name).modules()}
         return notes | {name: _TIED for name in low if id(model.get_submodule(name)) not in inside}
 

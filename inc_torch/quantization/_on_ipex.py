@@ -9,7 +9,7 @@ from typing import Final, final
 from torch import nn
 
 from inc_torch.config import PostTrainingQuantConfig
-from inc_torch.core.batches import Inputs, copied, split
+from inc_torch.core.batches import Inputs, copied, one_call
 from inc_torch.core.borrowing import borrowing_copy
 from inc_torch.core.errors import CalibrationError, ConfigError, did_you_mean, listed
 from inc_torch.ipex import (
@@ -64,7 +64,7 @@ class OnIpex:
         require_extension("PostTrainingQuantConfig(backend='ipex')")
         self._float = borrowing_copy(source)
         self._spec = config.to_spec().quant
-        self._example = _example_of(config.example_inputs, source)
+        self._example = one_call(config.example_inputs, source)
         self._observation: Observation | None = None
 
     @property
@@ -159,15 +159,6 @@ class OnIpex:
 
 def _catches(rule: QuantRule, operation: IpexOperation) -> bool:
     return rule.catches(operation.name, operation.kind)
-
-
-def _example_of(given: object, model: nn.Module) -> Inputs | None:
-    """Example inputs in any form: a tensor, a tuple or list of arguments, a mapping of names, or one argument."""
-    if given is None or isinstance(given, Inputs):
-        return given
-    if isinstance(given, tuple | list) and not hasattr(given, "_fields"):
-        return Inputs(tuple(given))
-    return split(given, model)[0]
 
 
 def _first_call(model: nn.Module, function: Callable[[nn.Module], object]) -> Inputs:

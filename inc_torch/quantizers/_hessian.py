@@ -175,7 +175,7 @@ def _sample(
         failing = [name for name, gradient, weight in by_name if not _has_derivative(gradient, weight)]
         raise _not_twice_differentiable((failing or [*owners.values()])[-1], str(error).splitlines()[0]) from error
     means = torch.stack(
-        [(sign * product).mean(dtype=torch.float64).cpu() for sign, product in zip(signs, products, strict=True)]
+        [(sign * each.detach()).mean(dtype=torch.float64).cpu() for sign, each in zip(signs, products, strict=True)]
     )
     for mean, name in zip(means.tolist(), owners.values(), strict=True):
         if not math.isfinite(mean):

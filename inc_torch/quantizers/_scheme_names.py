@@ -107,11 +107,12 @@ def named_weight_only(name: str) -> WeightOnlyScheme:
         >>> named_weight_only("w3-g128-asym") == WeightOnlyScheme(bits=3, group_size=128, symmetric=False)
         True
     """
-    found = _INTEGERS.fullmatch(name) or _FLOATS.fullmatch(name)
+    floats = _FLOATS.fullmatch(name)
+    found = floats or _INTEGERS.fullmatch(name)
     if found is None:
         message = f"{name!r} is no scheme of weights alone: expected a name such as 'w4-g32-sym'."
         raise ValueError(message)
     group_size = -1 if found["group"] is None else int(found["group"])
-    if found.re is _FLOATS:
+    if floats is not None:
         return WeightOnlyScheme(group_size=group_size, codes=_FLOAT_CODES[found["codes"]])
     return WeightOnlyScheme(int(found["bits"]), group_size, symmetric=found["symmetry"] == "sym")

@@ -245,7 +245,8 @@ def _ungrouped(codes: torch.Tensor, columns: int) -> torch.Tensor:
 
 def _bounds(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The least and the greatest value of each group, and 0: [out, groups, 1]."""
-    least, greatest = torch.aminmax(values, dim=-1, keepdim=True)
+    # Not aminmax, which has no gradient in torch 2.8.
+    least, greatest = values.amin(dim=-1, keepdim=True), values.amax(dim=-1, keepdim=True)
     return least.clamp(max=0), greatest.clamp(min=0)
 
 

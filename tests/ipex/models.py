@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from inc_torch.ipex import IpexProgram, deployed, int8_operations, withdraw
-
-FALSE_ALARM = pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered:UserWarning")
-"""Of torch, about the layer normalization of the extension, whose gradients are those of torch to the last bit."""
 
 
 class Residual(nn.Module):

@@ -9,9 +9,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2
 import inc_torch
 from common.model import find_pretrained
 from inc_torch import PostTrainingQuantConfig, QuantizationAwareTrainingConfig, prepare_compression, quantization
-from tests.ipex.models import FALSE_ALARM, int8_kernels, int8_names, natively
+from tests.ipex.models import int8_kernels, int8_names, natively
 
-pytestmark = [pytest.mark.ipex, FALSE_ALARM]
+pytestmark = pytest.mark.ipex
 
 TEXTS = ["a gripping film, and a warm one", "two hours that I will not get back", "fine", "the cast is wasted on it"]
 

@@ -7,9 +7,9 @@ import torch
 
 from inc_torch import PostTrainingQuantConfig, TuningCriterion, quantization
 from inc_torch.ipex import deployed
-from tests.ipex.models import FALSE_ALARM, images, int8_names, natively, pictures, program_of, residual, rows
+from tests.ipex.models import images, int8_names, natively, pictures, program_of, residual, rows
 
-pytestmark = [pytest.mark.ipex, FALSE_ALARM]
+pytestmark = pytest.mark.ipex
 
 STRATEGIES = ["auto", "basic", "conservative", "exhaustive", "random", "bayesian", "tpe", "mse", "mse_v2", "hawq_v2"]
 

@@ -10,9 +10,9 @@ import inc_torch
 from inc_torch import QuantizationAwareTrainingConfig, prepare_compression, training
 from inc_torch.core.errors import CalibrationError
 from inc_torch.ipex import deployed
-from tests.ipex.models import FALSE_ALARM, Images, images, int8_kernels, int8_names, natively, pictures, residual, rows
+from tests.ipex.models import Images, images, int8_kernels, int8_names, natively, pictures, residual, rows
 
-pytestmark = [pytest.mark.ipex, FALSE_ALARM]
+pytestmark = pytest.mark.ipex
 
 
 def train(model: nn.Module, batches: list, manager: object = None) -> None:

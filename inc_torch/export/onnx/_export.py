@@ -25,6 +25,7 @@ from inc_torch.core.errors import ConfigError, InexactWarning, ModelError
 from inc_torch.core.modes import evaluating, without_cache
 from inc_torch.core.names import unwrapped
 from inc_torch.core.optional import require
+from inc_torch.core.program import require_own_forward
 from inc_torch.core.user_warning import warn_user
 from inc_torch.export.onnx._arithmetic import OnnxArithmetic
 from inc_torch.inference import fuse_half_precision
@@ -76,8 +77,8 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], config: Torch2ON
     Raises:
         MissingPackageError: onnx or onnxscript is not installed.
         ConfigError: There are no example inputs, or ``dtype`` is not what the model is.
-        ModelError: The model cannot be exported, because of an operation without a form in ONNX or because of its code;
-            no file is written.
+        ModelError: The model cannot be exported, because of an operation without a form in ONNX or because of its code,
+            or it runs on Intel's extension; no file is written.
 
     Example:
         >>> from inc_torch.config import Torch2ONNXConfig
@@ -92,9 +93,10 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], config: Torch2ON
             "torch.randn(1, 3, 224, 224) or a dict of tensors."
         )
         raise ConfigError(message)
+    inner = unwrapped(model)
+    require_own_forward(inner, "Export to ONNX")
     for package in _PACKAGES:
         require(package, "onnx", "Export to ONNX")
-    inner = unwrapped(model)
     _require_dtype(inner, config)
     inputs = _inputs(inner, config.example_inputs)
     target = Path(path)

@@ -42,7 +42,7 @@ def test_excluded_precisions_have_an_effect():
         ({"precisions": ["fp32"]}, "Leave it out: what gains nothing stays in float32 anyway"),
         ({"precisions": []}, "expected at least one of 'bf16' and 'fp16'"),
         ({"precisions_": "bf16"}, "has no option 'precisions_'. Did you mean 'precisions'"),
-        ({"backend": "ipex"}, "expected 'default'"),
+        ({"backend": "itex"}, "expected 'default' or 'ipex'"),
         ({"quant_level": 2}, "expected 'auto', 0 or 1"),
         ({"op_name_dict": {"fc": {"weight": {"dtype": "int8"}}}}, "Mixed precision makes floats only"),
         ({"op_name_dict": {"fc": {"weight": {"dtyp": "fp32"}}}}, "has no option 'dtyp'. Did you mean 'dtype'"),

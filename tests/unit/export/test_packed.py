@@ -241,6 +241,7 @@ def test_a_damaged_description_is_refused(change, message):
 
 @pytest.mark.parametrize("arguments", [{}, {"use_optimum_format": False, "compression_dim": 0}], ids=str)
 def test_it_is_written_as_onnx(arguments, tmp_path):
+    pytest.importorskip("onnxscript")
     packed = fitted({"group_size": 8, "scheme": "asym"}).export_compressed_model(**arguments)
     made = export_onnx(packed, tmp_path / "model.onnx", Torch2ONNXConfig(example_inputs=torch.randn(2, 20)))
     assert made.error < 1e-5

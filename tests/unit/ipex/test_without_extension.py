@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 import inc_torch
-from inc_torch import PostTrainingQuantConfig, QuantizationAwareTrainingConfig, prepare_compression, quantization
+from inc_torch import (
+    MixedPrecisionConfig,
+    PostTrainingQuantConfig,
+    QuantizationAwareTrainingConfig,
+    mix_precision,
+    prepare_compression,
+    quantization,
+)
 from inc_torch.core.errors import ArtifactError, ConfigError, InexactWarning, MissingPackageError
 from inc_torch.ipex import _extension, int8_operations, operations_of, ranges_of, read_summary
+from inc_torch.ipex._overwriting import keep_apart
 from inc_torch.ipex._summary import Grid, LayerCodes, changed
 from inc_torch.quantizers import FloatType
 from inc_torch.utils.pytorch import load, recover_model_from_json
@@ -53,24 +62,28 @@ class TestErrors:
     def test_configurations_are_built_all_the_same(self):
         config = PostTrainingQuantConfig(backend="ipex")
         assert config.backend == QuantizationAwareTrainingConfig(backend="ipex").backend == "ipex"
+        assert MixedPrecisionConfig(backend="ipex", example_inputs=torch.ones(1)).backend == "ipex"
         assert not config.as_graph
         assert config.to_spec().quant.treatment_of("tokens", "Embedding") is FloatType.FLOAT32
         assert PostTrainingQuantConfig().to_spec().quant.treatment_of("tokens", "Embedding") is not FloatType.FLOAT32
 
-    @pytest.mark.parametrize("start", ["quantize", "train"])
-    def test_both_versions_and_the_way_out_are_named(self, start):
+    @pytest.mark.parametrize(
+        "name", ["PostTrainingQuantConfig", "QuantizationAwareTrainingConfig", "MixedPrecisionConfig"]
+    )
+    def test_both_versions_and_the_way_out_are_named(self, name):
         model = Linears()
         with pytest.raises(MissingPackageError) as caught:
-            if start == "quantize":
+            if name == "PostTrainingQuantConfig":
                 quantization.fit(model, PostTrainingQuantConfig(backend="ipex"), calib_dataloader=[torch.ones(1, 16)])
+            elif name == "MixedPrecisionConfig":
+                mix_precision.fit(model, MixedPrecisionConfig(backend="ipex"), inplace=True)
             else:
                 prepare_compression(model, QuantizationAwareTrainingConfig(backend="ipex"))
-        name = "PostTrainingQuantConfig" if start == "quantize" else "QuantizationAwareTrainingConfig"
         assert str(caught.value) == (
             f"{name}(backend='ipex') needs torch 2.8 and intel-extension-for-pytorch 2.8, its last release: found "
             f"torch {torch.__version__} and no intel-extension-for-pytorch. Install both in an environment of their "
             "own: pip install 'torch==2.8.*' 'intel-extension-for-pytorch==2.8.*' 'numpy<2'. Or leave backend='ipex' "
-            "out: the default backend runs int8 on oneDNN with any torch."
+            "out: the default backend runs int8 and bfloat16 on oneDNN with any torch."
         )
         assert all(type(module).__module__.startswith(("torch.", __name__)) for module in model.modules())
 
@@ -226,6 +239,63 @@ def pooled():
             "layer_output_infos": [],
         }
     }
+
+
+class Sums(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+        self.kind = kind
+
+    def forward(self, x):
+        y = torch.tanh(self.first(x))
+        match self.kind:
+            case "right":
+                return self.second(y) + y
+            case "left":
+                return y + self.second(y)
+            case "in place":
+                return self.second(y).add_(y.view(y.shape))
+            case "normalized":
+                return self.norm(self.second(y * 2)) + y
+            case "another":
+                return self.second(y) + x
+        return self.second(y) * y
+
+
+@pytest.mark.parametrize(
+    ("kind", "copies"), [("right", 1), ("left", 1), ("in place", 1), ("normalized", 0), ("another", 0), ("product", 0)]
+)
+def test_convolution_reads_a_copy_of_what_is_added_to_its_result(kind, copies):
+    torch.manual_seed(0)
+    model, given = Sums(kind).eval(), torch.randn(1, 2, 4, 4)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.jit.freeze(torch.jit.trace(model, given))
+        keep_apart(program.graph)
+        assert torch.allclose(program(given), model(given), atol=1e-6)
+    assert len(program.graph.findAllNodes("aten::clone")) == copies
+
+
+def test_in_training_the_backend_of_mixed_precision_has_no_effect():
+    with pytest.warns(
+        InexactWarning, match=r"without effect here: backend \(the extension runs finished models; give it"
+    ):
+        prepare_compression(Linears(), MixedPrecisionConfig(backend="ipex"))
+
+
+@pytest.mark.parametrize("example", [None, {"args": [], "kwargs": {}}])
+def test_what_computed_in_bfloat16_on_the_extension_is_loaded_without_it(example, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU()).eval()
+    made = mix_precision.fit(model)
+    made.save(tmp_path)
+    path = tmp_path / "compression.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ipex": {"example": example}}))
+    with pytest.warns(InexactWarning, match="its int8 and bfloat16 layers run on the default backend"):
+        loaded = inc_torch.load(tmp_path, nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU()))
+    given = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():  # where convolutions also do what follows them
+        assert torch.equal(loaded(given), made(given))
 
 
 def test_what_the_extension_ran_is_loaded_without_it(tmp_path):
