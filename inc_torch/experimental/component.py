@@ -222,7 +222,9 @@ class Component(OnlyKnown, Hooks):
                 "training in the file, in a section 'train'."
             )
             raise ConfigError(message)
-        batches = self.train_dataloader or loader_in(section.dataloader)
+        batches: Iterable[Any] | None = self.train_dataloader
+        if batches is None:
+            batches = loader_in(section.dataloader)
         if batches is None:
             message = f"{owner} has no data to train with: assign train_dataloader, or train_func."
             raise ConfigError(message)

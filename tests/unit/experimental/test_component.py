@@ -86,6 +86,17 @@ def test_a_loss_of_ones_own_is_what_is_trained_by():
     assert calls == [torch.Size([16, 4])] * 4
 
 
+def test_a_loader_of_unknown_length_is_a_loader():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([(inputs[0], labels[0]) for inputs, labels in digits()])
+
+    made = pruning(TRAIN)
+    made.train_dataloader = torch.utils.data.DataLoader(Stream(), batch_size=2)
+    made.fit()
+    assert fraction_of_zeros(made.model[0], made.model[2]) == 0.5
+
+
 def test_what_a_built_in_loop_lacks():
     made = pruning(TRAIN)
     with pytest.raises(ConfigError, match="Pruning has no data to train with: assign train_dataloader, or train_func"):
