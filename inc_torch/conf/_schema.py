@@ -109,7 +109,7 @@ class Field:
     remark: Callable[[object], str | None] | None = None
 
     def read(self, value: object, path: Path, reading: Reading) -> Any:  # noqa: ANN401
-        if value is None or value == {}:
+        if value is None:
             return self.default
         try:
             checked = self.check(value, Place(shown(path[:-1]) or "conf", str(path[-1])))

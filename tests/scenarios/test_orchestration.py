@@ -337,3 +337,21 @@ def test_a_training_function_that_returns_another_model():
     with pytest.raises(ModelError, match=r"returned another Sequential .*To go on with the best epoch, load its state"):
         prune.fit()
     assert re.fullmatch("Pruning", repr(prune))
+
+
+def test_a_step_that_loses_zeros_is_an_error():
+    class Spoil(Component):
+        def fit(self):
+            with torch.no_grad():
+                self.model[0].weight.fill_(1.0)
+            return self.model
+
+    prune = Pruning(PRUNE)
+    prune.train_func = lambda model: looped(prune, model, epochs=2)
+    scheduler = Scheduler()
+    scheduler.model = classifier()
+    scheduler.append(prune, Spoil())
+    with pytest.raises(
+        ModelError, match=r"Stage 'Spoil' lost 76 of the 76 zeros in layer '0' that an earlier stage pru"
+    ):
+        scheduler.fit()
