@@ -10,6 +10,7 @@ from torch import nn
 from inc_torch.config import PostTrainingQuantConfig
 from inc_torch.config._given import require_device
 from inc_torch.core.errors import ConfigTypeError, InexactWarning, ModelError
+from inc_torch.core.program import require_own_forward
 from inc_torch.core.streaming import attached_weights
 from inc_torch.core.user_warning import warn_user
 
@@ -43,6 +44,7 @@ def check_feasible(model: nn.Module, config: PostTrainingQuantConfig, *, is_eval
             "or one of load_empty_model(path) together with recipes={'layer_wise_quant': True}."
         )
         raise ModelError(message)
+    require_own_forward(model, "quantization.fit")
     require_device(type(config).__name__, config.device, model, "quantized")
     for name, reason in config.options_without_effect(is_evaluated=is_evaluated).items():
         warn_user(f"PostTrainingQuantConfig.{name} has no effect: {reason}.", InexactWarning)

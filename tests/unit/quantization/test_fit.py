@@ -20,6 +20,7 @@ from inc_torch.core.errors import (
     InexactWarning,
     ModelError,
 )
+from inc_torch.core.program import Program
 
 FP32 = {"weight": {"dtype": "fp32"}}
 
@@ -284,3 +285,19 @@ class TestRefusals:
             quantization.fit("model", PostTrainingQuantConfig())  # type: ignore[arg-type]
         with pytest.raises(ConfigTypeError, match="got a model as conf"):
             quantization.fit(PostTrainingQuantConfig(), small())  # type: ignore[arg-type]
+
+
+def test_a_model_that_runs_a_program_is_refused():
+    """As after `mix_precision.fit` on Intel's extension: its modules are not what computes."""
+
+    class Elsewhere(Program):
+        runs_on = "another machine"
+        way_back = "Bring it back with call_back(model)."
+
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.forward = Elsewhere()
+    message = (
+        "quantization.fit got a Sequential that runs on another machine: expected a model"
+    )
+    with pytest.raises(ModelError, match=message):
+        quantization.fit(model, calib_dataloader=[torch.ones(2, 4)])
