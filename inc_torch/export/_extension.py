@@ -11,7 +11,7 @@ from torch import nn
 
 from inc_torch.core.errors import ArtifactError, InexactWarning
 from inc_torch.core.user_warning import warn_user
-from inc_torch.export._files import file_facts, write_json
+from inc_torch.export._files import as_noted, file_facts, write_json
 from inc_torch.ipex import SUMMARY, deployed, deployment_of, is_available, read_summary, redeploy
 
 __all__ = ["rerun_on_extension", "write_summary"]
@@ -40,7 +40,8 @@ def rerun_on_extension(model: nn.Module, directory: Path, description: Mapping[s
         )
         warn_user(message, InexactWarning)
         return
-    path, facts = directory / SUMMARY, description.get("summary", {})
+    facts = description.get("summary", {})
+    path = as_noted(directory / SUMMARY, facts)
     if not path.is_file() or file_facts(path)["sha256"] != facts.get("sha256"):
         message = (
             f"{os.fspath(path)!r} is not the file that was saved: copy the whole directory again, or save again with "

@@ -26,10 +26,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from inc_torch.ipex._rules import WITHOUT_KERNEL, for_extension
+from inc_torch.ipex._rules import SUMMARY, WITHOUT_KERNEL, for_extension
 
 if TYPE_CHECKING:
-    from inc_torch.ipex._deployment import SUMMARY, deploy, deployed, deployment_of, redeploy, withdraw
+    from inc_torch.ipex._deployment import deploy, deployed, deployment_of, redeploy, withdraw
     from inc_torch.ipex._extension import is_available, require_extension
     from inc_torch.ipex._floating import float_counterpart
     from inc_torch.ipex._inc import SummaryRange, ranges_of
@@ -76,7 +76,6 @@ _LATER = {
     "IpexProgram": "_program",
     "LAYERS": "_summary",
     "Observation": "_observation",
-    "SUMMARY": "_deployment",
     "Summary": "_summary",
     "SummaryRange": "_inc",
     "deploy": "_deployment",
