@@ -14,6 +14,7 @@ import numpy as np
 
 from inc_torch.benchmark import _result_view as view
 from inc_torch.benchmark._picture import as_svg
+from inc_torch.core.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -258,6 +259,4 @@ def _write(path: str | os.PathLike[str], text: str) -> None:
     """Write a file whole: a write that is cut short leaves the old one."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(target)
+    write_text(target, text)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from inc_torch.core import files
 from inc_torch.core.errors import ConfigError
 
 __all__ = ["write_text"]
@@ -24,4 +25,4 @@ def write_text(target: Path, text: str) -> None:
     if target.is_dir() or not target.parent.is_dir():
         message = f"{os.fspath(target)!r} cannot be written: expected a file in a folder that is there."
         raise ConfigError(message)
-    target.write_text(text + "\n", encoding="utf-8")
+    files.write_text(target, text + "\n")

@@ -26,6 +26,7 @@ __all__ = [
     "ModelError",
     "NoCounterpartError",
     "StateError",
+    "UnwritableError",
     "did_you_mean",
     "listed",
 ]
@@ -83,6 +84,10 @@ class CalibrationError(IncTorchError, RuntimeError):
 
 class ArtifactError(IncTorchError, ValueError):
     """A saved model directory is missing, damaged or not ours."""
+
+
+class UnwritableError(ArtifactError, OSError):
+    """A file cannot be written: the disk is full, or nobody may write there. What was there before is as it was."""
 
 
 class IncTorchWarning(UserWarning):

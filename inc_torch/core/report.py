@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from inc_torch.core import report_view
 from inc_torch.core.errors import ArtifactError
+from inc_torch.core.files import write_text
 from inc_torch.core.names import named_layers
 from inc_torch.core.sharding import plain_class, whole
 
@@ -299,7 +300,7 @@ class CompressionReport:
 
     def save_html(self, path: str | PathLike[str]) -> None:
         """Write `html` to a file."""
-        Path(path).write_text(self.html(), encoding="utf-8")
+        write_text(Path(path), self.html())
 
     def markdown(self) -> str:
         """The same as a Markdown table, for model cards."""

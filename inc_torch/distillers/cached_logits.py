@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from inc_torch.core.errors import ArtifactError, ConfigError, ModelError
+from inc_torch.core.files import parse_json, write_text, written_aside
 from inc_torch.core.progress import with_progress
 from inc_torch.distillers._outputs import TEACHER_LOGITS, extract_logits
 from inc_torch.distillers._teacher import Teacher
@@ -62,6 +63,7 @@ def cache_teacher_logits(
     Raises:
         ConfigError: The loader shuffles, ``top_k`` is no number of classes, or the folder is there.
         ModelError: There are no logits in the teacher's output, or no batch.
+        ArtifactError: The disk is full, or may not be written to.
 
     Example:
         >>> import tempfile
@@ -86,12 +88,15 @@ def cache_teacher_logits(
     partial = target.with_name(f"{target.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    writer = _Writer(partial, top_k, dtype)
-    asked = Teacher(teacher)
-    for batch in with_progress(dataloader, "Asking the teacher"):
-        writer.add(extract_logits(asked(batch)).float().cpu(), _real_positions_of(batch))
-    writer.finish()
-    partial.rename(target)
+    try:
+        writer = _Writer(partial, top_k, dtype)
+        asked = Teacher(teacher)
+        for batch in with_progress(dataloader, "Asking the teacher"):
+            writer.add(extract_logits(asked(batch)).float().cpu(), _real_positions_of(batch))
+        writer.finish()
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone after the rename
     return CachedLogits(target)
 
 
@@ -258,7 +263,7 @@ class _Writer:
             "is_sequence": self._is_sequence,
             "shards": self._shards,
         }
-        (self._folder / _INDEX).write_text(json.dumps(index, indent=1))
+        write_text(self._folder / _INDEX, json.dumps(index, indent=1))
 
     def _checked_classes(self, logits: torch.Tensor) -> int:
         classes = logits.shape[-1]
@@ -283,7 +288,8 @@ class _Writer:
             tensors["values"], tensors["classes"] = top.values.to(self._dtype), top.indices.to(torch.int32)
             tensors["rest"] = others
         name = f"logits-{len(self._shards):05d}.safetensors"
-        save_file(tensors, str(self._folder / name))
+        with written_aside(self._folder / name) as aside:
+            save_file(tensors, aside)
         self._shards.append((name, len(self._samples)))
         self._samples.clear()
 
@@ -295,7 +301,7 @@ def _real_positions_of(batch: object) -> torch.Tensor | None:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
-        content: object = json.loads((folder / _INDEX).read_text())
+        content: object = parse_json((folder / _INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         message = f"{str(folder)!r} holds no teacher logits ({error}): expected a folder by cache_teacher_logits."
         raise ArtifactError(message) from error

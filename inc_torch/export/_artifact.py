@@ -18,10 +18,13 @@ from inc_torch.export._files import (
     ARTIFACT,
     HUB_CONFIG,
     WEIGHTS,
+    as_noted,
     file_facts,
+    made_directory,
     pickled_files,
     read_json,
     read_tensors,
+    replacing,
     weight_files,
     write_json,
     write_tensors,
@@ -46,7 +49,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], report: Compressio
     """Write ``model`` to ``directory`` as ``model.safetensors`` and ``compression.json``; nothing is pickled.
 
     Tied tensors are written once. The report is measured again from the weights that are written. A write that is cut
-    short leaves either the old files or a directory that `load` refuses.
+    short leaves what was there before, or a directory that `load` refuses where there was nothing.
 
     In a distributed run rank 0 writes, and the ranks that call this too return when it has. Of a sharded model (FSDP2)
     the whole tensors are written, for which every rank has to call it.
@@ -57,7 +60,8 @@ def save(model: nn.Module, directory: str | os.PathLike[str], report: Compressio
         report: What was asked of each module; the report that the model carries, if there is none.
 
     Raises:
-        ArtifactError: ``directory`` is a file, or holds a Hugging Face model that would be overwritten.
+        ArtifactError: ``directory`` is a file, or holds a Hugging Face model that would be overwritten; or it cannot be
+            written, and is as it was.
         ModelError: The state of the model is not all tensors with values.
 
     Example:
@@ -78,20 +82,31 @@ def _write(model: nn.Module, target: Path, report: CompressionReport | None) -> 
     share_equal_codes(model)
     tensors, aliases = plain_state(model)
     measured = measured_report(model, report if report is not None else attached_report(model))
-    target.mkdir(parents=True, exist_ok=True)
-    write_tensors(target / WEIGHTS, tensors)
-    data = {
+    made_directory(target)
+    description = {
         "format": f"{FORMAT}/{VERSION}",
         "class": type(model).__qualname__,
         "modules": describe_int8(model),
         "graph": describe_graph(model),
         "bfloat16": precision.describe_bfloat16(model),
         "aliases": aliases,
-        "weights": {"file": WEIGHTS, **file_facts(target / WEIGHTS)},
         "report": measured.to_dict(),
-        "ipex": _write_program(model, target),
     }
-    write_json(target / ARTIFACT, data)
+    with replacing(target, _earlier(target)):
+        write_tensors(target / WEIGHTS, tensors)
+        facts = {"file": WEIGHTS, **file_facts(target / WEIGHTS)}
+        write_json(target / ARTIFACT, {**description, "weights": facts, "ipex": _write_program(model, target)})
+
+
+def _earlier(target: Path) -> dict[str, object]:
+    """The files that go with a description, by name, and what that of an earlier save says of them."""
+    from inc_torch.ipex import SUMMARY
+
+    try:
+        data = read_description(target)
+    except ArtifactError:  # what is there cannot be loaded now, so nothing has to stay loadable
+        return {WEIGHTS: None, SUMMARY: None}
+    return {WEIGHTS: data["weights"], SUMMARY: data["ipex"].get("summary")}
 
 
 def _write_program(model: nn.Module, target: Path) -> dict[str, Any]:
@@ -230,7 +245,7 @@ def _foreign(directory: Path) -> str:
 
 def _read_weights(directory: Path, data: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Read the tensors after making sure that the file is the one that was saved; add the second names."""
-    path = directory / WEIGHTS
+    path = as_noted(directory / WEIGHTS, data["weights"])
     if not path.is_file():
         message = (
             f"{os.fspath(path)!r} is missing, though {ARTIFACT} is there. Copy the whole directory, or save again."

@@ -11,7 +11,7 @@ from torch import nn
 
 from inc_torch.core.errors import ArtifactError, InexactWarning
 from inc_torch.core.user_warning import warn_user
-from inc_torch.export._files import file_facts, write_json
+from inc_torch.export._files import as_noted, file_facts, write_json
 from inc_torch.ipex import SUMMARY, Summary, deployed, deployment_of, is_available, read_summary, redeploy
 from inc_torch.quantizers import describe_int8
 
@@ -44,7 +44,8 @@ def rerun_on_extension(model: nn.Module, directory: Path, description: Mapping[s
         warn_user(message, InexactWarning)
         return False
     has_summary = "summary" in description or describe_int8(model)
-    summary = _read(directory / SUMMARY, description.get("summary", {})) if has_summary else None
+    facts = description.get("summary", {})
+    summary = _read(as_noted(directory / SUMMARY, facts), facts) if has_summary else None
     redeploy(model, summary, description, os.fspath(directory))
     return True
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +16,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from inc_torch.core.errors import ArtifactError
+from inc_torch.core.errors import ArtifactError, UnwritableError
+from inc_torch.core.files import parse_json, write_text, written_aside
 
 __all__ = [
     "ARTIFACT",
     "HUB_CONFIG",
     "WEIGHTS",
+    "as_noted",
     "file_facts",
+    "made_directory",
     "pickled_files",
     "read_json",
     "read_tensor",
     "read_tensors",
+    "replacing",
     "tensor_names",
     "tensor_shape",
     "weight_files",
@@ -34,8 +41,22 @@ __all__ = [
 WEIGHTS = "model.safetensors"
 ARTIFACT = "compression.json"
 HUB_CONFIG = "config.json"
+_KEPT = re.compile(r"\.[0-9a-f]{64}$")
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 """Endings of files that hold pickled Python objects, which can run code when they are opened."""
+
+
+def made_directory(path: Path) -> None:
+    """Make a directory to write into, if it is not there.
+
+    Raises:
+        UnwritableError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{os.fspath(path)!r} could not be made: {error}. Give a directory where you may write."
+        raise UnwritableError(message) from error
 
 
 def pickled_files(directory: Path) -> list[str]:
@@ -50,9 +71,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write ``data`` as JSON; ``path`` holds either the old or the new text, also when the write is cut."""
-    unfinished = _unfinished(path)
-    unfinished.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, way_out: str) -> dict[str, Any]:
@@ -66,7 +85,7 @@ def read_json(path: Path, way_out: str) -> dict[str, Any]:
         ArtifactError: The file is no text, no JSON, or no JSON object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         message = f"{os.fspath(path)!r} is damaged or cut short: got {error}, expected JSON. {way_out}"
         raise ArtifactError(message) from error
@@ -78,9 +97,8 @@ def read_json(path: Path, way_out: str) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write ``tensors`` as safetensors; ``path`` holds either the old or the new file, also when the write is cut."""
-    unfinished = _unfinished(path)
-    save_file(dict(tensors), unfinished, metadata={"format": "pt"})
-    unfinished.replace(path)
+    with written_aside(path) as unfinished:
+        save_file(dict(tensors), unfinished, metadata={"format": "pt"})
 
 
 def read_tensors(path: Path, way_out: str) -> dict[str, torch.Tensor]:
@@ -128,8 +146,57 @@ def file_facts(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+@contextmanager
+def replacing(directory: Path, facts: Mapping[str, object]) -> Iterator[None]:
+    """Let files be replaced, of which a description that is written after them says what they are.
+
+    While that is not there, those that the earlier description means go by a second name, under which `as_noted` finds
+    them. An error brings them back; a killed process leaves both.
+
+    Args:
+        directory: Where they are.
+        facts: By name of the file, what the earlier description says of it, as `file_facts`; None if there is none.
+    """
+    paths = [directory / name for name in facts]
+    there = [path for path in paths if path.is_file()]
+    kept = {path: second for path in there if (second := _kept(path, facts[path.name]))}
+    for path, second in kept.items():
+        _link(path, second)
+    try:
+        yield
+    except BaseException:
+        for path, second in kept.items():
+            second.replace(path)
+        for path in paths:
+            if path not in there:
+                path.unlink(missing_ok=True)
+        raise
+    for path in paths:
+        for second in path.parent.glob(f".{path.name}.*"):
+            if _KEPT.search(second.name):
+                second.unlink(missing_ok=True)
+
+
+def _link(path: Path, second: Path) -> None:
+    if second.exists():  # an earlier save was killed, and ``path`` is what it wrote
+        return
+    try:
+        second.hardlink_to(path)
+    except OSError:  # a file system without hard links
+        with written_aside(second) as aside:
+            shutil.copyfile(path, aside)
+
+
+def as_noted(path: Path, facts: object) -> Path:
+    """The file that a description means: ``path``, or what is kept of it after a save that was cut short."""
+    kept = _kept(path, facts)
+    return path if kept is None or not kept.is_file() else kept
+
+
+def _kept(path: Path, facts: object) -> Path | None:
+    digest = facts.get("sha256") if isinstance(facts, Mapping) else None
+    is_digest = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)
+    return path.with_name(f".{path.name}.{digest}") if is_digest else None
 
 
 def _damaged(path: Path, error: Exception, way_out: str) -> str:

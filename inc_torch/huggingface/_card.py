@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from inc_torch import precision
+from inc_torch.core.files import write_text
 from inc_torch.core.report import CompressionReport, ModuleReport
 from inc_torch.export._proof import CODE_BITS
 from inc_torch.huggingface._layout import CARD
@@ -45,7 +46,7 @@ def write_card(directory: Path, model: nn.Module, report: CompressionReport, *, 
     path = directory / CARD
     if path.exists() and MARK not in path.read_text(encoding="utf-8"):
         return
-    path.write_text(card(os.fspath(directory), model, report, needs_import=needs_import), encoding="utf-8")
+    write_text(path, card(os.fspath(directory), model, report, needs_import=needs_import))
 
 
 def card(directory: str, model: nn.Module, report: CompressionReport, *, needs_import: bool = True) -> str:

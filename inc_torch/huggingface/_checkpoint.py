@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerState, TrainingArguments
 
+from inc_torch.core import files
 from inc_torch.core.errors import StateError
 from inc_torch.core.state import check_keys
 from inc_torch.huggingface._trainer import path_in_train_call
@@ -37,10 +38,7 @@ def written_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 def write_state(checkpoint: Path, content: Mapping[str, Any]) -> None:
     """Write ``content``, whole or not at all."""
     checkpoint.mkdir(parents=True, exist_ok=True)
-    path = checkpoint / STATE_FILE
-    unfinished = path.with_suffix(".unfinished")
-    torch.save(dict(content), unfinished)
-    unfinished.replace(path)
+    files.write_state(checkpoint / STATE_FILE, content)
 
 
 def read_state(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:

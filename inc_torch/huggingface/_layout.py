@@ -15,10 +15,12 @@ from torch import nn
 from inc_torch.core.errors import ArtifactError
 from inc_torch.export._files import ARTIFACT, HUB_CONFIG, WEIGHTS, pickled_files, read_json, tensor_names, weight_files
 
-__all__ = ["CARD", "REPORT", "SAVE_AGAIN", "VERSION", "alarms", "check_directory", "ignore_alarms", "untie"]
+__all__ = ["CARD", "PREVIOUS", "REPORT", "SAVE_AGAIN", "VERSION", "alarms", "check_directory", "ignore_alarms", "untie"]
 
 REPORT = "compression_report.json"
 CARD = "README.md"
+PREVIOUS = ".previous"
+"""Where the files of an earlier save lie while they are replaced."""
 VERSION = 1
 ADVICE = "write_import_inc_torch_before_loading"
 """Name of a tensor that says what to do, in the list of unexpected ones that transformers shows."""
@@ -56,6 +58,8 @@ def check_directory(directory: Path) -> dict[str, Any]:
         raise ArtifactError(message)
     if not (directory / HUB_CONFIG).is_file():
         message = f"{start} has no {HUB_CONFIG}: expected a directory that from_pretrained can open. {SAVE_AGAIN}"
+        if (directory / PREVIOUS / HUB_CONFIG).is_file():
+            message += f" What was there before is whole in {os.fspath(directory / PREVIOUS)!r}."
         raise ArtifactError(message)
     config = read_json(directory / HUB_CONFIG, SAVE_AGAIN)
     if not weight_files(directory):

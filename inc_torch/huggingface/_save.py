@@ -67,7 +67,8 @@ def save_for_huggingface_upstream(
     Raises:
         ModelError: ``model`` is no Hugging Face model, or still has adapters of PEFT; GPTQ has no place for a layer.
         ConfigError: There is no such ``quant_method``.
-        ArtifactError: ``output_dir`` is a file, or a plain inc_torch directory.
+        ArtifactError: ``output_dir`` is a file, or a plain inc_torch directory; or it cannot be written, and is as it
+            was.
 
     Warns:
         InexactWarning: Modules that were to be int8 are still float, as the training has not ended; or are written in
@@ -107,6 +108,8 @@ def _write(
     max_shard_size: int | str | None,
     quant_method: str,
 ) -> CompressionReport:
+    from inc_torch.huggingface._together import written_together
+
     target = _target(directory)
     # After transformers itself, whose import registers what these modules hold; not before it.
     if quant_method == _GPTQ:
@@ -120,17 +123,16 @@ def _write(
     report = attached_report(model) if quant_method == _GPTQ else None  # of the codes, not of zero points less one
     report = report or measured_report(model, attached_report(model))
     _warn_of_float(report)
-    target.mkdir(parents=True, exist_ok=True)
-    _clear(target)
-    if save_tokenizer is not None:
-        save_tokenizer(target)
-    with _alone(model):
-        if max_shard_size is None:
-            model.save_pretrained(target)
-        else:
-            model.save_pretrained(target, max_shard_size=max_shard_size)
-    _correct_dtype(model, target)
-    write_json(target / REPORT, report.to_dict())
+    with written_together(target, last=HUB_CONFIG, stale=_stale) as aside:
+        if save_tokenizer is not None:
+            save_tokenizer(aside)
+        with _alone(model):
+            if max_shard_size is None:
+                model.save_pretrained(aside)
+            else:
+                model.save_pretrained(aside, max_shard_size=max_shard_size)
+        _correct_dtype(model, aside)
+        write_json(aside / REPORT, report.to_dict())
     write_card(target, model, report, needs_import=quant_method == QUANT_METHOD)
     return report
 
@@ -209,12 +211,7 @@ def _target(directory: Path) -> Path:
     return directory
 
 
-def _clear(directory: Path) -> None:
-    """Remove what an earlier save left here.
-
-    A new save that is cut short then leaves a directory without ``config.json``, which nobody takes for a whole one,
-    and weights that are still mapped from an old file are not overwritten under the model's feet.
-    """
-    stale = [directory / HUB_CONFIG, directory / REPORT, directory / WEIGHTS, directory / f"{WEIGHTS}.index.json"]
-    for path in [*stale, *directory.glob("model-?????-of-?????.safetensors")]:
-        path.unlink(missing_ok=True)
+def _stale(directory: Path) -> list[Path]:
+    """What an earlier save left here, which would be taken for a part of the new one."""
+    named = [directory / name for name in (REPORT, WEIGHTS, f"{WEIGHTS}.index.json")]
+    return [*named, *directory.glob("model-?????-of-?????.safetensors")]

@@ -29,11 +29,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from inc_torch.ipex._rules import WITHOUT_KERNEL, for_extension
+from inc_torch.ipex._rules import SUMMARY, WITHOUT_KERNEL, for_extension
 
 if TYPE_CHECKING:
     from inc_torch.ipex._deployment import (
-        SUMMARY,
         deploy,
         deploy_bfloat16,
         deployed,
@@ -88,7 +87,6 @@ _LATER = {
     "IpexProgram": "_program",
     "LAYERS": "_summary",
     "Observation": "_observation",
-    "SUMMARY": "_deployment",
     "Summary": "_summary",
     "SummaryRange": "_inc",
     "deploy": "_deployment",

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,12 +19,10 @@ from inc_torch.ipex._extension import extension
 from inc_torch.ipex._floating import float_counterpart, layer_codes
 from inc_torch.ipex._observation import prepared_by_extension, quiet
 from inc_torch.ipex._program import IpexProgram
+from inc_torch.ipex._rules import SUMMARY
 from inc_torch.ipex._summary import LAYERS, Grid, LayerCodes, Summary, changed, operations_of
 
-__all__ = ["SUMMARY", "deploy", "deploy_bfloat16", "deployed", "deployment_of", "redeploy", "withdraw"]
-
-SUMMARY: Final = "best_configure.json"
-"""The name of the summary beside the weights, which is that of Intel Neural Compressor."""
+__all__ = ["deploy", "deploy_bfloat16", "deployed", "deployment_of", "redeploy", "withdraw"]
 
 
 def deploy(

@@ -1,4 +1,4 @@
-"""What the extension has no kernel for."""
+"""What the extension has no kernel for, and what its summary is called: all that is needed without it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Final
 
 from inc_torch.quantizers import FloatType, QuantRule, QuantSpec
 
-__all__ = ["WITHOUT_KERNEL", "for_extension"]
+__all__ = ["SUMMARY", "WITHOUT_KERNEL", "for_extension"]
+
+SUMMARY: Final = "best_configure.json"
+"""The name of the summary beside the weights, which is that of Intel Neural Compressor."""
 
 WITHOUT_KERNEL: Final = ("Embedding", "Conv1d", "ConvTranspose1d")
 """Layers that the default backend computes in int8 and the extension does not."""

@@ -8,7 +8,6 @@ computes in int8 is said by the ``force_dtype`` of what it reads.
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any, Final, NamedTuple, final
 import torch
 
 from inc_torch.core.errors import ArtifactError
+from inc_torch.core.files import parse_json
 
 __all__ = [
     "FUNCTIONS",
@@ -93,7 +93,7 @@ def read_summary(path: str | os.PathLike[str]) -> Summary:
     """
     shown = repr(os.fspath(path))
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = parse_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         message = f"{shown} cannot be read: {error}. Expected a summary of the extension, as best_configure.json is."
         raise ArtifactError(message) from error

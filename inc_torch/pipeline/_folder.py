@@ -14,6 +14,7 @@ from torch import nn
 
 from inc_torch.config import DistillationConfig
 from inc_torch.core.errors import ArtifactError, StateError
+from inc_torch.core.files import write_state
 from inc_torch.core.state import random_state
 from inc_torch.export import load, save
 from inc_torch.export._files import read_json, write_json
@@ -111,7 +112,7 @@ class RunFolder:
             )
             raise ArtifactError(message)
         self.path.mkdir(parents=True, exist_ok=True)
-        _write_state(self.path / _START, random_state())
+        write_state(self.path / _START, random_state())
         write_json(self.path / _ABOUT, fingerprint)
 
     def finished(self) -> int:
@@ -149,16 +150,19 @@ class RunFolder:
         """Keep what a stage has made, and drop what it was to go on from."""
         aside = self.path / f".{self._names[number]}.unfinished"
         shutil.rmtree(aside, ignore_errors=True)
-        save(model, aside, result.report)
-        write_json(aside / _STAGE, result.to_dict())
-        write_json(aside / _REPORT, result.report.to_dict())
-        _write_state(aside / _RANDOM, random_state())
-        aside.replace(self._of(number))
+        try:
+            save(model, aside, result.report)
+            write_json(aside / _STAGE, result.to_dict())
+            write_json(aside / _REPORT, result.report.to_dict())
+            write_state(aside / _RANDOM, random_state())
+            aside.replace(self._of(number))
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)  # gone after the rename
         self._saved(number).unlink(missing_ok=True)
 
     def save_state(self, number: int, state: Mapping[str, Any]) -> None:
         """Keep from what an unfinished stage goes on."""
-        _write_state(self._saved(number), state)
+        write_state(self._saved(number), state)
 
     def saved_state(self, number: int) -> dict[str, Any]:
         """From what an unfinished stage goes on; it has to be there."""
@@ -173,12 +177,6 @@ class RunFolder:
 
     def _saved(self, number: int) -> Path:
         return self.path / f"{self._names[number]}.pt"
-
-
-def _write_state(path: Path, state: Mapping[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    torch.save(dict(state), aside)
-    aside.replace(path)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

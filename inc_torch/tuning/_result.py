@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, final, get_args
 
 from inc_torch.core.errors import ArtifactError, ConfigError
+from inc_torch.core.files import parse_json, write_text
 from inc_torch.tuning import _result_view as view
 from inc_torch.tuning._objectives import Aim, Term
 from inc_torch.tuning._space import FALLBACKS, Choice, Mode, Operation, Recipe, Space
@@ -151,7 +152,10 @@ class TuningResult:
         Raises:
             ArtifactError: Something is missing, is not what it should be, or comes from a newer version.
         """
-        root = Stored(data, file)
+        return cls._read(Stored(data, file))
+
+    @classmethod
+    def _read(cls, root: Stored) -> TuningResult:
         _check_format(root["format"])
         goal, space = root["goal"], _read_space(root["space"])
         trials = tuple(_read_trial(trial, space) for trial in root["trials"].items())
@@ -174,12 +178,14 @@ class TuningResult:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as JSON; a write that is cut short leaves the old file."""
+        """Write everything as JSON; a write that is cut short leaves the old file.
+
+        Raises:
+            ArtifactError: The file cannot be written.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        unfinished.replace(target)
+        write_text(target, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TuningResult:
@@ -190,17 +196,17 @@ class TuningResult:
         """
         file = repr(os.fspath(path))
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = parse_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             message = f"{file} cannot be read: {error.strerror}. Expected a file that result.save(path) wrote."
             raise ArtifactError(message) from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             message = (
                 f"{file} is damaged or cut short: got {error}, expected JSON. Save the result again with "
                 "result.save(path)."
             )
             raise ArtifactError(message) from error
-        return cls.from_dict(data, file)
+        return cls._read(Stored(data, file))
 
     # ------------------------------------------------------------------------------------------- for people
 

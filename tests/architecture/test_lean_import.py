@@ -53,7 +53,7 @@ ON_FIRST_USE = {
     "typer",
     "yaml",
 }
-MOST_OF_OTHERS, MOST_OF_OURS = 8, 160
+MOST_OF_OTHERS, MOST_OF_OURS = 8, 161
 
 
 def _measure(program: str) -> dict:

@@ -244,7 +244,7 @@ def test_a_plain_directory_is_not_overwritten(tmp_path):
         save_for_huggingface_upstream(bert(), None, tmp_path)
 
 
-def test_a_save_that_is_cut_short_is_noticed(directory, monkeypatch):
+def test_a_save_that_is_cut_short_leaves_the_earlier_one(directory, monkeypatch):
     def cut(*_, **__):
         raise KeyboardInterrupt
 
@@ -253,8 +253,9 @@ def test_a_save_that_is_cut_short_is_noticed(directory, monkeypatch):
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", cut)
     with pytest.raises(KeyboardInterrupt):
         save_for_huggingface_upstream(model, None, directory)
-    with pytest.raises(ArtifactError, match=r"no \*\.safetensors: the save was cut short"):
-        OptimizedModel.from_pretrained(directory)
+    monkeypatch.undo()
+    again = OptimizedModel.from_pretrained(directory)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 def test_optimized_model_has_no_instances():

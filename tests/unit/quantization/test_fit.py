@@ -296,8 +296,6 @@ def test_a_model_that_runs_a_program_is_refused():
 
     model = nn.Sequential(nn.Linear(4, 4))
     model.forward = Elsewhere()
-    message = (
-        "quantization.fit got a Sequential that runs on another machine: expected a model"
-    )
+    message = "quantization.fit got a Sequential that runs on another machine: expected a model"
     with pytest.raises(ModelError, match=message):
         quantization.fit(model, calib_dataloader=[torch.ones(2, 4)])
