@@ -14,7 +14,7 @@ import numpy as np
 
 from inc_torch.benchmark import _result_view as view
 from inc_torch.benchmark._picture import as_svg
-from inc_torch.core.files import write_text
+from inc_torch.core.files import made_directory, write_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -258,5 +258,5 @@ class BenchmarkResult(Mapping[str, Any]):
 def _write(path: str | os.PathLike[str], text: str) -> None:
     """Write a file whole: a write that is cut short leaves the old one."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    made_directory(target.parent)
     write_text(target, text)

@@ -14,7 +14,20 @@ from safetensors import SafetensorError
 
 from inc_torch.core.errors import UnwritableError
 
-__all__ = ["parse_json", "write_state", "write_text", "written_aside"]
+__all__ = ["made_directory", "parse_json", "write_state", "write_text", "written_aside"]
+
+
+def made_directory(path: Path) -> None:
+    """Make a directory to write into, if it is not there.
+
+    Raises:
+        UnwritableError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{os.fspath(path)!r} could not be made: {error}. Give a directory where you may write."
+        raise UnwritableError(message) from error
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from inc_torch.core.errors import ArtifactError, ConfigError, ModelError
-from inc_torch.core.files import parse_json, write_text, written_aside
+from inc_torch.core.files import made_directory, parse_json, write_text, written_aside
 from inc_torch.core.progress import with_progress
 from inc_torch.distillers._outputs import TEACHER_LOGITS, extract_logits
 from inc_torch.distillers._teacher import Teacher
@@ -87,7 +87,7 @@ def cache_teacher_logits(
         raise ConfigError(message)
     partial = target.with_name(f"{target.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    made_directory(partial)
     try:
         writer = _Writer(partial, top_k, dtype)
         asked = Teacher(teacher)

@@ -13,6 +13,7 @@ from torch import nn
 
 from inc_torch import inference, precision
 from inc_torch.core.errors import ArtifactError, did_you_mean
+from inc_torch.core.files import made_directory
 from inc_torch.core.report import CompressionReport
 from inc_torch.export._files import (
     ARTIFACT,
@@ -20,7 +21,6 @@ from inc_torch.export._files import (
     WEIGHTS,
     as_noted,
     file_facts,
-    made_directory,
     pickled_files,
     read_json,
     read_tensors,

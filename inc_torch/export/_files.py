@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from inc_torch.core.errors import ArtifactError, UnwritableError
+from inc_torch.core.errors import ArtifactError
 from inc_torch.core.files import parse_json, write_text, written_aside
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "WEIGHTS",
     "as_noted",
     "file_facts",
-    "made_directory",
     "pickled_files",
     "read_json",
     "read_tensor",
@@ -44,19 +43,6 @@ HUB_CONFIG = "config.json"
 _KEPT = re.compile(r"\.[0-9a-f]{64}$")
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 """Endings of files that hold pickled Python objects, which can run code when they are opened."""
-
-
-def made_directory(path: Path) -> None:
-    """Make a directory to write into, if it is not there.
-
-    Raises:
-        UnwritableError: It cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"{os.fspath(path)!r} could not be made: {error}. Give a directory where you may write."
-        raise UnwritableError(message) from error
 
 
 def pickled_files(directory: Path) -> list[str]:
@@ -166,7 +152,8 @@ def replacing(directory: Path, facts: Mapping[str, object]) -> Iterator[None]:
         yield
     except BaseException:
         for path, second in kept.items():
-            second.replace(path)
+            second.replace(path)  # does nothing if both are names of one file still
+            second.unlink(missing_ok=True)
         for path in paths:
             if path not in there:
                 path.unlink(missing_ok=True)

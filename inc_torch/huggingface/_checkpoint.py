@@ -37,7 +37,7 @@ def written_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 def write_state(checkpoint: Path, content: Mapping[str, Any]) -> None:
     """Write ``content``, whole or not at all."""
-    checkpoint.mkdir(parents=True, exist_ok=True)
+    files.made_directory(checkpoint)
     files.write_state(checkpoint / STATE_FILE, content)
 
 

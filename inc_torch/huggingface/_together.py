@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from inc_torch.core.errors import UnwritableError
-from inc_torch.export._files import made_directory
+from inc_torch.core.files import made_directory
 from inc_torch.huggingface._layout import PREVIOUS
 
 __all__ = ["written_together"]

@@ -14,7 +14,7 @@ from torch import nn
 
 from inc_torch.config import DistillationConfig
 from inc_torch.core.errors import ArtifactError, StateError
-from inc_torch.core.files import write_state
+from inc_torch.core.files import made_directory, write_state
 from inc_torch.core.state import random_state
 from inc_torch.export import load, save
 from inc_torch.export._files import read_json, write_json
@@ -104,14 +104,15 @@ class RunFolder:
             raise StateError(message)
 
     def _begin(self, fingerprint: Mapping[str, Any]) -> None:
-        others = sorted(entry.name for entry in self.path.iterdir()) if self.path.exists() else []
-        if others and others != [_START]:
+        names = sorted(entry.name for entry in self.path.iterdir()) if self.path.exists() else []
+        others = [name for name in names if name != _START and not name.endswith(".unfinished")]
+        if others:
             message = (
                 f"{os.fspath(self.path)!r} holds {others[0]!r} and no {_ABOUT}: expected an empty directory, or one "
                 "that a pipeline wrote. Give another path."
             )
             raise ArtifactError(message)
-        self.path.mkdir(parents=True, exist_ok=True)
+        made_directory(self.path)
         write_state(self.path / _START, random_state())
         write_json(self.path / _ABOUT, fingerprint)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, final, get_args
 
 from inc_torch.core.errors import ArtifactError, ConfigError
-from inc_torch.core.files import parse_json, write_text
+from inc_torch.core.files import made_directory, parse_json, write_text
 from inc_torch.tuning import _result_view as view
 from inc_torch.tuning._objectives import Aim, Term
 from inc_torch.tuning._space import FALLBACKS, Choice, Mode, Operation, Recipe, Space
@@ -184,7 +184,7 @@ class TuningResult:
             ArtifactError: The file cannot be written.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        made_directory(target.parent)
         write_text(target, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
     @classmethod
