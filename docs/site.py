@@ -9,6 +9,7 @@ import griffe
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]*\)")
 _FENCE = re.compile(r"^(```+)(\w+) (?:no-run.*|(\S+\.ya?ml))$", re.MULTILINE)
 _EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
+_DRAWING = re.compile(r"^::\n\n", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -17,10 +18,10 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     return _OUTSIDE.sub(r"\1", fenced)
 
 
-class Examples(griffe.Extension):
-    """Lets ``Example:`` be read as a section of code, which it is only in the plural."""
+class Docstrings(griffe.Extension):
+    """Lets ``Example:`` be read as a section of code, and takes away the colons before a drawing."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Change the docstring of everything that is documented."""
         if obj.docstring is not None:
-            obj.docstring.value = _EXAMPLE.sub("Examples:", obj.docstring.value)
+            obj.docstring.value = _DRAWING.sub("", _EXAMPLE.sub("Examples:", obj.docstring.value))
