@@ -95,7 +95,7 @@ def _from_file(path: Path) -> list[object]:
     except UnicodeDecodeError as error:
         message = f"{os.fspath(path)!r} is no YAML: {error}."
         raise ConfigError(message) from error
-    entries = content if isinstance(content, list) else [content]
+    entries = content if isinstance(content, list) and content else [content]
     where = f" in {os.fspath(path)!r}"
     return [config for entry in entries for config in _from_mapping(entry, where)]
 
