@@ -3,7 +3,7 @@
 ::
 
     file, dict ──► plain values, lines ──► tree by the schema ──► Conf.usr_cfg      what 1.X classes ask
-     _yaml.py       _schema.py, one module for each section  └──► Conf.translate()  configurations, notes
+   core.plain_yaml  _schema.py, one module for each section  └──► Conf.translate()  configurations, notes
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from inc_torch.conf._quantization import QUANTIZATION, quantization_config
 from inc_torch.conf._schema import Field, Note, Reading, Section
 from inc_torch.conf._shared import DEVICE, EVALUATION, MODEL, TUNING, benchmark_config
 from inc_torch.conf._words import as_it_is
-from inc_torch.conf._yaml import read_text
 from inc_torch.config import (
     BenchmarkConfig,
     DistillationConfig,
@@ -27,6 +26,7 @@ from inc_torch.config import (
 )
 from inc_torch.config._checks import flag
 from inc_torch.core.errors import ConfigError, ConfigTypeError
+from inc_torch.core.plain_yaml import read_text
 
 __all__ = ["Conf", "Config2X", "Translation", "read_conf"]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, final
 
-from inc_torch.conf._yaml import Path
 from inc_torch.config._checks import Check, Place
 from inc_torch.config._readonly import FrozenDict
 from inc_torch.core.errors import ConfigError, ConfigTypeError, did_you_mean
+from inc_torch.core.plain_yaml import Path
 
 __all__ = ["Alternatives", "Field", "ListOf", "Named", "Note", "Reading", "Section"]
 

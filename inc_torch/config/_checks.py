@@ -74,9 +74,13 @@ def number(want: str, accepts: Callable[[float], bool]) -> Check[float]:
     def check(value: object, place: Place) -> float:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise place.type_error(value, want)
-        if not math.isfinite(value) or not accepts(float(value)):
+        try:
+            found = float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            found = math.inf
+        if not math.isfinite(found) or not accepts(found):
             raise place.error(value, want)
-        return float(value)
+        return found
 
     return check
 

@@ -82,7 +82,7 @@ def _read(source: object) -> list[object]:
 
 
 def _from_file(path: Path) -> list[object]:
-    import yaml
+    from inc_torch.core.plain_yaml import read_text
 
     if not path.is_file():
         message = (
@@ -91,11 +91,11 @@ def _from_file(path: Path) -> list[object]:
         )
         raise ConfigError(message)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_text(path.read_text(encoding="utf-8"), repr(os.fspath(path))).value
+    except UnicodeDecodeError as error:
         message = f"{os.fspath(path)!r} is no YAML: {error}."
         raise ConfigError(message) from error
-    entries = content if isinstance(content, list) else [content]
+    entries = content if isinstance(content, list) and content else [content]
     where = f" in {os.fspath(path)!r}"
     return [config for entry in entries for config in _from_mapping(entry, where)]
 

@@ -272,7 +272,7 @@ class CompressionReport:
             rows = tuple(_read_row(row) for row in data["modules"])
             points = tuple((operator.index(step), float(share)) for step, share in data.get("sparsity_over_steps", ()))
             return cls(rows, operator.index(data["other_parameters"]), operator.index(data["size_bytes"]), points)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             message = f"The compression report is damaged: {error!r}. Save the model again to have it written anew."
             raise ArtifactError(message) from error
 

@@ -38,6 +38,7 @@ _FORMAT: Final = "inc_torch/teacher_logits/1"
 _KEYS: Final = {"format", "count", "classes", "top_k", "is_sequence", "shards"}
 _SHARD_VALUES: Final = 1 << 24
 _SEQUENCE: Final = 3
+_PAIR: Final = 2
 
 
 @torch.no_grad()
@@ -309,6 +310,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if set(index) != _KEYS or index["format"] != _FORMAT:
         message = f"{str(folder / _INDEX)!r} is no index of teacher logits of this version: expected {_FORMAT!r}."
         raise ArtifactError(message)
+    if not _is_consistent(index):
+        message = (
+            f"{str(folder / _INDEX)!r} is damaged: expected the names of the shards and how many samples each has, "
+            f"{index['count']!r} together, of {index['classes']!r} classes. Copy the whole folder, or write it again."
+        )
+        raise ArtifactError(message)
     missing = [name for name, _ in index["shards"] if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         message = (
@@ -316,3 +323,17 @@ def _read_index(folder: Path) -> dict[str, Any]:
         )
         raise ArtifactError(message)
     return index
+
+
+def _is_consistent(index: Mapping[str, Any]) -> bool:
+    shards, top_k = index["shards"], index["top_k"]
+    is_list = isinstance(shards, list) and all(isinstance(shard, list) and len(shard) == _PAIR for shard in shards)
+    if not is_list or not all(isinstance(name, str) and _is_count(count) for name, count in shards):
+        return False
+    numbers = (index["count"], index["classes"], *(() if top_k is None else (top_k,)))
+    is_sum = index["count"] == sum(count for _, count in shards)
+    return all(map(_is_count, numbers)) and is_sum and isinstance(index["is_sequence"], bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -20,6 +20,7 @@ from inc_torch.export._files import (
     HUB_CONFIG,
     WEIGHTS,
     as_noted,
+    check_tables,
     file_facts,
     pickled_files,
     read_json,
@@ -209,6 +210,7 @@ def read_description(directory: Path) -> dict[str, Any]:
                 f"{os.fspath(path)!r} is damaged: {key!r} is {data.get(key)!r}, expected {kind.__name__}. {SAVE_AGAIN}"
             )
             raise ArtifactError(message)
+    check_tables(data, {"modules": dict, "aliases": str, "bfloat16": str}, repr(os.fspath(path)), SAVE_AGAIN)
     return data
 
 

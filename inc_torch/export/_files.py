@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ __all__ = [
     "HUB_CONFIG",
     "WEIGHTS",
     "as_noted",
+    "check_tables",
     "file_facts",
     "pickled_files",
     "read_json",
@@ -79,6 +81,29 @@ def read_json(path: Path, way_out: str) -> dict[str, Any]:
         message = f"{os.fspath(path)!r} holds {type(data).__name__!r}, expected a JSON object. {way_out}"
         raise ArtifactError(message)
     return data
+
+
+def check_tables(data: Mapping[str, Any], kinds: Mapping[str, type], where: str, way_out: str) -> None:
+    """Make sure that objects have values of one kind.
+
+    Args:
+        data: The tables, by name.
+        kinds: Of what kind the values of each are.
+        where: What ``data`` is, for the message.
+        way_out: The sentence that ends it.
+
+    Raises:
+        ArtifactError: One is no object, or has another value.
+    """
+    for key, kind in kinds.items():
+        table = data[key]
+        entries = table.items() if isinstance(table, Mapping) else [(None, table)]
+        for name, value in entries:
+            if name is None or not isinstance(value, kind):
+                place = f"{where}: {key!r}" + ("" if name is None else f"[{name!r}]")
+                want = "an object" if name is None else "text" if kind is str else "an object"
+                message = f"{place} is {reprlib.repr(value)}, expected {want}. {way_out}"
+                raise ArtifactError(message)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

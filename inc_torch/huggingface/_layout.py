@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,15 +14,37 @@ import torch
 from torch import nn
 
 from inc_torch.core.errors import ArtifactError
-from inc_torch.export._files import ARTIFACT, HUB_CONFIG, WEIGHTS, pickled_files, read_json, tensor_names, weight_files
+from inc_torch.export._files import (
+    ARTIFACT,
+    HUB_CONFIG,
+    WEIGHTS,
+    check_tables,
+    pickled_files,
+    read_json,
+    tensor_names,
+    weight_files,
+)
 
-__all__ = ["CARD", "PREVIOUS", "REPORT", "SAVE_AGAIN", "VERSION", "alarms", "check_directory", "ignore_alarms", "untie"]
+__all__ = [
+    "CARD",
+    "PREVIOUS",
+    "REPORT",
+    "SAVE_AGAIN",
+    "TABLES",
+    "VERSION",
+    "alarms",
+    "check_directory",
+    "ignore_alarms",
+    "untie",
+]
 
 REPORT = "compression_report.json"
 CARD = "README.md"
 PREVIOUS = ".previous"
 """Where the files of an earlier save lie while they are replaced."""
 VERSION = 1
+TABLES = {"modules": Mapping, "aliases": str, "checksums": str, "bfloat16": str}
+"""What a configuration of ours holds, and of what kind the values of each table are."""
 ADVICE = "write_import_inc_torch_before_loading"
 """Name of a tensor that says what to do, in the list of unexpected ones that transformers shows."""
 SAVE_AGAIN = "Save the model again with save_for_huggingface_upstream(model, tokenizer, directory)."
@@ -66,6 +89,17 @@ def check_directory(directory: Path) -> dict[str, Any]:
         message = f"{start} has a {HUB_CONFIG} but no *.safetensors: the save was cut short. {SAVE_AGAIN}"
         raise ArtifactError(message)
     _check_weights(directory)
+    described = config.get("quantization_config")
+    if described is not None:
+        is_table = isinstance(described, Mapping)
+        method = described.get("quant_method", "") if is_table else None
+        if not isinstance(method, str):
+            place = "quantization_config" + (".quant_method" if is_table else "")
+            message = (
+                f"{os.fspath(directory / HUB_CONFIG)!r}: {place} is {reprlib.repr(method if is_table else described)}, "
+                f"expected {'text' if is_table else 'an object'}. {SAVE_AGAIN}"
+            )
+            raise ArtifactError(message)
     return config
 
 
@@ -76,7 +110,15 @@ def _check_weights(directory: Path) -> None:
     index = directory / f"{WEIGHTS}.index.json"
     if not index.is_file():
         return
-    files = {str(name) for name in dict(read_json(index, SAVE_AGAIN).get("weight_map") or {}).values()}
+    table = {"weight_map": read_json(index, SAVE_AGAIN).get("weight_map") or {}}
+    check_tables(table, {"weight_map": str}, repr(os.fspath(index)), SAVE_AGAIN)
+    files = set(table["weight_map"].values())
+    if outside := sorted(name for name in files if name != Path(name).name):
+        message = (
+            f"{os.fspath(index)!r} names the file {outside[0]!r}, expected names of files beside it. Nothing else is "
+            f"opened. {SAVE_AGAIN}"
+        )
+        raise ArtifactError(message)
     missing = sorted(name for name in files if not (directory / name).is_file())
     if missing:
         message = (

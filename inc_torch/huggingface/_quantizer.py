@@ -9,7 +9,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from inc_torch.core.errors import ArtifactError, did_you_mean
 from inc_torch.core.sharding import plain_class
-from inc_torch.export._files import read_json
+from inc_torch.export._files import check_tables, read_json
 from inc_torch.export._proof import attach_report, measured_report, prove_report, read_report
 from inc_torch.export._tensors import (
     bfloat16_modules,
@@ -29,7 +29,7 @@ from inc_torch.export._tensors import (
     tied_groups,
 )
 from inc_torch.huggingface._float import to_float
-from inc_torch.huggingface._layout import SAVE_AGAIN, VERSION, alarms, ignore_alarms, untie
+from inc_torch.huggingface._layout import SAVE_AGAIN, TABLES, VERSION, alarms, ignore_alarms, untie
 from inc_torch.huggingface._source import Source, files_of
 from inc_torch.huggingface.registration import QUANT_METHOD, install
 from inc_torch.inference import fuse_half_precision
@@ -83,10 +83,13 @@ class IncTorchConfig(QuantizationConfigMixin):
             raise ArtifactError(message)
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # an enum that cannot be extended
         self.version = version
-        self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
-        self.aliases = dict(aliases or {})
-        self.checksums = dict(checksums or {})
-        self.bfloat16 = dict(bfloat16 or {})
+        given: dict[str, Any] = {"modules": modules, "aliases": aliases, "checksums": checksums, "bfloat16": bfloat16}
+        tables = {name: {} if table is None else table for name, table in given.items()}
+        check_tables(tables, TABLES, "quantization_config", SAVE_AGAIN)
+        self.modules: dict[str, dict[str, object]] = {name: dict(entry) for name, entry in tables["modules"].items()}
+        self.aliases: dict[str, str] = dict(tables["aliases"])
+        self.checksums: dict[str, str] = dict(tables["checksums"])
+        self.bfloat16: dict[str, str] = dict(tables["bfloat16"])
 
 
 @final

@@ -15,12 +15,22 @@ import torch
 from inc_torch.core.errors import ArtifactError
 from inc_torch.core.report import CompressionReport
 from inc_torch.export._artifact import SAVE_AGAIN, read_description
-from inc_torch.export._files import ARTIFACT, HUB_CONFIG, WEIGHTS, file_facts, read_json, tensor_names, weight_files
+from inc_torch.export._files import (
+    ARTIFACT,
+    HUB_CONFIG,
+    WEIGHTS,
+    as_noted,
+    check_tables,
+    file_facts,
+    read_json,
+    tensor_names,
+    weight_files,
+)
 from inc_torch.export._proof import read_report
 from inc_torch.export._tensors import checksum_of
 from inc_torch.export.inc import find_file, find_summary
 from inc_torch.export.inc._pickled import CONFIGURE, read_file
-from inc_torch.huggingface._layout import REPORT, check_directory
+from inc_torch.huggingface._layout import REPORT, TABLES, check_directory
 from inc_torch.huggingface._source import Source
 from inc_torch.huggingface.registration import QUANT_METHOD
 
@@ -153,7 +163,7 @@ def _of_ours(path: Path) -> SavedModel:
         schemes=_schemes(data["modules"], data["bfloat16"]),
         bytes_by_dtype=_bytes_by_dtype(path),
         versions={"format": data["format"]},
-        checks=(_same_file(path / WEIGHTS, data["weights"]),),
+        checks=(_same_file(as_noted(path / WEIGHTS, data["weights"]), data["weights"]),),
         report=read_report(data["report"], os.fspath(path / ARTIFACT)),
     )
 
@@ -170,7 +180,7 @@ def _same_file(path: Path, noted: Mapping[str, Any]) -> Check:
 
 def _of_hub(path: Path) -> SavedModel:
     config = read_json(path / HUB_CONFIG, SAVE_AGAIN)
-    described = config.get("quantization_config") or {}
+    described = _described(config, path)
     method = described.get("quant_method")
     report = path / REPORT
     versions = {"transformers": config.get("transformers_version"), "format": described.get("version")}
@@ -178,7 +188,7 @@ def _of_hub(path: Path) -> SavedModel:
     return SavedModel(
         path=os.fspath(path),
         kind=_hub_kind(method, report.is_file()),
-        model_class=next(iter(config.get("architectures") or ()), None),
+        model_class=_architecture(config),
         opened_by=_hub_lines(path, method),
         schemes=_hub_schemes(path, described),
         bytes_by_dtype=_bytes_by_dtype(path),
@@ -188,10 +198,27 @@ def _of_hub(path: Path) -> SavedModel:
     )
 
 
+def _described(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What a configuration says of quantization; empty if nothing."""
+    where = repr(os.fspath(path / HUB_CONFIG))
+    found: dict[str, Any] = {"quantization_config": config.get("quantization_config") or {}}
+    check_tables(found, {"quantization_config": object}, where, SAVE_AGAIN)
+    described: dict[str, Any] = found["quantization_config"]
+    if described.get("quant_method") == QUANT_METHOD:
+        tables = {name: described.get(name) or {} for name in TABLES}
+        check_tables(tables, TABLES, where, SAVE_AGAIN)
+    return described
+
+
 def _hub_kind(method: object, has_report: bool) -> str:
     if method is None:
         return f"Hugging Face{', compressed by inc_torch' if has_report else ''}"
     return f"Hugging Face, {'inc_torch' if method == QUANT_METHOD else method}"
+
+
+def _architecture(config: Mapping[str, Any]) -> str | None:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else None
 
 
 def _hub_lines(path: Path, method: object) -> str:
@@ -286,11 +313,12 @@ def _bytes_by_dtype(path: Path) -> dict[str, int]:
 
 def _header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file; empty if the file is damaged, which a check tells."""
+    try:
+        tensor_names(path, SAVE_AGAIN)
+    except ArtifactError:
+        return {}
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_HEADER_LENGTH), "little")
-        try:
-            header: dict[str, Any] = json.loads(file.read(min(length, path.stat().st_size)))
-        except ValueError:
-            return {}
+        header: dict[str, Any] = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return header

@@ -68,7 +68,7 @@ class StageResult:
                 locked=tuple(map(str, data["locked"])),
                 is_loaded=True,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             message = f"The record of a stage is damaged: got {error!r}. Remove its directory to run the stage again."
             raise ArtifactError(message) from error
 

@@ -196,7 +196,7 @@ def _check_entry(name: str, entry: Mapping[str, object], module: nn.Module) -> N
     if not is_scheme_name(entry["scheme"]):
         message = f"{where} has the unknown scheme {entry['scheme']!r}. It may come from a newer version of inc_torch."
         raise ArtifactError(message)
-    if entry["kind"] not in INT8_CLASSES:
+    if not isinstance(entry["kind"], str) or entry["kind"] not in INT8_CLASSES:
         guess = did_you_mean(str(entry["kind"]), INT8_CLASSES)
         message = f"{where} has the unknown kind {entry['kind']!r}.{guess} Known: {', '.join(INT8_CLASSES)}."
         raise ArtifactError(message)

@@ -252,11 +252,11 @@ def _overlaps(given: object, owner: str) -> list[float]:
 
 def _ids_of_names(path: Path, owner: str) -> dict[str, int]:
     """The id of each name of a class, from a file."""
-    import yaml
+    from inc_torch.core.plain_yaml import read_text
 
     try:
-        ids = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        ids = read_text(path.read_text(encoding="utf-8"), str(path)).value
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError.field(owner, "anno_path", str(path), f"a YAML file that can be read ({error})") from error
     if isinstance(ids, dict) and all(isinstance(value, int) for value in ids.values()):
         return ids

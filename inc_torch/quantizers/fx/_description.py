@@ -21,6 +21,7 @@ __all__ = ["capture_described", "describe_graph", "graft_grids", "rebuild_graph"
 
 _KEYS: Final = frozenset({"digest", "folds", "snaps", "paddings"})
 _SNAP_KEYS: Final = frozenset({"top", "layer", "readers"})
+_MOST_CODES: Final = 255
 
 
 def describe_graph(model: nn.Module) -> dict[str, Any]:
@@ -90,13 +91,15 @@ def rebuild_graph(model: nn.Module, captured: Captured, description: Mapping[str
         name: Snapped(QuantScheme(), entry["layer"], tuple(entry["readers"]))
         for name, entry in description["snaps"].items()
     }
+    modules = dict(model.named_modules())
     for norm in description["folds"]:
-        module = model.get_submodule(norm)
-        if not can_fold(module):
-            message = f"The description says that {norm!r} was folded, but it is a {type(module).__name__}. {_BUILD}"
+        module = modules.get(norm)
+        if module is None or not can_fold(module):
+            found = "is not there" if module is None else f"is a {type(module).__name__}"
+            message = f"The description says that {norm!r} was folded, but it {found}. {_BUILD}"
             raise ArtifactError(message)
         take_away_norm(module)
-    grids = {name: InputGrid(1.0, 0, int(entry["top"])) for name, entry in description["snaps"].items()}
+    grids = {name: InputGrid(1.0, 0, entry["top"]) for name, entry in description["snaps"].items()}
     graft_grids(model, captured, GraphPlan(dict(description["folds"]), snaps), grids)
 
 
@@ -127,10 +130,25 @@ _BUILD: Final = "Build the model exactly as it was built when it was quantized, 
 def _check(description: Mapping[str, Any]) -> None:
     wrong = _KEYS ^ description.keys()
     tables = all(isinstance(description.get(key), Mapping) for key in _KEYS - {"digest"})
-    entries = description["snaps"].values() if not wrong and tables else ()
-    if wrong or not tables or any(not isinstance(entry, Mapping) or _SNAP_KEYS ^ entry.keys() for entry in entries):
+    if wrong or not tables or not all(map(_is_snap, description["snaps"].values())):
         message = (
             f"The description of the graph has the keys {sorted(description)}, expected tables {sorted(_KEYS)}, and of "
             f"each snap {sorted(_SNAP_KEYS)}. It is damaged, or of a newer version of inc_torch. Save the model again."
         )
         raise ArtifactError(message)
+    names, sizes = description["folds"].values(), description["paddings"].values()
+    if not all(isinstance(name, str) for name in names) or not all(isinstance(around, list) for around in sizes):
+        message = (
+            "The description of the graph folds what is no name, or pads by what is no list. It is damaged. Save the "
+            "model again."
+        )
+        raise ArtifactError(message)
+
+
+def _is_snap(entry: object) -> bool:
+    if not isinstance(entry, Mapping) or _SNAP_KEYS ^ entry.keys():
+        return False
+    top, layer, readers = entry["top"], entry["layer"], entry["readers"]
+    is_grid = isinstance(top, int) and not isinstance(top, bool) and 0 < top <= _MOST_CODES
+    is_named = layer is None or isinstance(layer, str)
+    return is_grid and is_named and isinstance(readers, list) and all(isinstance(name, str) for name in readers)

@@ -61,10 +61,13 @@ def read_text(text: str, name: str) -> Text:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        reader = _Reader(loader, name)
+        return Text() if node is None else Text(reader.read(node, ()), reader.lines)
     except yaml.YAMLError as error:
         raise _unreadable(error, name) from error
-    reader = _Reader(loader, name)
-    return Text() if node is None else Text(reader.read(node, ()), reader.lines)
+    except RecursionError as error:
+        message = f"{name}: lists and mappings are nested too deeply: expected a few dozen levels at most."
+        raise ConfigError(message) from error
 
 
 def _unreadable(error: yaml.YAMLError, name: str) -> ConfigError:
@@ -132,7 +135,7 @@ class _Reader:
             return str(node.value)
         try:
             value: object = self._loader.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, IndexError) as error:  # "!!int" of nothing is an IndexError
             raise self._error(node, f"{node.value!r} cannot be read: {error}") from error
         return value
 
