@@ -26,6 +26,8 @@ from inc_torch.tuning import TuningResult
 from inc_torch.utils.load_huggingface import OptimizedModel
 from tests.unit.tuning.test_result import result as tuning_result
 
+transformers.logging.disable_progress_bar()  # its lock is shared with forked processes, and kept by killed ones
+
 WIDTHS = {"first": 0.25, "second": 0.5}
 
 
