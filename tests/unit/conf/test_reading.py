@@ -7,9 +7,9 @@ import textwrap
 import pytest
 
 from inc_torch.conf import read_conf
-from inc_torch.core.plain_yaml import read_text
 from inc_torch.conf.config import BenchmarkConf, PruningConf, QuantConf, conf
 from inc_torch.core.errors import ConfigError, ConfigTypeError
+from inc_torch.core.plain_yaml import read_text
 
 
 @pytest.fixture
