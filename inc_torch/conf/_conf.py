@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Final, final
 
 from inc_torch.conf._attributes import AttributeTree
 from inc_torch.conf._distillation import DISTILLATION, distillation_config
+from inc_torch.conf._evaluation import EVALUATION, benchmark_config
+from inc_torch.conf._model import DEVICE, MODEL
 from inc_torch.conf._precision import MIXED_PRECISION, mixed_precision_config
 from inc_torch.conf._pruning import PRUNING, pruning_config
 from inc_torch.conf._quantization import QUANTIZATION, quantization_config
 from inc_torch.conf._schema import Field, Note, Reading, Section
-from inc_torch.conf._shared import DEVICE, EVALUATION, MODEL, TUNING, benchmark_config
+from inc_torch.conf._tuning import TUNING
 from inc_torch.conf._words import as_it_is
 from inc_torch.config import (
     BenchmarkConfig,

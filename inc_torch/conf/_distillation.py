@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from inc_torch.conf._schema import Section
-from inc_torch.conf._shared import TRAIN
+from inc_torch.conf._training import TRAIN
 from inc_torch.config import DistillationConfig
 
 __all__ = ["DISTILLATION", "distillation_config", "teaching_criterion"]

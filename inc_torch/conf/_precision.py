@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from inc_torch.conf._schema import Field, Section
-from inc_torch.conf._shared import accuracy_criterion, tuning_criterion
+from inc_torch.conf._tuning import accuracy_criterion, tuning_criterion
 from inc_torch.conf._words import as_it_is, one_or_more
 from inc_torch.config import MixedPrecisionConfig
 from inc_torch.config._checks import Place, choice, items_of

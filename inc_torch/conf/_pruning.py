@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from inc_torch.conf._schema import Field, ListOf, Reading, Section
-from inc_torch.conf._shared import TRAIN, count
-from inc_torch.conf._words import as_it_is, one_or_more, share
+from inc_torch.conf._training import TRAIN
+from inc_torch.conf._words import as_it_is, count, one_or_more, share
 from inc_torch.config import WeightPruningConfig
 from inc_torch.config._base import option_names
 from inc_torch.config._checks import Check, Place, choice, number, text

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from inc_torch.conf._data import DATALOADER
 from inc_torch.conf._schema import Field, Section
-from inc_torch.conf._shared import DATALOADER, TRAIN, accuracy_criterion, tuning_criterion
+from inc_torch.conf._training import TRAIN
+from inc_torch.conf._tuning import accuracy_criterion, tuning_criterion
 from inc_torch.conf._words import as_it_is, one_or_more, whole_numbers
 from inc_torch.config import PostTrainingQuantConfig, QuantizationAwareTrainingConfig
 from inc_torch.config._checks import Place, choice, flag, items_of, text

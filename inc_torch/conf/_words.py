@@ -7,7 +7,21 @@ from typing import Any
 
 from inc_torch.config._checks import Check, Place, choice, integer, number, text
 
-__all__ = ["any_case", "as_it_is", "one_or_more", "share", "split", "whole_numbers"]
+__all__ = [
+    "all_or_some",
+    "any_case",
+    "as_it_is",
+    "count",
+    "one_or_more",
+    "positive",
+    "share",
+    "split",
+    "whole_numbers",
+]
+
+positive = integer("a number of 1 or more", lambda x: x >= 1)
+count = integer("a number of 0 or more", lambda x: x >= 0)
+all_or_some = integer("a number of 1 or more, or -1 for all", lambda x: x >= 1 or x == -1)
 
 
 def split(value: object) -> list[object]:

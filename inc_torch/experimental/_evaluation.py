@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, final
 
-from inc_torch.conf._shared import metric_of
+from inc_torch.conf._evaluation import metric_of
 from inc_torch.data import loader_of, postprocess_of
 from inc_torch.metric import Measure, read_metric
 

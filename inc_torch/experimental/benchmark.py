@@ -10,7 +10,7 @@ from torch import nn
 from inc_torch.benchmark import BenchmarkResult
 from inc_torch.benchmark import fit as measure
 from inc_torch.conf import Conf
-from inc_torch.conf._shared import benchmark_config
+from inc_torch.conf._evaluation import benchmark_config
 from inc_torch.conf.config import BenchmarkConf
 from inc_torch.config import BenchmarkConfig
 from inc_torch.core.errors import ConfigError, did_you_mean

@@ -12,7 +12,7 @@ import libcst as cst
 
 import inc_torch
 from inc_torch.conf import Note
-from inc_torch.conf._shared import metric_of
+from inc_torch.conf._evaluation import metric_of
 from inc_torch.config import (
     BenchmarkConfig,
     Config,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inc_torch.conf import read_conf
-from inc_torch.conf._shared import metric_of
+from inc_torch.conf._evaluation import metric_of
 from inc_torch.config import Config
 from inc_torch.core.errors import ConfigError
 from inc_torch.migrate._findings import Finding

@@ -15,7 +15,7 @@ from inc_torch import (
     WeightPruningConfig,
 )
 from inc_torch.conf import read_conf
-from inc_torch.conf._shared import metric_of
+from inc_torch.conf._evaluation import metric_of
 from inc_torch.conf.config import DistillationConf, MixedPrecisionConf, Pruner, PruningConf, QuantConf
 from inc_torch.core.errors import ConfigError
 from inc_torch.pruners import REGULARIZERS
