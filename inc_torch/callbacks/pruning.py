@@ -96,6 +96,7 @@ class PruningCallbacks(Callback):
     def on_epoch_begin(self, epoch: int) -> None:
         for pruner in self.pruners:
             if pruner.spec.counts_epochs:
+                self._clear_momentum_of(pruner)  # before weights may come back
                 pruner.begin_step(epoch)
 
     def on_step_begin(self, batch_id: int) -> None:
@@ -111,7 +112,7 @@ class PruningCallbacks(Callback):
             pruner.regularize_weights()
             pruner.mask_weights()
             for optimizer in self.progress.optimizers:
-                if pruner.needs_clean_momentum(optimizer, pruner.now(self.progress) + 1):
+                if pruner.needs_clean_momentum(optimizer, self.progress.step + 1):
                     pruner.mask_momentum(optimizer)
         self._note_sparsity()
 
@@ -122,8 +123,11 @@ class PruningCallbacks(Callback):
 
     def _clear_momentum(self) -> None:
         for pruner in self.pruners:
-            for optimizer in self.progress.optimizers:
-                pruner.mask_momentum(optimizer)
+            self._clear_momentum_of(pruner)
+
+    def _clear_momentum_of(self, pruner: Pruner) -> None:
+        for optimizer in self.progress.optimizers:
+            pruner.mask_momentum(optimizer)
 
     def on_train_end(self) -> None:
         for pruner in self.pruners:

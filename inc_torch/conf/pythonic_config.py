@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
+from inc_torch.conf._conf import Config2X
 from inc_torch.config import (
     BenchmarkConfig,
     DistillationConfig,
@@ -49,16 +50,7 @@ class Config:
     mixed_precision: MixedPrecisionConfig | None = None
     benchmark: BenchmarkConfig | None = None
 
-    def __iter__(
-        self,
-    ) -> Iterator[
-        PostTrainingQuantConfig
-        | QuantizationAwareTrainingConfig
-        | WeightPruningConfig
-        | DistillationConfig
-        | MixedPrecisionConfig
-        | BenchmarkConfig
-    ]:
+    def __iter__(self) -> Iterator[Config2X]:
         """All that there are."""
         for config in (self.quantization, self.pruning, self.distillation, self.mixed_precision, self.benchmark):
             if config is not None:

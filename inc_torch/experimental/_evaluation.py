@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, final
 
-from inc_torch.conf._evaluation import metric_of
 from inc_torch.data import loader_of, postprocess_of
 from inc_torch.metric import Measure, read_metric
 
-__all__ = ["FirstBatches", "loader_in", "metric_in", "postprocessed", "postprocessing_in"]
+__all__ = ["FirstBatches", "loader_in", "postprocessed", "postprocessing_in"]
 
 _LOADER_KEYS = ("batch_size", "last_batch", "shuffle", "distributed", "dataset", "transform", "filter")
 _ALL = -1
@@ -51,11 +50,6 @@ def loader_in(section: Any, *, most: int = _ALL, keeps_order: bool = False) -> I
         described["shuffle"] = False
     loader: Iterable[Any] = loader_of(described)
     return loader if most == _ALL else FirstBatches(loader, most)
-
-
-def metric_in(evaluation: Any) -> Mapping[str, object] | None:  # noqa: ANN401  the section ``evaluation``
-    """The metric that a file names, as `inc_torch.metric.read_metric` takes it."""
-    return metric_of(evaluation)
 
 
 def postprocessing_in(section: Any) -> Mapping[str, object] | None:  # noqa: ANN401  accuracy or performance

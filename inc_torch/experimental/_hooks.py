@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from inc_torch.core.errors import HookOrderError
 __all__ = ["Hooks"]
 
 
-class Hooks:
+class Hooks(ABC):
     """Methods that hand on to the hooks of the run that there is."""
 
+    @abstractmethod
     def _callbacks(self) -> Dispatcher | None:
         """What runs the hooks; None where there is nothing to do in them."""
-        raise NotImplementedError
 
     def on_train_begin(self, dataloader: object = None) -> None:
         """Begin the training; that `fit` has done so already is no error."""

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, final
 
 from inc_torch.core.errors import ConfigTypeError, did_you_mean
+from inc_torch.model import Model
 
-__all__ = ["OnlyKnown", "Setting", "function", "loader"]
+__all__ = ["OnlyKnown", "Setting", "function", "loader", "opened"]
 
 
 def function(value: object, owner: str, name: str) -> object:
@@ -27,6 +28,11 @@ def loader(value: object, owner: str, name: str) -> object:
         )
         raise ConfigTypeError(message)
     return value
+
+
+def opened(value: Any, owner: str, name: str) -> object:  # noqa: ANN401, ARG001  a check
+    """A module, or the saved one that a path leads to."""
+    return Model(value)
 
 
 @final

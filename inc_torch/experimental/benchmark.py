@@ -10,11 +10,11 @@ from torch import nn
 from inc_torch.benchmark import BenchmarkResult
 from inc_torch.benchmark import fit as measure
 from inc_torch.conf import Conf
-from inc_torch.conf._evaluation import benchmark_config
+from inc_torch.conf._evaluation import benchmark_config, metric_of
 from inc_torch.conf.config import BenchmarkConf
 from inc_torch.config import BenchmarkConfig
 from inc_torch.core.errors import ConfigError, did_you_mean
-from inc_torch.experimental._evaluation import loader_in, metric_in, postprocessed, postprocessing_in
+from inc_torch.experimental._evaluation import loader_in, postprocessed, postprocessing_in
 from inc_torch.experimental._settings import Setting, function, loader
 from inc_torch.experimental.component import Component
 
@@ -100,7 +100,7 @@ class Benchmark(Component):
 
     def _measured_by(self, mode: str, section: Any, batches: object) -> object:  # noqa: ANN401
         """The metric; for performance only one that was assigned, and only where there are labels."""
-        metric = self._chosen("metric", metric_in(self._cfg.evaluation)) if mode == "accuracy" else self.metric
+        metric = self._chosen("metric", metric_of(self._cfg.evaluation)) if mode == "accuracy" else self.metric
         if mode == "accuracy" and (metric is None or batches is None):
             missing = "metric" if metric is None else "b_dataloader"
             message = f"Benchmark has no {missing} to measure accuracy with: assign one, or name it in the file."

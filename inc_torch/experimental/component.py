@@ -10,6 +10,7 @@ from torch import nn
 
 from inc_torch.callbacks import TrainingConfig
 from inc_torch.conf import Conf, Config2X
+from inc_torch.conf._evaluation import metric_of
 from inc_torch.conf.pythonic_config import Config
 from inc_torch.core.dispatcher import Dispatcher
 from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning, ModelError
@@ -18,7 +19,6 @@ from inc_torch.core.user_warning import warn_user
 from inc_torch.experimental._evaluation import (
     FirstBatches,
     loader_in,
-    metric_in,
     postprocessed,
     postprocessing_in,
 )
@@ -274,7 +274,7 @@ class Component(OnlyKnown, Hooks):
         if self.eval_func is not None:
             return nothing | {"eval_func": self.eval_func}
         batches, section = self.eval_dataloader, self._cfg.evaluation.accuracy
-        metric = self._chosen("metric", metric_in(self._cfg.evaluation))
+        metric = self._chosen("metric", metric_of(self._cfg.evaluation))
         if batches is not None and metric is None and not self.conf.is_given:
             metric = {"topk": 1}
         if batches is None:
@@ -314,7 +314,8 @@ def _in_python(given: object) -> tuple[Config2X, ...]:
 
 
 def _say_old(kind: type) -> None:
-    if kind not in _OLD:
+    is_public = kind.__module__.startswith(f"{__package__}.") and not kind.__name__.startswith("_")
+    if is_public and kind not in _OLD:
         _OLD.add(kind)
         message = (
             f"inc_torch.experimental.{kind.__name__} has the interface of Neural Compressor 1.X and goes on working; "

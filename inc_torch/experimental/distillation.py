@@ -70,21 +70,13 @@ class Distillation(Component):
     conf_class: ClassVar[type[Conf]] = DistillationConf
     eval_frequency = Setting("Epochs between evaluations.", _frequency)
     best_score = Setting("The best score of an evaluation so far.")
+    student_model = Setting("The same as ``model``.", also="model")
 
     def __init__(self, conf_fname_or_obj: Any = None) -> None:  # noqa: ANN401
         super().__init__(conf_fname_or_obj)
         self._teacher: nn.Module | None = None
         self._best: Mapping[str, torch.Tensor] | None = None
         self.eval_frequency = 1
-
-    @property
-    def student_model(self) -> Any:  # noqa: ANN401
-        """The same as ``model``."""
-        return self.model
-
-    @student_model.setter
-    def student_model(self, given: Any) -> None:  # noqa: ANN401
-        self.model = given
 
     @property
     def teacher_model(self) -> Any:  # noqa: ANN401

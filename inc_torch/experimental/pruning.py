@@ -11,7 +11,6 @@ from inc_torch.conf.config import PruningConf
 from inc_torch.config import WeightPruningConfig
 from inc_torch.config._base import option_names
 from inc_torch.core.errors import ConfigTypeError, HookOrderError, did_you_mean
-from inc_torch.core.names import unwrapped
 from inc_torch.core.report import CompressionReport
 from inc_torch.experimental._settings import Setting, function
 from inc_torch.experimental.component import Component
@@ -57,7 +56,7 @@ class Pruning(Component):
         ...         prune.on_epoch_end()
         >>> import torch
         >>> prune.model, prune.train_func = model, train
-        >>> prune.fit() is model, prune.get_sparsity_ratio()[2]
+        >>> prune.fit() is model, prune.report().sparsity
         (True, 0.5)
 
     Source: INC 2.6.1 ``experimental.Pruning``; differs in that no evaluation is needed, that masks are final even where
@@ -108,21 +107,15 @@ class Pruning(Component):
     update_config = update_items_for_all_pruners
 
     def get_sparsity_ratio(self) -> tuple[float, float, float]:
-        """Return shares of zeros: in linear and convolution layers, in all parameters, and of pruned units.
+        """Return the ``ratios`` of the report.
+
+        These are the zeros of pruned layers over all matrices and over all values, and pruned units over all matrices.
 
         Raises:
-            ConfigError: There is no model.
+            HookOrderError: No training has begun.
         """
-        model = unwrapped(self._required_model())
-        layers = [
-            parameter
-            for module in model.modules()
-            for name, parameter in module.named_parameters(recurse=False)
-            if name == "weight" and any(kind in type(module).__name__ for kind in ("Linear", "Conv"))
-        ]
-        units = sum(pruner.sparsity * pruner.size for pruner in self.pruners)
-        size = sum(pruner.size for pruner in self.pruners)
-        return _zeros(layers), _zeros(list(model.parameters())), units / size if size else 0.0
+        over_matrices, over_all, blockwise = self.report().ratios.values()
+        return over_matrices, over_all, blockwise
 
     def report(self) -> CompressionReport:
         """Measure what every module was asked for and has reached.
@@ -147,8 +140,3 @@ class Pruning(Component):
 
     def _begun(self, manager: CompressionManager) -> None:
         """Nothing to add: the manager is all of it."""
-
-
-def _zeros(tensors: Sequence[Any]) -> float:
-    total = sum(tensor.numel() for tensor in tensors)
-    return sum(int((tensor == 0).sum()) for tensor in tensors) / total if total else 0.0

@@ -13,13 +13,12 @@ from inc_torch.config import QuantizationAwareTrainingConfig
 from inc_torch.core.errors import ConfigError, ConfigTypeError, InexactWarning
 from inc_torch.core.names import unwrapped
 from inc_torch.core.user_warning import warn_user
-from inc_torch.experimental._settings import OnlyKnown, Setting, function
+from inc_torch.experimental._settings import OnlyKnown, Setting, function, opened
 from inc_torch.experimental.component import Component
 from inc_torch.experimental.distillation import Distillation
 from inc_torch.experimental.pruning import Pruning
 from inc_torch.experimental.quantization import Quantization
 from inc_torch.export import attached_report
-from inc_torch.model import Model
 from inc_torch.pipeline._zeros import CarriedZeros, layers_pruned_by, pruned_layers
 from inc_torch.training import CompressionManager
 
@@ -27,6 +26,17 @@ __all__ = ["Scheduler"]
 
 _COMBINED: Final = (Quantization, Pruning, Distillation)
 _FEWEST: Final = 2
+_ASSIGNED: Final = (
+    "train_func",
+    "eval_func",
+    "train_dataloader",
+    "_eval_dataloader",
+    "criterion",
+    "optimizer",
+    "metric",
+    "postprocess",
+)
+"""What a combination takes from its parts; loaders only where they are no matter of a file."""
 
 
 @final
@@ -39,7 +49,7 @@ class _Combination(Component):
         _check_combined(self._components)
         leader = next((each for each in self._components if isinstance(each, Distillation)), self._components[0])
         self._leader = leader
-        for name in ("train_func", "eval_func", "train_dataloader", "criterion", "optimizer", "metric", "postprocess"):
+        for name in _ASSIGNED:
             self._take(name)
         model = next((each.model for each in self._components if each.model is not None), None)
         if model is not None:
@@ -59,7 +69,7 @@ class _Combination(Component):
         if found:
             setattr(self, name, found[0])
             if any(value is not found[0] for value in found):
-                warn_user(f"{self!r}: several {name} are assigned, the first one counts.", InexactWarning)
+                warn_user(f"{self!r}: several {name.lstrip('_')} are assigned, the first one counts.", InexactWarning)
 
     def _training_configs(self) -> Sequence[TrainingConfig]:
         return [config for each in self._components for config in each._training_configs()]
@@ -130,12 +140,12 @@ class Scheduler(OnlyKnown):
     refused, and that it is exported from ``experimental``.
     """
 
+    model = Setting("The model that the first component begins with.", opened)
     train_func = Setting("Handed to every component before it runs.", function)
     eval_func = Setting("Handed to every component before it runs.", function)
 
     def __init__(self) -> None:
         self._components: list[Component] = []
-        self._model: nn.Module | None = None
 
     def __repr__(self) -> str:
         return f"Scheduler({self._components})"
@@ -143,16 +153,6 @@ class Scheduler(OnlyKnown):
     def __call__(self) -> Any:  # noqa: ANN401
         """The same as `fit`."""
         return self.fit()
-
-    @property
-    def model(self) -> Any:  # noqa: ANN401  a module, whose own attributes are used
-        """The model that the first component begins with."""
-        return self._model
-
-    @model.setter
-    def model(self, given: Any) -> None:  # noqa: ANN401  a module, or a path to one
-        model: nn.Module = Model(given)
-        self._model = model
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -193,13 +193,13 @@ class Scheduler(OnlyKnown):
             ConfigError: There is no model or no step.
             ModelError: A step lost zeros that an earlier one pruned.
         """
-        if self._model is None:
+        if self.model is None:
             message = "Scheduler has no model: assign one, scheduler.model = model."
             raise ConfigError(message)
         if not self._components:
             message = "Scheduler has nothing to do: append components, scheduler.append(prune, quantizer)."
             raise ConfigError(message)
-        model: Any = self._model
+        model: Any = self.model
         pruned: set[str] = set()
         for number, component in enumerate(self._components):
             for name in ("train_func", "eval_func"):

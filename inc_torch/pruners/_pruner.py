@@ -226,10 +226,13 @@ class Pruner:
             part.apply_(self._weights.here(layer), own)
 
     def needs_clean_momentum(self, optimizer: torch.optim.Optimizer, step: int) -> bool:
-        """Whether `mask_momentum` has to be called before ``step``, the next one, as weights may come back in it."""
+        """Whether `mask_momentum` has to be called before ``step``, the next one, as weights may come back in it.
+
+        Where epochs are counted that is known only when one begins.
+        """
         is_pending = self._postponed is not None or self._goal is not None
-        may_change = is_pending or self.window.ratio_at(step) is not None
-        return may_change or not moves_values_alone(optimizer)
+        is_due = not self.spec.counts_epochs and self.window.ratio_at(step) is not None
+        return is_pending or is_due or not moves_values_alone(optimizer)
 
     @torch.no_grad()
     def mask_momentum(self, optimizer: torch.optim.Optimizer) -> None:

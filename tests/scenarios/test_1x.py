@@ -110,7 +110,7 @@ def test_s7_and_s8_pruning_with_hooks_in_a_loop_of_1x():
     queries = [layer.attention.self.query for layer in model.bert.encoder.layer]
     assert [fraction_of_zeros(query) for query in queries] == [614 / 1024] * 2  # floor(0.6 * 1024) in each
     assert fraction_of_zeros(model.bert.encoder.layer[0].attention.self.key) == 0.0
-    assert done.prune.get_sparsity_ratio()[2] == pytest.approx(0.6, abs=1e-3)
+    assert done.prune.report().sparsity == pytest.approx(0.6, abs=1e-3)
     assert done.prune.last_score is None
 
 

@@ -355,3 +355,15 @@ def test_a_step_that_loses_zeros_is_an_error():
         ModelError, match=r"Stage 'Spoil' lost 76 of the 76 zeros in layer '0' that an earlier stage pru"
     ):
         scheduler.fit()
+
+
+def test_a_combination_evaluates_with_what_its_parts_were_given():
+    prune, quantizer = Pruning(PRUNE), Quantization(QAT)
+    prune.eval_dataloader, prune.metric = digits(), {"topk": 1}
+    scheduler = Scheduler()
+    scheduler.model = classifier()
+    combination = scheduler.combine(prune, quantizer)
+    combination.train_func = lambda model: looped(combination, model)
+    scheduler.append(combination)
+    assert combination.last_score is None
+    assert score(scheduler.fit()) == pytest.approx(combination.last_score)

@@ -83,7 +83,7 @@ def test_steps_reach_their_target():
     assert zeros[:6] == [0, 0, 12, 25, 37, 50]  # a fourth of 50 at each step from the second to the fifth
     assert max(theirs) == 40
     prune.on_train_end()
-    assert prune.get_sparsity_ratio()[2] == 0.5
+    assert prune.report().sparsity == 0.5
 
 
 def test_magnitude_is_a_magnitude():

@@ -80,6 +80,22 @@ def test_the_units_of_1x_are_pruned_but_for_the_one_too_many(case):
     assert int(ours.sum()) == int(case["target_sparsity"] * weight.numel() / unit) * unit
 
 
+def test_weights_that_come_back_with_an_epoch_have_no_momentum_and_nothing_is_cleared_in_between():
+    model = mlp()
+    manager = prepare_compression(model, by_epoch(target_sparsity=0.8, end_step=3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    manager.on_train_begin()
+    manager.on_epoch_begin(0)
+    step(manager, model, optimizer)
+    pruned = model[0].weight == 0
+    momentum = optimizer.state[model[0].weight]["momentum_buffer"]
+    assert momentum[pruned].abs().sum() > 0  # of no effect, as the weights are masked
+    manager.on_epoch_begin(1)
+    assert momentum[pruned].abs().sum() == 0
+    assert momentum[~pruned].abs().sum() > 0
+    manager.callbacks.give_up()
+
+
 def test_a_criterion_of_gradients_waits_for_the_first_step():
     model = mlp()
     manager = prepare_compression(model, by_epoch(target_sparsity=0.5, pruning_type="snip"))
