@@ -120,15 +120,17 @@ def quantize(  # noqa: PLR0913, PLR0917  as many as there are options
 ) -> None:
     """Quantize a trained model, without training it again, and save it.
 
-    With --eval or --metric settings are searched until the model is accurate enough. If none is, the best one is saved
-    all the same, and the exit code is 1.
+    With --eval or --metric settings are searched until the model is
+    accurate enough. If none is, the best one is saved all the same, and the
+    exit code is 1.
 
-    A model of Hugging Face becomes a directory that from_pretrained opens after import inc_torch; any other one that
-    inc_torch.load opens. Code that you name is run; nothing else that is read can run code.
+    A model of Hugging Face becomes a directory that from_pretrained opens
+    after import inc_torch; any other one that inc_torch.load opens. Code that
+    you name is run; nothing else that is read can run code.
 
-    Example: inc-torch quantize minilm --output minilm-int8 --data my_data.py:loader
+    Example: inc-torch quantize minilm -o minilm-int8 --data my_data.py:loader
 
-    Example: inc-torch quantize llama -o llama-int4 --approach weight_only --bits 4 --keep-float lm_head
+    Example: inc-torch quantize llama -o llama-int4 --approach weight_only
     """
     with told_briefly():
         _check_output(output, overwrite=overwrite)
