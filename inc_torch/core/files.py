@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 
 from inc_torch.core.errors import UnwritableError
 
-__all__ = ["made_directory", "parse_json", "write_state", "write_text", "written_aside"]
+__all__ = ["made_directory", "parse_json", "second_name", "write_state", "write_text", "written_aside"]
 
 
 def made_directory(path: Path) -> None:
@@ -65,6 +66,19 @@ def written_aside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # gone after the rename, or never made where nothing can be
             aside.unlink()
+
+
+def second_name(path: Path, second: Path) -> None:
+    """Let a file have another name, under which it stays when ``path`` is replaced: a hard link, else a copy.
+
+    Raises:
+        UnwritableError: It can be neither.
+    """
+    try:
+        second.hardlink_to(path)
+    except OSError:  # a file system without hard links
+        with written_aside(second) as aside:
+            shutil.copyfile(path, aside)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import reprlib
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from inc_torch.core.errors import ArtifactError
-from inc_torch.core.files import parse_json, write_text, written_aside
+from inc_torch.core.files import parse_json, second_name, write_text, written_aside
 
 __all__ = [
     "ARTIFACT",
@@ -172,7 +171,8 @@ def replacing(directory: Path, facts: Mapping[str, object]) -> Iterator[None]:
     there = [path for path in paths if path.is_file()]
     kept = {path: second for path in there if (second := _kept(path, facts[path.name]))}
     for path, second in kept.items():
-        _link(path, second)
+        if not second.exists():  # else an earlier save was killed, and ``path`` is what it wrote
+            second_name(path, second)
     try:
         yield
     except BaseException:
@@ -187,16 +187,6 @@ def replacing(directory: Path, facts: Mapping[str, object]) -> Iterator[None]:
         for second in path.parent.glob(f".{path.name}.*"):
             if _KEPT.search(second.name):
                 second.unlink(missing_ok=True)
-
-
-def _link(path: Path, second: Path) -> None:
-    if second.exists():  # an earlier save was killed, and ``path`` is what it wrote
-        return
-    try:
-        second.hardlink_to(path)
-    except OSError:  # a file system without hard links
-        with written_aside(second) as aside:
-            shutil.copyfile(path, aside)
 
 
 def as_noted(path: Path, facts: object) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from inc_torch.core.errors import UnwritableError
-from inc_torch.core.files import made_directory
+from inc_torch.core.files import made_directory, second_name
 from inc_torch.huggingface._layout import PREVIOUS
 
 __all__ = ["written_together"]
@@ -71,7 +71,4 @@ def _keep(paths: list[Path], directory: Path, previous: Path) -> None:
     for path in paths:
         kept = previous / path.relative_to(directory)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            kept.hardlink_to(path)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, kept)
+        second_name(path, kept)
