@@ -5,6 +5,7 @@ Only imported once transformers is; everything that subclasses its classes is he
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any, final
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -246,6 +248,8 @@ def adopt(model: nn.Module) -> None:
     if not describe_int8(model) and not describe_bfloat16(model):
         return
     config = describe(model)
+    if getattr(model, "hf_quantizer", None) is None:
+        _part_from_shared_config(model)
     untie(model, int8_modules(model))
     marks: dict[str, object] = {
         "hf_quantizer": IncTorchQuantizer(config),
@@ -257,6 +261,17 @@ def adopt(model: nn.Module) -> None:
     }
     model.__dict__.update(marks)
     model.config.quantization_config = config  # type: ignore[union-attr]  # nn.Module knows tensors and modules only
+
+
+def _part_from_shared_config(model: nn.Module) -> None:
+    """Give a model a config of its own: others may be made from the same object, and are not compressed."""
+    own: dict[int, Any] = {}
+    copy.deepcopy(model.config, own)
+    for module in model.modules():
+        attributes = vars(module)
+        for name, value in attributes.items():
+            if isinstance(value, PretrainedConfig):
+                attributes[name] = own.get(id(value), value)
 
 
 def describe(model: nn.Module, earlier: IncTorchConfig | None = None) -> IncTorchConfig:

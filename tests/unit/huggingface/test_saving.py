@@ -58,6 +58,24 @@ def compress_for(model, **inputs):
     return model.eval()
 
 
+# ------------------------------------------------------------------------------ one config for two models
+
+
+def test_a_model_made_from_the_same_config_object_stays_a_float_model(tmp_path):
+    config = bert().config
+    student, teacher = (transformers.BertForSequenceClassification(config) for _ in range(2))
+    before = config.to_dict()
+    save_for_huggingface_upstream(compress(student), None, tmp_path / "student")
+    assert config.to_dict() == before
+    save_for_huggingface_upstream(teacher.eval(), None, tmp_path / "teacher")
+    assert "quantization_config" not in config_of(tmp_path / "teacher")
+    opened = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "teacher").eval()
+    assert torch.equal(logits(opened), logits(teacher))
+    inner = student.bert.encoder.layer[0].attention.self.config
+    assert inner is student.config  # a switch that is set on the model still reaches its modules
+    assert teacher.bert.encoder.layer[0].attention.self.config is config
+
+
 # ------------------------------------------------------------------------------ wrappers
 
 
