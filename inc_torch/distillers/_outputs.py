@@ -14,7 +14,9 @@ __all__ = ["TEACHER_LOGITS", "described", "extract_logits", "parts_of"]
 TEACHER_LOGITS: Final = "teacher_logits"
 """The key under which a batch brings what a teacher said of it."""
 
-QA_NAMES = ("start_logits", "end_logits")
+PAIRS = (("start_logits", "end_logits"), ("logits_per_image", "logits_per_text"))
+"""Two tensors of one shape: of question answering, and of images beside texts (CLIP)."""
+_PAIRS_NAMED = " or ".join(f"{first!r} and {second!r}" for first, second in PAIRS)
 
 
 def extract_logits(output: object) -> torch.Tensor:
@@ -23,7 +25,7 @@ def extract_logits(output: object) -> torch.Tensor:
     - A tensor is the logits.
     - In a mapping (a dict, a Hugging Face ``ModelOutput``) they are ``"logits"``; else the only tensor in it; else
       ``"start_logits"`` followed by ``"end_logits"`` along the batch axis, so that a mean over the result is the
-      mean of the two.
+      mean of the two; else ``"logits_per_image"`` followed by ``"logits_per_text"`` in the same way.
     - In a tuple or list they are the first item, or the second one where the first is a scalar (the loss).
 
     Raises:
@@ -47,7 +49,7 @@ def extract_logits(output: object) -> torch.Tensor:
         return found
     message = (
         f"No logits were found in a model output of {described(output)}: expected "
-        "a tensor, a mapping with 'logits', with one tensor or with 'start_logits' and 'end_logits', or a tuple or "
+        f"a tensor, a mapping with 'logits', with one tensor or with {_PAIRS_NAMED}, or a tuple or "
         "list that starts with the logits or with a scalar loss and the logits. Pass the logits themselves."
     )
     raise ModelError(message)
@@ -59,16 +61,21 @@ def _from_mapping(output: Mapping[object, object]) -> object:
     tensors = [value for value in parts_of(output) if isinstance(value, torch.Tensor)]
     if len(tensors) == 1:
         return tensors[0]
-    start, end = (output.get(name) for name in QA_NAMES)
-    if not isinstance(start, torch.Tensor) or not isinstance(end, torch.Tensor):
-        return None
-    if start.shape != end.shape:
+    for names in PAIRS:
+        first, second = (output.get(name) for name in names)
+        if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+            return _joined(names, first, second)
+    return None
+
+
+def _joined(names: tuple[str, str], first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    if first.shape != second.shape:
         message = (
-            f"start_logits of shape {tuple(start.shape)} and end_logits of shape {tuple(end.shape)} differ: "
+            f"{names[0]} of shape {tuple(first.shape)} and {names[1]} of shape {tuple(second.shape)} differ: "
             "expected one shape for both. Pass the logits themselves."
         )
         raise ModelError(message)
-    return torch.cat([start, end])
+    return torch.cat([first, second])
 
 
 def _from_sequence(output: Sequence[object]) -> object:

@@ -39,6 +39,9 @@ TARGETS = frozenset(
 )
 """Keys of a batch that only serve to compute a loss."""
 
+IGNORED = -100
+"""The label of a position that no loss looks at."""
+
 
 @final
 class Teacher:
@@ -150,12 +153,24 @@ class Teacher:
         return digest.hexdigest()
 
     def _with_decoder_inputs(self, inputs: object) -> object:
-        prepare = getattr(self.module, "prepare_decoder_input_ids_from_labels", None)
-        if not callable(prepare) or not isinstance(inputs, Mapping) or inputs.get("labels") is None:
+        if not isinstance(inputs, Mapping) or not isinstance(inputs.get("labels"), torch.Tensor):
             return inputs
         if "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
             return inputs
-        return {**inputs, "decoder_input_ids": prepare(inputs["labels"])}
+        prepare = getattr(self.module, "prepare_decoder_input_ids_from_labels", None)
+        config = getattr(self.module, "config", None)
+        if callable(prepare):
+            return {**inputs, "decoder_input_ids": prepare(inputs["labels"])}
+        if getattr(config, "is_encoder_decoder", False):  # Whisper and others shift within their forward
+            return {**inputs, "decoder_input_ids": _shifted(inputs["labels"], config)}
+        return inputs
+
+
+def _shifted(labels: torch.Tensor, config: Any) -> torch.Tensor:  # noqa: ANN401  # of transformers
+    """What a decoder is given to answer ``labels``: its first token, then all labels but the last."""
+    first = labels.new_full((len(labels), 1), config.decoder_start_token_id)
+    before = torch.cat([first, labels[:, :-1]], dim=1)
+    return before.masked_fill(before == IGNORED, config.pad_token_id)
 
 
 @final

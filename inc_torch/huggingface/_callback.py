@@ -24,6 +24,7 @@ from inc_torch.distillers import TEACHER_LOGITS
 from inc_torch.huggingface._checkpoint import checkpoint_to_resume, read_state, write_state, written_checkpoint
 from inc_torch.huggingface._fused_head import FusedHead
 from inc_torch.huggingface._loss import LossSeam
+from inc_torch.huggingface._renamed_weights import load_renamed_weights
 from inc_torch.huggingface._trainer import calling_trainer, check_layout
 from inc_torch.training import CompressionManager, prepare_compression
 
@@ -254,6 +255,7 @@ class INCCallback(TrainerCallback):
 
     def _resume(self, checkpoint: str | os.PathLike[str]) -> None:
         content = read_state(checkpoint)
+        load_renamed_weights(checkpoint, unwrapped(self._running.model))
         self._running.load_state_dict(content["manager"], restore_random=False)  # the Trainer restores each rank's own
         self._reached_at = content["reached_at"]
 

@@ -7,6 +7,7 @@ from types import MappingProxyType, SimpleNamespace
 import pytest
 import torch
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
+from transformers.models.clip.modeling_clip import CLIPOutput
 
 from inc_torch.core.errors import ModelError
 from inc_torch.distillers import extract_logits
@@ -47,6 +48,11 @@ def test_start_and_end_logits_follow_each_other(loss):
     torch.testing.assert_close(extract_logits(output), torch.tensor([[1.0, 2], [3, 4], [5, 6], [7, 8]]))
 
 
+def test_logits_of_images_and_of_their_texts_follow_each_other():
+    output = CLIPOutput(loss=LOSS, logits_per_image=LOGITS, logits_per_text=LOGITS.T, text_embeds=OTHER)
+    torch.testing.assert_close(extract_logits(output), torch.tensor([[1.0, 2], [3, 4], [1, 3], [2, 4]]))
+
+
 @pytest.mark.parametrize(
     ("output", "found"),
     [
@@ -69,6 +75,8 @@ def test_what_was_found_instead_is_listed(output, found):
     assert "Pass the logits themselves." in str(caught.value)
 
 
-def test_start_and_end_logits_of_different_shapes_are_refused():
+def test_pairs_of_different_shapes_are_refused():
+    with pytest.raises(ModelError, match=r"logits_per_image of shape \(2, 1\) and logits_per_text of shape \(1, 2\)"):
+        extract_logits({"logits_per_image": LOGITS[:, :1], "logits_per_text": LOGITS[:, :1].T})
     with pytest.raises(ModelError, match=r"start_logits of shape \(2, 2\) and end_logits of shape \(2, 1\) differ"):
         extract_logits({"start_logits": LOGITS, "end_logits": OTHER[:, :1]})

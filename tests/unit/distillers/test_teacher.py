@@ -15,6 +15,8 @@ from transformers import (
     BertForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from inc_torch.core.errors import ConfigTypeError, InexactWarning
@@ -433,7 +435,20 @@ def test_t5_gets_the_decoder_inputs_that_its_labels_stand_for():
             eos_token_id=1,
         )
     )
-    batch = {"input_ids": torch.randint(2, 20, (2, 5)), "labels": torch.tensor([[3, 4, 1], [5, 1, -100]])}
+    assert_decoder_inputs_are_made(module, {"input_ids": torch.randint(2, 20, (2, 5))})
+
+
+def test_so_does_whisper_which_shifts_labels_within_its_forward():
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    tokens = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 2}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = WhisperConfig(**sizes, **tokens, **heads, num_mel_bins=4, max_source_positions=6, max_target_positions=8)
+    module = WhisperForConditionalGeneration(config)
+    assert_decoder_inputs_are_made(module, {"input_features": torch.randn(2, 4, 12)})
+
+
+def assert_decoder_inputs_are_made(module, inputs):
+    batch = {**inputs, "labels": torch.tensor([[3, -100, 1], [5, 1, -100]])}
     with torch.no_grad():
         with_labels = copy.deepcopy(module).eval()(**batch)
     output = Teacher(module)(batch)
