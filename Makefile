@@ -201,6 +201,11 @@ test-fast: $(VISION) ## Run the tests that take seconds
 	@$(KERNELS)
 	@$(PYTEST) $(WORKERS) $(FAST) $(ARGS)
 
+.PHONY: matrix
+matrix: $(VISION) ## Run every technique on every architecture in every loop, and write docs/support_matrix.md
+	@$(KERNELS)
+	@$(PYTEST) $(WORKERS) tests/matrix -m "" --write-matrix $(ARGS)
+
 .PHONY: test-ipex
 test-ipex: $(IPEX)/bin/python ## Run the tests of backend="ipex" on the extension itself (gigabytes the first time)
 	@OMP_NUM_THREADS=1 $(IPEX)/bin/python -m pytest tests/ipex -m ipex $(ARGS)

@@ -39,7 +39,7 @@ def load_renamed_weights(checkpoint: str | os.PathLike[str], model: nn.Module) -
         saved = plain_class(type(model)).from_pretrained(checkpoint, dtype=model.dtype)  # type: ignore[attr-defined]  # of transformers
     model.load_state_dict(saved.state_dict())
     logger.warning(
-        "%d weights in %r have other names than those of the model: the Trainer did not load them, they are loaded now.",
+        "%d weights in %r have other names than those of the model. The Trainer did not load them; now they are loaded.",
         len(renamed),
         os.fspath(checkpoint),
     )
