@@ -1,10 +1,17 @@
-"""Whether somebody wants to see the operators of torch, which compiled kernels are not."""
+"""Who looks on while a model runs: tracers, one at a time."""
 
 from __future__ import annotations
 
+import threading
+from typing import Final
+
 import torch
 
-__all__ = ["is_observed"]
+__all__ = ["TRACING", "is_observed"]
+
+TRACING: Final = threading.RLock()
+"""Held while something is traced: torch.fx puts its own in place of the calls of all modules, in all threads, and back
+again. Two at once would each take what the other has put there for torch's own."""
 
 
 def is_observed() -> bool:
