@@ -9,6 +9,7 @@ from typing import Any, Self, final
 import torch
 from torch import nn
 
+from inc_torch.core.observed import leave_to_others
 from inc_torch.precision import cast
 
 __all__ = ["AutocastHooks"]
@@ -45,6 +46,7 @@ class AutocastHooks:
             module.register_forward_pre_hook(hooks.before, with_kwargs=True),
             module.register_forward_hook(hooks.after, always_call=True, prepend=False),
         ]
+        leave_to_others(self, self._handles)
 
     def enter(self, module: nn.Module) -> None:
         """Enter autocast, unless it is on."""

@@ -38,6 +38,12 @@ class SeenCalls:
         if self._handle is None:
             self._handle = model.register_forward_pre_hook(self._note, with_kwargs=True)
 
+    def let_go(self) -> None:
+        """Watch no longer."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
     def _note(self, _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         if len(self._calls) < _KEPT:
             named = {name: value for name, value in kwargs.items() if name not in LABEL_NAMES and value is not None}
@@ -49,9 +55,7 @@ class SeenCalls:
         Raises:
             CalibrationError: The model was never called in training.
         """
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        self.let_go()
         if not self._calls:
             message = (
                 "backend='ipex' traces the model on a call that training made, and there was none between "

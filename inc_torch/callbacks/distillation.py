@@ -173,6 +173,9 @@ class DistillationCallbacks(Callback):
             optimizer.step(loss.trained_parameters(), followed, ranks)
 
     def on_train_end(self) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
         if self._taps is not None:
             self._taps.remove()
         for lesson in self._lessons:

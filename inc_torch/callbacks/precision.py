@@ -63,6 +63,9 @@ class MixedPrecisionCallbacks(Callback):
 
     def on_train_end(self) -> None:
         self._has_ended = True
+        self.let_go()
+
+    def let_go(self) -> None:
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None

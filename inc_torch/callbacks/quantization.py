@@ -178,6 +178,10 @@ class QuantizationAwareTrainingCallbacks(Callback):
                 self._calls.deploy(self.model)
             self._is_converted = True
 
+    def let_go(self) -> None:
+        if self._calls is not None:
+            self._calls.let_go()
+
     def _leave_evaluation(self) -> None:
         """Do what INC does as training begins; here the loop has had its chance to do it."""
         self.model.train()

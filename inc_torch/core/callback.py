@@ -51,6 +51,12 @@ class Callback:
         self.model = model
         self.progress = progress
 
+    def let_go(self) -> None:
+        """Take away what watches the model from outside of it, such as hooks of torch: the run is given up.
+
+        Weights stay as they are, and so does what `prepare` changed. Called in place of ``on_train_end``.
+        """
+
     def tracked_parameters(self) -> Iterable[nn.Parameter]:
         """Parameters whose updates are this callback's clock; none means any parameter of the model."""
         return ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, final
 from weakref import WeakSet
 
@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from inc_torch.core.observed import leave_to_others, remove_leftovers
 from inc_torch.core.sharding import held
 
 __all__ = ["UpdateClock"]
@@ -25,9 +26,6 @@ _Hook = Callable[[Optimizer, _Args, _Kwargs], Result | None]
 
 SAMPLES = 1024
 """How many values of a Parameter are compared to see whether an update took place."""
-
-_ABANDONED: list[RemovableHandle] = []
-"""Hooks whose clock is gone. Removed at the next start or stop: a clock may go while torch iterates over its hooks."""
 
 
 @final
@@ -61,7 +59,7 @@ class UpdateClock:
         self._weights = weights
         self._on_optimizer = on_optimizer
         self._on_stepped = on_stepped
-        self._handles: Sequence[RemovableHandle] = ()
+        self._handles: list[RemovableHandle] = []
         self._stepped: WeakSet[Optimizer] = WeakSet()
         self._stepped_before_cut: frozenset[int] = frozenset()
         self._unclaimed = False
@@ -76,18 +74,19 @@ class UpdateClock:
     def start(self) -> None:
         """Begin to watch; starting twice is harmless."""
         if not self._handles:
-            self._handles = (
+            self._handles += (
                 register_optimizer_step_pre_hook(_weakly(self, UpdateClock._before)),
                 register_optimizer_step_post_hook(_weakly(self, UpdateClock._after)),
             )
-            weakref.finalize(self, _ABANDONED.extend, self._handles).atexit = False
-        _remove(_ABANDONED)
+            leave_to_others(self, self._handles)
+        remove_leftovers()
 
     def stop(self) -> None:
         """Watch no longer."""
-        _remove(list(self._handles))
-        _remove(_ABANDONED)
-        self._handles = ()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        remove_leftovers()
         self._mark = None
 
     def mark(self) -> None:
@@ -182,8 +181,3 @@ def _once_after(closure: Callable[[], Any], tell: Callable[[], None]) -> Callabl
         return loss
 
     return evaluate
-
-
-def _remove(handles: list[RemovableHandle]) -> None:
-    while handles:
-        handles.pop().remove()

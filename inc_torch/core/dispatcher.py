@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar, final
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from inc_torch.core.callback import Callback
 from inc_torch.core.clock import UpdateClock
@@ -94,6 +95,7 @@ class Dispatcher:
         self._extra: dict[str, list[_Registered]] = {name: [] for name in HOOKS}
         self._clock = UpdateClock(self._tracked, model.parameters, self._on_optimizer, self._on_stepped)
         self._followed: Optimizer | None = None
+        self._follows_by: RemovableHandle | None = None
         self._phase = "new"
         self._batch = 0
         self._has_begun_step = False
@@ -116,9 +118,15 @@ class Dispatcher:
         """Whether training has begun and not ended."""
         return self._phase == "training"
 
-    def follow(self, optimizer: Optimizer) -> None:
-        """Call the hooks before and after its steps from ``optimizer``; the loop is not expected to."""
+    def follow(self, optimizer: Optimizer, forwards: RemovableHandle) -> None:
+        """Call the hooks before and after its steps from ``optimizer``; the loop is not expected to.
+
+        Args:
+            optimizer: The one.
+            forwards: Of what calls the hook before them from forwards; removed when the run is over.
+        """
         self._followed = optimizer
+        self._follows_by = forwards
         self._told.add("on_before_optimizer_step")
 
     def listens_to(self, hook: str) -> bool:
@@ -126,8 +134,15 @@ class Dispatcher:
         return bool(self._table[hook] or self._registered(hook))
 
     def give_up(self) -> None:
-        """End without finishing: watch optimizers no longer, change nothing."""
+        """End without finishing: watch optimizers and model no longer, change nothing."""
+        for callback in self._staged:
+            callback.let_go()
+        self._stop()
+
+    def _stop(self) -> None:
         self._clock.stop()
+        if self._follows_by is not None:
+            self._follows_by.remove()
         self._phase = "ended"
 
     def prepare(self) -> None:
@@ -260,8 +275,7 @@ class Dispatcher:
         self._require_training("on_train_end")
         self._settle()
         self._run_callbacks("on_train_end")
-        self._clock.stop()
-        self._phase = "ended"
+        self._stop()
         self._run_registered("on_train_end")
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ __all__ = [
     "CalibrationError",
     "ConfigError",
     "ConfigTypeError",
+    "CopyError",
     "GoalMissedError",
     "GoalMissedWarning",
     "HookOrderError",
@@ -76,6 +77,10 @@ class HookOrderError(IncTorchError, RuntimeError):
 
 class StateError(IncTorchError, RuntimeError):
     """A saved training state does not fit the run it is loaded into."""
+
+
+class CopyError(IncTorchError, TypeError):
+    """What belongs to one training cannot be copied or pickled. Also the ``TypeError`` that Python raises for such."""
 
 
 class CalibrationError(IncTorchError, RuntimeError):

@@ -1,10 +1,45 @@
-"""Whether somebody wants to see the operators of torch, which compiled kernels are not."""
+"""Who looks on while a model runs: tracers, one at a time, and hooks, until nobody is left who set them."""
 
 from __future__ import annotations
 
-import torch
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Final
 
-__all__ = ["is_observed"]
+import torch
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["TRACING", "is_observed", "leave_to_others", "remove_leftovers"]
+
+TRACING: Final = threading.RLock()
+"""Held while something is traced: torch.fx puts its own in place of the calls of all modules, in all threads, and back
+again. Two at once would each take what the other has put there for torch's own."""
+_LEFT: list[RemovableHandle] = []
+"""Hooks whose owners are gone."""
+
+
+def leave_to_others(owner: object, handles: Sequence[RemovableHandle]) -> None:
+    """Once ``owner`` is gone, let the next `remove_leftovers` remove what ``handles`` then holds.
+
+    Not at once: an owner may go while torch iterates over its hooks.
+
+    Example:
+        >>> from torch import nn
+        >>> layer, owner = nn.Identity(), nn.Identity()
+        >>> leave_to_others(owner, [layer.register_forward_hook(print)])
+        >>> del owner
+        >>> remove_leftovers()
+        >>> len(layer._forward_hooks)
+        0
+    """
+    weakref.finalize(owner, _LEFT.extend, handles).atexit = False
+
+
+def remove_leftovers() -> None:
+    """Remove the hooks of all owners that are gone."""
+    while _LEFT:
+        _LEFT.pop().remove()
 
 
 def is_observed() -> bool:

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from inc_torch.core.errors import LayerNotFoundError, ModelError, did_you_mean, listed
 from inc_torch.core.names import named_layers, unwrapped
+from inc_torch.core.observed import leave_to_others
 
 __all__ = ["Taps"]
 
@@ -57,6 +58,7 @@ class Taps:
             return
         for name, module in self._modules().items():
             self._handles.append(module.register_forward_hook(_Tap(weakref.ref(self), name)))
+        leave_to_others(self, self._handles)
         _drop_compiled_code()
 
     def remove(self) -> None:

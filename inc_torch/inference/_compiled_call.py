@@ -11,9 +11,10 @@ from typing import Any, Final, final
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from torch.fx._symbolic_trace import is_fx_tracing
 
 from inc_torch import kernels
-from inc_torch.core.observed import is_observed
+from inc_torch.core.observed import TRACING, is_observed
 from inc_torch.inference._fused_graph import FusedGraph
 
 __all__ = ["CompiledCall"]
@@ -52,7 +53,7 @@ class CompiledCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  as the model
         model: Any = self._model
-        if is_observed():
+        if is_observed() or is_fx_tracing():  # also where another thread traces, as torch then refuses
             return model._call_impl(*args, **kwargs)
         hooks = self._current_hooks()
         if hooks != self._seen_hooks:
@@ -78,7 +79,12 @@ class CompiledCall:
             return _boxed(weakref.ref(fused))
 
         backend: Callable[..., Any] = aot_autograd(fw_compiler=compile_graph, inference_compiler=compile_graph)
-        return backend
+
+        def one_at_a_time(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  as the backend
+            with TRACING:
+                return backend(*args, **kwargs)
+
+        return one_at_a_time
 
     def _keep(self, graph: FusedGraph) -> None:
         self._graphs.append(graph)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Final, final
 
 import torch
@@ -14,7 +16,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from inc_torch import kernels
-from inc_torch.core.observed import is_observed
+from inc_torch.core.observed import TRACING, is_observed
 from inc_torch.inference._fused_graph import FusedGraph
 from inc_torch.inference._opaque import can_hide, capturing, hide
 from inc_torch.inference._watch import Watch
@@ -38,6 +40,7 @@ class GraphExecutor:
     def __init__(self, model: nn.Module, graph: GraphModule, tolerance: float) -> None:
         self._model = weakref.ref(model)
         self._tolerance = tolerance
+        self._lock = threading.Lock()
         self._use(graph)
 
     def _use(self, graph: GraphModule) -> None:
@@ -49,30 +52,38 @@ class GraphExecutor:
         self._fused: OrderedDict[object, FusedGraph | None] = OrderedDict()
 
     def __call__(self, *inputs: Any) -> Any:  # noqa: ANN401  as the model
-        if not self._watch.sees_no_change:
-            self._renew()
-        is_simple = all(map(_is_plain, inputs)) and not is_observed() and not torch.is_autocast_enabled("cpu")
-        if not is_simple or any(self._hooks) or self._is_training or not kernels.available():
-            return self._graph(*inputs)
+        if all(map(_is_plain, inputs)) and not is_observed() and not torch.is_autocast_enabled("cpu"):
+            with self._lock:
+                run = self._run_of(inputs)
+        else:
+            run = self._current()
+        return run(*inputs)
+
+    def _run_of(self, inputs: tuple[torch.Tensor, ...]) -> Callable[..., Any]:
+        """What runs such inputs, captured now if it is not yet."""
+        graph = self._current()
+        if any(self._hooks) or self._is_training or not kernels.available():
+            return graph
         key = tuple((value.dtype, value.shape, value.stride()) for value in inputs)
         if key not in self._fused:
             self._fused[key] = self._captured(inputs)
             if len(self._fused) > _SHAPES:
                 self._fused.popitem(last=False)
         self._fused.move_to_end(key)
-        run = self._fused[key]
-        return self._graph(*inputs) if run is None else run(*inputs)
+        return self._fused[key] or graph
+
+    def _current(self) -> GraphModule:
+        """The graph, made anew if the model has changed, as constants of it are no longer those of the model then."""
+        if not self._watch.sees_no_change:
+            model: Any = self._model()
+            graph: Any = graph_of(model)
+            self._use(graph)
+        return self._graph
 
     @property
     def _is_training(self) -> bool:
         """Whether some module is left in training mode though the model is not, such as dropout that goes on."""
         return any(module.training for module in self._modules)
-
-    def _renew(self) -> None:
-        """Capture anew, as constants of what was captured are no longer those of the model."""
-        model: Any = self._model()
-        graph: Any = graph_of(model)
-        self._use(graph)
 
     def _captured(self, inputs: tuple[torch.Tensor, ...]) -> FusedGraph | None:
         """The fused graph for such inputs; None if something in the model cannot be captured."""
@@ -88,7 +99,7 @@ class GraphExecutor:
         for module in self._graph.modules():
             if can_hide(module):
                 hide(module)
-        with capturing(), torch.no_grad():
+        with TRACING, capturing(), torch.no_grad():
             captured = make_fx(functionalize(self._graph), tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
         return FusedGraph(captured, tolerance=self._tolerance, plans=True, watches=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,24 +32,26 @@ _modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDiction
 _hidden_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-_captures: list[object] = []
-"""One item for each `capturing` that is open."""
+_captures: list[int] = []
+"""The thread of each `capturing` that is open."""
 
 
 @contextmanager
 def capturing() -> Iterator[None]:
     """Let hidden modules be nodes for tracers that `torch.compile` has no part in."""
-    _captures.append(None)
+    _captures.append(threading.get_ident())
     try:
         yield
     finally:
-        _captures.pop()
+        _captures.remove(threading.get_ident())
 
 
 def _is_captured() -> bool:
     """Whether a graph for this process is made; one that is exported must do without our operator."""
     # Not is_exporting(): Dynamo of torch 2.8 takes that for true in every graph. Newer ones read this flag for it.
-    return bool(_captures) or (torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag)
+    if torch.compiler.is_compiling():
+        return not torch.compiler._is_exporting_flag
+    return threading.get_ident() in _captures
 
 
 class _Hidden(Protocol):

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from torch import nn
 from torch.distributed import ProcessGroup
@@ -23,7 +23,15 @@ from inc_torch.config import (
 )
 from inc_torch.core.borrowing import Snapshot
 from inc_torch.core.dispatcher import Dispatcher
-from inc_torch.core.errors import ConfigError, ConfigTypeError, IncTorchWarning, InexactWarning, LoopWarning, StateError
+from inc_torch.core.errors import (
+    ConfigError,
+    ConfigTypeError,
+    CopyError,
+    IncTorchWarning,
+    InexactWarning,
+    LoopWarning,
+    StateError,
+)
 from inc_torch.core.names import unwrapped
 from inc_torch.core.ranks import Ranks
 from inc_torch.core.report import CompressionReport, Finding
@@ -204,6 +212,14 @@ class CompressionManager:
 
     def __repr__(self) -> str:
         return f"CompressionManager({type(self.model).__name__}, {self.callbacks.callbacks_list})"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse to be copied or pickled: the model knows one manager, and so do torch's optimizers."""
+        message = (
+            "A CompressionManager cannot be copied or pickled: it belongs to one model in one training. Copy the model "
+            "itself, or go on elsewhere with manager.state_dict() and load_state_dict of a new prepare_compression."
+        )
+        raise CopyError(message)
 
     def report(self) -> CompressionReport:
         """Measure, in the weights as they are now, what every module was asked for and has reached.

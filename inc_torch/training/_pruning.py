@@ -94,8 +94,7 @@ def prepare_pruning(
         raise ConfigTypeError(message)
     manager = prepare_compression(model, configs)
     handle = unwrapped(model).register_forward_pre_hook(_StepBegin(manager))
-    manager.register_hook("on_train_end", handle.remove)
-    manager.callbacks.follow(optimizer)
+    manager.callbacks.follow(optimizer, handle)
     manager.on_train_begin()
     return manager
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
@@ -19,6 +20,7 @@ import torch.utils.checkpoint
 from torch import fx, nn
 
 from inc_torch.core.names import named_layers
+from inc_torch.core.observed import TRACING
 from inc_torch.core.sharding import plain_class
 from inc_torch.quantizers._fake_quant_modules import FakeQuantModule
 from inc_torch.quantizers._int8_module import Int8Module
@@ -100,7 +102,8 @@ def capture(model: nn.Module, leaves: Collection[str] | Mapping[str, tuple[int, 
     _refuse_wrapped(model)
     _refuse_hooks(model, frozenset(leaves))
     inputs = required_inputs(model)
-    tracers = {training: _traced(model, inputs, frozenset(leaves), training) for training in (True, False)}
+    with TRACING:  # classes have attributes of the trace meanwhile
+        tracers = {training: _traced(model, inputs, frozenset(leaves), training) for training in (True, False)}
     graph = _merged(tracers[True], tracers[False])
     called = frozenset(str(node.target) for node in graph.nodes if node.op == "call_module")
     containers = tuple(
@@ -176,6 +179,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, leaves: frozenset[str], functions: tuple[Callable[..., Any], ...]) -> None:
         super().__init__(autowrap_functions=functions)
         self._leaves = leaves
+        self._thread = threading.get_ident()
         self.owners: dict[str, str] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -183,6 +187,12 @@ class _Tracer(fx.Tracer):
         if module_qualified_name in self._leaves or not m._modules or isinstance(m, _OWN_LEAVES):
             return True
         return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Record the call of ``m``, unless another thread runs a model of its own meanwhile."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401  as in torch
         """Make a node and remember in which module it was made."""
@@ -259,21 +269,29 @@ def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 @contextmanager
 def _without_checkpoints() -> Iterator[None]:
     """Refuse activation checkpointing, which a graph would lose."""
+    thread = threading.get_ident()
 
-    def refuse(*_: object, **__: object) -> None:
-        message = "it uses activation checkpointing, which a graph would lose"
-        raise Refused(message)
+    def refusing(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  as torch's own, for other threads
+            if threading.get_ident() != thread:
+                return checkpoint(*args, **kwargs)
+            message = "it uses activation checkpointing, which a graph would lose"
+            raise Refused(message)
+
+        return refuse
 
     own: Any = torch.utils.checkpoint
-    reentrant = _replaced(own.CheckpointFunction, "apply", refuse)
-    with reentrant, _replaced(own, "_checkpoint_without_reentrant_generator", refuse):
+    with _replaced(own.CheckpointFunction, "apply", refusing), _replaced(own, _CHECKPOINT, refusing):
         yield
 
 
+_CHECKPOINT: Final = "_checkpoint_without_reentrant_generator"
+
+
 @contextmanager
-def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
+def _replaced(owner: object, name: str, value_for: Callable[[Any], object]) -> Iterator[None]:
     is_own, before = name in vars(owner), getattr(owner, name)
-    setattr(owner, name, value)
+    setattr(owner, name, value_for(before))
     try:
         yield
     finally:
