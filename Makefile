@@ -32,7 +32,7 @@ KERNELS := $(BIN)/python -m inc_torch.kernels || true
 # One worker a core, as the tests run with one thread each; few on big machines, where starting them costs more.
 WORKERS := -n logical --maxprocesses 4
 # Left out of the fast tests: what runs whole programs, and takes minutes together.
-WHOLE := tests/docs/test_pages.py $(addprefix tests/unit/tuning/test_,search.py study.py) $(addprefix tests/unit/huggingface/test_, \
+WHOLE := $(addprefix tests/docs/test_,pages.py tutorials.py) $(addprefix tests/unit/tuning/test_,search.py study.py) $(addprefix tests/unit/huggingface/test_, \
 	round_trip.py generation.py refusals.py schemes.py without_import.py) $(addprefix tests/unit/quantization/test_, \
 	awq_teq.py contract.py gptq.py matrix.py) $(addprefix tests/unit/export/test_,onnx.py packed.py) \
 	tests/unit/benchmark/test_instances.py tests/unit/huggingface/test_gptq_directories.py tests/unit/pipeline $(addprefix tests/unit/inference/test_,generation.py optimize.py passes.py) \

@@ -55,13 +55,24 @@ def find_pretrained() -> Path:
 def load_pretrained(seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """MiniLM with a new two-class head drawn from ``seed``, and its tokenizer.
 
-    Dropout is off: training sees each review about once, so there is little to overfit.  Attention is
-    written out (``eager``), which trains faster than the fused kernel on rows this short.
+    Attention is written out (``eager``), which trains faster than the fused kernel on rows this short.
     """
+    return _load(seed, attn_implementation="eager")
+
+
+def load_first_layer(seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """MiniLM cut off after the first of its six layers, with the embedding frozen: it trains in seconds."""
+    model, tokenizer = _load(seed, num_hidden_layers=1)
+    model.get_input_embeddings().requires_grad_(requires_grad=False)
+    return model, tokenizer
+
+
+def _load(seed: int, **options: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer; dropout is off, as training sees each review about once and can hardly overfit."""
     folder = find_pretrained()
     torch.manual_seed(seed)
     level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)  # it would warn that the head is new
+    transformers_logging.set_verbosity(logging.ERROR)  # it would warn that the head is new, or that layers are left out
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -69,7 +80,7 @@ def load_pretrained(seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
             label2id={name: place for place, name in enumerate(LABELS)},
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            attn_implementation="eager",
+            **options,
         )
     finally:
         transformers_logging.set_verbosity(level)

@@ -18,7 +18,12 @@ def _python_blocks(page) -> list[Block]:
 
 
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in markdown.pages()]
-PAGES_TO_RUN = [page for page in PAGES if any(block.is_run for block in _python_blocks(page.values[0]))]
+LESSONS = ROOT / "docs" / "tutorials"  # run by test_tutorials.py
+PAGES_TO_RUN = [
+    page
+    for page in PAGES
+    if page.values[0].parent != LESSONS and any(block.is_run for block in _python_blocks(page.values[0]))
+]
 
 
 def _imported_names(tree: ast.AST) -> list[tuple[str, str | None]]:

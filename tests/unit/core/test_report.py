@@ -293,6 +293,13 @@ class TestWritten:
         ]
         assert lines[3].startswith("size of all tensors")
 
+    def test_zeros_of_rounding_are_not_told_as_ratios_of_pruning(self):
+        model = nn.Sequential(nn.Linear(2, 2))
+        nn.init.zeros_(model[0].weight)
+        shown = str(CompressionReport.measure(model))
+        assert "100.0%" in shown
+        assert "elementwise" not in shown
+
     def test_as_markdown(self):
         lines = self.report().markdown().splitlines()
         assert lines[:3] == [
