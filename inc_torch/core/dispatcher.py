@@ -149,6 +149,7 @@ class Dispatcher:
         """Bind the callbacks to the model, in stage order; called once by ``prepare_compression``."""
         for callback in self._staged:
             callback.prepare(self._model, self.progress)
+        self._clock.start()
 
     def register_hook(
         self,
@@ -177,7 +178,6 @@ class Dispatcher:
             self._refuse("on_train_begin")
         if self._phase == "new":
             self._phase = "training"
-            self._clock.start()
             self._run("on_train_begin", dataloader)
             self._clock.mark()
 
@@ -387,6 +387,8 @@ class Dispatcher:
 
     def _on_optimizer(self, optimizer: Optimizer, a_step_went_by: bool) -> None:
         """An optimizer of ours is about to step: the last moment for work that the loop forgot."""
+        if self._phase == "new":
+            return
         self.progress.optimizers.add(optimizer)
         if a_step_went_by:
             self._settle()
@@ -397,6 +399,9 @@ class Dispatcher:
 
     def _on_stepped(self, optimizer: Optimizer) -> None:
         """An optimizer of ours has stepped."""
+        if self._phase == "new":
+            self._clock.claim()
+            self._warn_of_step_outside()
         if optimizer is self._followed:
             self.on_after_optimizer_step()
             self.on_step_end()
@@ -429,6 +434,18 @@ class Dispatcher:
         self._has_scored = False
         self._has_begun_step = False
         self._clock.mark()
+
+    def _warn_of_step_outside(self) -> None:
+        misses_something = any(self._table[hook] for hook in HOOKS if hook != "on_train_end")
+        if not misses_something or "on_train_begin" in self._told:
+            return
+        self._told.add("on_train_begin")
+        message = (
+            "The optimizer made a step before on_train_begin. Such steps are no part of the compression: nothing is "
+            "pruned, quantized or distilled until the loop calls the manager's hooks. Call on_train_begin before the "
+            "first batch, and the other hooks at their places."
+        )
+        warn_user(message, LoopWarning)
 
     def _warn_of_unused_loss(self) -> None:
         listening = [type(callback).__name__ for callback, _ in self._table["on_after_compute_loss"]]

@@ -38,8 +38,7 @@ def load_renamed_weights(checkpoint: str | os.PathLike[str], model: nn.Module) -
     with torch.random.fork_rng():  # a new model is made, which may draw numbers
         saved = plain_class(type(model)).from_pretrained(checkpoint, dtype=model.dtype)  # type: ignore[attr-defined]  # of transformers
     model.load_state_dict(saved.state_dict())
-    logger.warning(
-        "%d weights in %r have other names than those of the model. The Trainer did not load them; now they are loaded.",
-        len(renamed),
-        os.fspath(checkpoint),
+    message = (
+        "The Trainer did not load %d weights of %r, as they have other names than those of the model; now they are."
     )
+    logger.warning(message, len(renamed), os.fspath(checkpoint))

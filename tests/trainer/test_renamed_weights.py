@@ -44,7 +44,7 @@ def test_a_resumed_run_ends_as_the_uncut_one(name, tmp_path, caplog):
         resumed = train(name, tmp_path, resume=str(tmp_path / f"checkpoint-{HALF}"))
     for key, tensor in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[key], tensor), key
-    assert "have other names than those of the model" in caplog.text
+    assert "other names than those of the model" in caplog.text
 
 
 def test_the_best_model_is_loaded_at_the_end(tmp_path):

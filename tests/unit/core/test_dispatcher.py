@@ -979,9 +979,9 @@ class TestGlobalHooks:
         before, after = torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks
         return len(before) + len(after)
 
-    def test_are_there_only_during_training(self):
+    def test_are_there_until_training_ends(self):
         dispatcher = dispatcher_of(Steps())
-        assert self.registered() == 0
+        assert self.registered() == 2
         dispatcher.on_train_begin()
         dispatcher.on_train_begin()
         assert self.registered() == 2
