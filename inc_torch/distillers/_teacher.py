@@ -158,12 +158,19 @@ class Teacher:
         if "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
             return inputs
         prepare = getattr(self.module, "prepare_decoder_input_ids_from_labels", None)
-        config = getattr(self.module, "config", None)
         if callable(prepare):
             return {**inputs, "decoder_input_ids": prepare(inputs["labels"])}
-        if getattr(config, "is_encoder_decoder", False):  # Whisper and others shift within their forward
-            return {**inputs, "decoder_input_ids": _shifted(inputs["labels"], config)}
+        if _shifts_labels(self.module):
+            return {**inputs, "decoder_input_ids": _shifted(inputs["labels"], self.module.config)}
         return inputs
+
+
+def _shifts_labels(module: nn.Module) -> bool:
+    """Whether labels are the texts of a decoder, as of Whisper; a classifier with a decoder has other ones."""
+    can_generate = getattr(module, "can_generate", None)
+    return bool(
+        getattr(getattr(module, "config", None), "is_encoder_decoder", False) and can_generate and can_generate()
+    )
 
 
 def _shifted(labels: torch.Tensor, config: Any) -> torch.Tensor:  # noqa: ANN401  # of transformers

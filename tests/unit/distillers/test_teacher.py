@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForQuestionAnswering,
     BertForSequenceClassification,
@@ -445,6 +447,17 @@ def test_so_does_whisper_which_shifts_labels_within_its_forward():
     config = WhisperConfig(**sizes, **tokens, **heads, num_mel_bins=4, max_source_positions=6, max_target_positions=8)
     module = WhisperForConditionalGeneration(config)
     assert_decoder_inputs_are_made(module, {"input_features": torch.randn(2, 4, 12)})
+
+
+def test_labels_of_a_classifier_are_no_texts_for_its_decoder():
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    module = BartForSequenceClassification(BartConfig(vocab_size=20, max_position_embeddings=8, **sizes, **heads))
+    words = torch.tensor([[3, 4, 5, 2], [6, 7, 8, 2]])
+    with torch.no_grad():
+        alone = copy.deepcopy(module).eval()(input_ids=words)
+    output = Teacher(module)({"input_ids": words, "labels": torch.tensor([0, 1])})
+    torch.testing.assert_close(output.logits, alone.logits)
 
 
 def assert_decoder_inputs_are_made(module, inputs):
