@@ -136,12 +136,12 @@ demo-distributed: $(STAMP) ## The same in two processes that train one model (mi
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc_per_node 2 examples/distributed/run.py
 
 .PHONY: bench
-bench: $(STAMP) ## Run the benchmarks that take minutes and print their tables
-	@set -e; found=; for script in benchmarks/*/run.py benchmarks/*.py; do \
-		case "$$script" in benchmarks/int8_peers/*|benchmarks/pruning_accuracy/*|benchmarks/orchestration/*) continue;; esac; \
-		[ -e "$$script" ] || continue; found=1; \
-		echo "== $$script"; $(BIN)/python "$$script"; \
-	done; [ -n "$$found" ] || { echo "No benchmark was found." >&2; exit 1; }
+bench: $(STAMP) ## Run the benchmarks that take minutes and print their tables (half an hour)
+	@$(BIN)/python benchmarks/run_all.py $(ARGS)
+
+.PHONY: bench-all
+bench-all: bench-int8 bench-ipex bench-accuracy bench-orchestration ## Run every benchmark beside every peer and write docs/benchmarks.md (six hours)
+	@$(BIN)/python benchmarks/run_all.py --write
 
 # Where the images are already, they need not be unpacked.
 IMAGES := $(if $(FASHION_MNIST_DIR)$(wildcard /usr/share/datasets/fashion-mnist),$(STAMP),$(FASHION))

@@ -62,6 +62,9 @@ class Place:
         return f"{self.owner}.{self.name}"
 
 
+_PERCENT = 100
+
+
 class Check(Protocol[T_co]):
     """Turns what the user wrote into the stored value, or raises a ConfigError that names the place."""
 
@@ -79,7 +82,8 @@ def number(want: str, accepts: Callable[[float], bool]) -> Check[float]:
         except OverflowError:  # an integer of hundreds of digits
             found = math.inf
         if not math.isfinite(found) or not accepts(found):
-            raise place.error(value, want)
+            is_percentage = found > 1 and found.is_integer() and accepts(found / _PERCENT)
+            raise place.error(value, want, f" {found:g} % is {found / _PERCENT:g}." if is_percentage else "")
         return found
 
     return check

@@ -220,6 +220,7 @@ class TestPatternLock:
 # name, value, class of the error, what the message must hold after owner and field
 WRONG = [
     ("target_sparsity", 1.0, ConfigError, "=1.0: expected a number in [0, 1)."),
+    ("target_sparsity", 80, ConfigError, "=80: expected a number in [0, 1). 80 % is 0.8."),
     ("target_sparsity", float("nan"), ConfigError, "=nan: expected a number in [0, 1)."),
     ("target_sparsity", "0.5", ConfigTypeError, "='0.5': expected a number in [0, 1), not a str."),
     ("target_sparsity", True, ConfigTypeError, "=True: expected a number in [0, 1), not a bool."),
