@@ -94,18 +94,14 @@ def figures(benchmark: Benchmark, printed: str, seconds: float) -> str:
 
 
 def with_figures(page: str, found: Mapping[str, str]) -> str:
-    """The page with new figures between the markers of each name.
-
-    Raises:
-        ValueError: A name has no markers there.
-    """
+    """The page with new figures between the markers of each name; what has none yet is put at the end."""
     for name, text in found.items():
         begin, end = markers(name)
+        filled = f"{begin}\n\n{text}\n\n{end}"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if not pattern.search(page):
-            message = f"docs/benchmarks.md has no place for {name}: expected the lines {begin} and {end}."
-            raise ValueError(message)
-        page = pattern.sub(lambda _, filled=f"{begin}\n\n{text}\n\n{end}": filled, page)
+        page, count = pattern.subn(lambda _, filled=filled: filled, page)
+        if not count:
+            page = f"{page.rstrip()}\n\n## {name.replace('_', ' ').capitalize()}\n\n{filled}\n"
     return page
 
 

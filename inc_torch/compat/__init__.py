@@ -11,7 +11,7 @@ import importlib.util
 import sys
 from typing import Final
 
-from inc_torch.compat._finder import FINDER, TOP
+from inc_torch.compat._finder import FINDER, TOP, take_back_attributes
 from inc_torch.compat._names import known_names
 from inc_torch.config._base import set_leniency
 from inc_torch.core.errors import ConfigError
@@ -73,6 +73,7 @@ def uninstall() -> None:
     sys.meta_path.remove(FINDER)
     for name in [name for name in sys.modules if name == TOP or name.startswith(f"{TOP}.")]:
         del sys.modules[name]
+    take_back_attributes()
     set_leniency(False)
 
 

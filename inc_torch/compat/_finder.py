@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -13,10 +14,12 @@ from typing import Final, final
 from inc_torch.compat._names import counterpart, hint_for, known_names
 from inc_torch.core.errors import NoCounterpartError
 
-__all__ = ["FINDER", "TOP"]
+__all__ = ["FINDER", "TOP", "take_back_attributes"]
 
 TOP: Final = "neural_compressor"
 _NEAR: Final = 5
+_ADDED: Final[list[tuple[ModuleType, str]]] = []
+"""Modules of ours that Python gives an attribute by INC's name, and its name: parents have their children."""
 
 
 @final
@@ -34,7 +37,19 @@ class _Loader(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
+        spec = module.__spec__
         module.__spec__ = self._spec  # Python has just put ours there
+        above, _, name = spec.name.rpartition(".") if spec is not None else ("", "", "")
+        parent = sys.modules.get(above)
+        if parent is not None and name not in vars(parent):
+            _ADDED.append((parent, name))
+
+
+def take_back_attributes() -> None:
+    """Remove what modules of ours have as attributes because they were imported by INC's names."""
+    while _ADDED:
+        parent, name = _ADDED.pop()
+        vars(parent).pop(name, None)
 
 
 @final

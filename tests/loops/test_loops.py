@@ -388,35 +388,3 @@ def test_a_copy_of_the_model_made_in_the_middle_goes_its_own_way():
     assert all(type(copied.conv).__name__ == "FakeQuantConv2d" for copied in copies)
     assert type(model.conv).__name__ == "Int8Conv2d"
     assert not torch.equal(copies[0].hidden.weight, copies[1].hidden.weight)
-
-
-@pytest.mark.parametrize("letters", ["p", "q", "d"])
-def test_steps_before_the_training_begins_change_nothing_and_are_told_once(letters):
-    """So is a loop that calls no hook at all."""
-    data = list(rows(STEPS))
-    straight = mlp()
-    expected = prepare_compression(straight, confs_of(letters, mlp(seed=1)))
-    optimizer = torch.optim.SGD(straight.parameters(), lr=0.0)
-    train(expected, optimizer, iter(data))
-
-    model = mlp()
-    manager = prepare_compression(model, confs_of(letters, mlp(seed=1)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    with pytest.warns(LoopWarning, match="made a step before on_train_begin") as record:
-        for inputs, labels in data:
-            F.cross_entropy(model(inputs), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    assert len(record) == 1
-    assert manager.callbacks.progress.step == 0
-    train(manager, optimizer, iter(data))
-    assert_equal_states(model.state_dict(), straight.state_dict())
-    assert manager.callbacks.progress.step == STEPS
-
-
-def test_steps_of_other_models_are_nobodys_concern():
-    prepare_compression(mlp(), pruning())
-    other = mlp(seed=1)
-    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
-    other(next(rows(1))[0]).sum().backward()
-    optimizer.step()

@@ -1,10 +1,8 @@
-"""Every benchmark is run by something, and its figures have a place on the page."""
+"""Every benchmark is run by something, and its figures come into their place on the page."""
 
 from __future__ import annotations
 
-import pytest
-
-from benchmarks.run_all import BENCHMARKS, ELSEWHERE, PAGE, ROOT, Benchmark, figures, markers, with_figures
+from benchmarks.run_all import BENCHMARKS, ELSEWHERE, ROOT, Benchmark, figures, markers, with_figures
 
 
 def test_no_program_is_left_out():
@@ -18,21 +16,13 @@ def test_no_program_is_left_out():
     assert programs - parts == {benchmark.script for benchmark in BENCHMARKS.values()} | ELSEWHERE.keys()
 
 
-def test_every_benchmark_has_figures_on_the_page():
-    page = PAGE.read_text(encoding="utf-8")
-    for name, benchmark in BENCHMARKS.items():
-        begin, end = markers(name)
-        part = page.partition(begin)[2].partition(end)[0]
-        assert f"`{benchmark.command}`" in part, name
-        assert "```text\n" in part, name
-
-
 def test_only_the_figures_of_one_benchmark_are_exchanged():
     begin, end = markers("a")
     page = f"# Title\n\n{begin}\n\nold\n\n{end}\n\nmore\n"
     assert with_figures(page, {"a": r"new \1"}) == f"# Title\n\n{begin}\n\nnew \\1\n\n{end}\n\nmore\n"
-    with pytest.raises(ValueError, match="has no place for b"):
-        with_figures(page, {"b": "new"})
+    begin, end = markers("two_words")
+    added = with_figures(page, {"two_words": "new"})
+    assert added == f"{page}\n## Two words\n\n{begin}\n\nnew\n\n{end}\n"
 
 
 def test_figures_name_the_command_and_the_machine():

@@ -128,8 +128,11 @@ def test_uninstalling_takes_everything_back():
     assert compat.is_installed()
     assert sum(type(finder).__name__ == "_Finder" for finder in sys.meta_path) == 1
     importlib.import_module("neural_compressor.config")
+    experimental = importlib.import_module("neural_compressor.experimental")
+    assert importlib.import_module("neural_compressor.experimental.data") is experimental.data
     compat.uninstall()
     compat.uninstall()
+    assert not hasattr(experimental, "data")
     assert not compat.is_installed()
     assert not [name for name in sys.modules if name.startswith("neural_compressor")]
     with pytest.raises(ModuleNotFoundError):
