@@ -136,11 +136,11 @@ demo-distributed: $(STAMP) ## The same in two processes that train one model (mi
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc_per_node 2 examples/distributed/run.py
 
 .PHONY: bench
-bench: $(STAMP) ## Run the benchmarks that take minutes and print their tables (half an hour)
+bench: $(STAMP) ## Run the benchmarks that take minutes and print their tables
 	@$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 .PHONY: bench-all
-bench-all: bench-int8 bench-ipex bench-accuracy bench-orchestration ## Run every benchmark beside every peer and write docs/benchmarks.md (six hours)
+bench-all: bench-int8 bench-ipex bench-accuracy bench-orchestration ## Run every benchmark beside every peer and write docs/benchmarks.md (hours)
 	@$(BIN)/python benchmarks/run_all.py --write
 
 # Where the images are already, they need not be unpacked.

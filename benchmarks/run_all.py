@@ -69,16 +69,6 @@ BENCHMARKS = {
     "tuning": Benchmark("tuning/run.py"),
     "distributed": Benchmark("distributed/run.py"),
 }
-ELSEWHERE = {
-    "int8_peers/run.py": "make bench-int8",
-    "ipex_vs_native.py": "make bench-ipex",
-    "pruning_accuracy/run.py": "make bench-accuracy",
-    "orchestration/run.py": "make bench-orchestration",
-    "tuning/inc_run.py": "needs INC and the torch of its time",
-    "tuning/strategies.py": "hours",
-    "run_all.py": "this program",
-}
-"""The other programs, and what runs them."""
 
 
 def markers(name: str) -> tuple[str, str]:

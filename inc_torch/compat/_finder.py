@@ -28,18 +28,18 @@ class _Loader(Loader):
 
     def __init__(self, target: str) -> None:
         self._target = target
+        self._asked = ""
         self._spec: ModuleSpec | None = None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        del spec
+        self._asked = spec.name
         module = importlib.import_module(self._target)
         self._spec = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        spec = module.__spec__
         module.__spec__ = self._spec  # Python has just put ours there
-        above, _, name = spec.name.rpartition(".") if spec is not None else ("", "", "")
+        above, _, name = self._asked.rpartition(".")
         parent = sys.modules.get(above)
         if parent is not None and name not in vars(parent):
             _ADDED.append((parent, name))

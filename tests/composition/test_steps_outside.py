@@ -37,9 +37,11 @@ def test_steps_before_the_training_begins_change_nothing_and_are_told_once(lette
     assert manager.callbacks.progress.step == STEPS
 
 
-def test_steps_of_other_models_are_nobodys_concern():
-    prepare_compression(mlp(), pruning())
+def test_steps_of_other_models_are_nobodys_concern(recwarn):
+    manager = prepare_compression(mlp(), pruning())
     other = mlp(seed=1)
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
     other(next(rows(1))[0]).sum().backward()
     optimizer.step()
+    assert not [warning for warning in recwarn if issubclass(warning.category, LoopWarning)]
+    assert manager.callbacks.progress.step == 0

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from benchmarks.run_all import BENCHMARKS, ELSEWHERE, ROOT, Benchmark, figures, markers, with_figures
+from benchmarks.run_all import BENCHMARKS, ROOT, Benchmark, figures, markers, with_figures
+
+ELSEWHERE = {
+    "int8_peers/run.py": "make bench-int8",
+    "ipex_vs_native.py": "make bench-ipex",
+    "pruning_accuracy/run.py": "make bench-accuracy",
+    "orchestration/run.py": "make bench-orchestration",
+    "tuning/inc_run.py": "needs INC and the torch of its time",
+    "tuning/strategies.py": "hours",
+    "run_all.py": "this program",
+}
+"""The other programs, and what runs them."""
 
 
 def test_no_program_is_left_out():
