@@ -29,6 +29,7 @@ from tests.unit.tuning.searching import (
     started,
     tell_name,
     work,
+    workers_in,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
@@ -177,7 +178,7 @@ def shared(where: str, log: Path, strategy: str, most: int, *, kill: int = 0, se
     context, chance = forking(), random.Random(seed)
 
     def worker():
-        more = {"seconds": 0.05, "log": str(log)}
+        more = {"seconds": 0.05, "log": str(log), "together": True}
         return context.Process(target=work, args=(where, strategy, most), kwargs=more)
 
     workers = [worker() for _ in range(3)]
@@ -222,7 +223,7 @@ def test_workers_try_nothing_twice_and_no_more_than_allowed(where, tmp_path, str
         assert sorted(begun) == sorted(name for name, _ in ran(None, "basic").trials)
     else:
         assert len(trials) == 14
-    assert len({line.partition(" ")[0] for line in (tmp_path / "log").read_text().splitlines()}) > 1
+    assert len(workers_in(tmp_path / "log")) > 1
 
 
 @pytest.mark.slow
