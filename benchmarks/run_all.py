@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from benchmarks.int8_peers.machine import Machine  # noqa: E402
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-WIDTH = 100
+WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,25 @@ def _cells(row: ModuleReport) -> tuple[str, ...]:
 def remarks(report: CompressionReport) -> list[str]:
     """Notes, ratios and the size, a line each."""
     notes = [f"{row.name or '(root)'}: {note}" for row in report.modules for note in row.notes]
-    # Of modules that nobody pruned zeros do not count: at 2 bits a third of the weights rounds to zero.
-    is_pruned = any(row.pattern for row in report.modules)
-    ratios = [f"{name}: {value:.4f}" for name, value in report.ratios.items()] if is_pruned else []
-    return [*notes, *ratios, f"size of all tensors: {report.size_bytes / 1e6:.2f} MB"]
+    return [*notes, *_pruned(report), f"size of all tensors: {report.size_bytes / 1e6:.2f} MB"]
+
+
+def _pruned(report: CompressionReport) -> list[str]:
+    """Totals of zeros, nothing if nobody pruned: at 2 bits a third of the weights rounds to zero."""
+    rows = [row for row in report.modules if row.asked_sparsity is not None]
+    if not rows:
+        return []
+    lines = [f"zeros in the pruned modules: {report.sparsity:.1%} of {sum(row.numel for row in rows)} weights"]
+    lines += [
+        f"asked of {len(members)} modules together: {100 * shares.pop():.4g}% {pattern}"
+        for (_, pattern), members in _by_pruner(rows).items()
+        if len(members) > 1 and len(shares := {row.asked_sparsity or 0.0 for row in members}) == 1
+    ]
+    return lines + [f"{name}: {value:.4f}" for name, value in report.ratios.items()]
+
+
+def _by_pruner(rows: Iterable[ModuleReport]) -> dict[tuple[int | None, str | None], list[ModuleReport]]:
+    pruners: dict[tuple[int | None, str | None], list[ModuleReport]] = {}
+    for row in rows:
+        pruners.setdefault((row.group, row.pattern), []).append(row)
+    return pruners

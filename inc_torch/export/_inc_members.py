@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
@@ -27,11 +27,21 @@ def _load_quantized_state_dict(self: nn.Module, stat_dict: Mapping[str, Any]) ->
     return self.load_state_dict(stat_dict)
 
 
-def _report_sparsity(self: nn.Module) -> tuple[CompressionReport, float]:
-    """Return the report, which prints as a table, and the share of zeros in the weights of its rows, in percent."""
+class SparsityReport(NamedTuple):
+    """The report, and the share of zeros in the weights of its rows in percent: a pair that prints as a table."""
+
+    table: CompressionReport
+    total_sparsity: float
+
+    def __str__(self) -> str:
+        return f"{self.table}\nzeros in all modules: {self.total_sparsity:.1f}%"
+
+
+def _report_sparsity(self: nn.Module) -> SparsityReport:
+    """Return the report and the share of zeros in the weights of its rows, in percent."""
     report = measured_report(self, attached_report(self))
     values = sum(row.numel for row in report.modules)
-    return report, 100 * sum(row.zeros for row in report.modules) / values if values else 0.0
+    return SparsityReport(report, 100 * sum(row.zeros for row in report.modules) / values if values else 0.0)
 
 
 def _get_all_weight_names(self: nn.Module) -> list[str]:

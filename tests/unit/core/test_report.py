@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from inc_torch import CompressionReport, WeightPruningConfig, prepare_compression
+from inc_torch.core import report_view
 from inc_torch.core.errors import ArtifactError
 from inc_torch.core.report import Finding, ModuleReport, stored_weight
 
@@ -275,11 +276,24 @@ class TestWritten:
             "b       8x8             0.0%   32    w8a8-static",
             "head    2x8             0.0%   32",
             "b: why",
+            "zeros in the pruned modules: 50.0% of 64 weights",
             "elementwise_over_matmul_gemm_conv: 0.2222",
             "elementwise_over_all: 0.1975",
             "blockwise_over_matmul_gemm_conv: 0.2222",
             "size of all tensors: 0.00 MB",
         ]
+
+    def test_what_modules_were_asked_together_is_told(self):
+        model = two_layers()
+        zero(model.a, 60)
+        zero(model.b, 4)
+        zero(model.head, 8)
+        together = [Finding(name, "1x1", 0.5, group=0, units=64, pruned_units=32) for name in ("a", "b")]
+        report = CompressionReport.measure(model, [*together, Finding("head", "1x1", 0.5, group=1)])
+        first, second, *_ = report_view.remarks(report)
+        assert first == "zeros in the pruned modules: 50.0% of 144 weights"
+        assert second == "asked of 2 modules together: 50% 1x1"
+        assert sum("together" in line for line in report_view.remarks(report)) == 1
 
     def test_columns_and_ratios_that_nobody_asked_about_are_left_out(self):
         model = nn.Sequential(nn.Linear(2, 2))
