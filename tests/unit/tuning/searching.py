@@ -125,7 +125,7 @@ def work(
     *,
     seconds: float = 0.0,
     log: str | None = None,
-    together: bool = False,
+    gate: Any = None,
     host: str | None = None,
     heartbeat: float | None = None,
     dies: tuple[int, str] | None = None,
@@ -138,7 +138,7 @@ def work(
         most: Greatest number of trials.
         seconds: Of each trial.
         log: File to which each trial adds a line when it begins: the process and the recipe.
-        together: Whether no second trial begins before another worker's first, however long processes take to start.
+        gate: A barrier at which workers wait for each other before they begin, as some take long to start.
         host: Another machine to be on.
         heartbeat: Seconds between two signs of life.
         dies: At which write, and ``"before"``, ``"within"`` or ``"after"`` it.
@@ -155,25 +155,13 @@ def work(
 
     def measure(recipe: Recipe) -> Measured:
         if log is not None:
-            if together:
-                _wait_for_another(Path(log))
             with Path(log).open("a", encoding="utf-8") as file:
                 file.write(f"{os.getpid()} {named(recipe)}\n")
         return measured(recipe, seconds=seconds)
 
+    if gate is not None:
+        gate.wait(60)
     ran(where, strategy, Limits(most), measure)
-
-
-def workers_in(log: Path) -> set[str]:
-    """The processes that have begun a trial."""
-    return {line.partition(" ")[0] for line in log.read_text(encoding="utf-8").splitlines()} if log.exists() else set()
-
-
-def _wait_for_another(log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while workers_in(log) == {str(os.getpid())}:
-        assert time.monotonic() < deadline, "no other worker begins a trial"
-        time.sleep(0.01)
 
 
 def _forget_locks_soon() -> None:
