@@ -117,10 +117,7 @@ class QuantizationAwareTrainingCallbacks(Callback):
         stage = self._stage
         decisions = self._decisions if stage is None else stage.noted(self.model, self._decisions)
         for name, decision in decisions.items():
-            scheme = decision.scheme
-            if scheme is not None and not self._is_converted:
-                scheme += " at on_train_end"
-            yield Finding(name, scheme=scheme, note=decision.reason)
+            yield Finding(name, scheme=decision.scheme, note=decision.reason)
 
     def metrics(self) -> dict[str, float]:
         """``fake_quant``: the share of prepared modules whose weights and inputs are rounded in a forward.

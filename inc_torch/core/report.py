@@ -35,6 +35,8 @@ _ROW_TYPES = {
     "asked_sparsity": float | int | None,
 }
 
+FLOAT_BITS = 32
+
 MATRIX_RANK = 2
 """Weights of at least this rank are listed; biases and norms are not worth a line."""
 
@@ -108,6 +110,11 @@ class ModuleReport:
     def sparsity(self) -> float:
         """Measured share of zeros, in [0, 1]."""
         return self.zeros / self.numel if self.numel else 0.0
+
+    @property
+    def awaits_conversion(self) -> bool:
+        """Whether a scheme was asked for and the weight is in float32 still, as in training before ``on_train_end``."""
+        return self.scheme is not None and self.bits == FLOAT_BITS
 
 
 @runtime_checkable

@@ -45,7 +45,7 @@ def _totals(report: CompressionReport) -> str:
     facts = [(f"{len(report.modules)}", "modules with weights"), (f"{report.size_bytes / 1e6:.2f} MB", "stored")]
     if asked:
         facts[1:1] = [(f"{report.sparsity:.1%}", f"zeros in {len(asked)} pruned modules")]
-    if quantized := [row for row in report.modules if row.scheme]:
+    if quantized := [row for row in report.modules if row.scheme and not row.awaits_conversion]:
         facts.append((f"{len(quantized)}", "quantized modules"))
     return '<ul class="totals">' + "".join(f"<li><b>{value}</b> {words}</li>" for value, words in facts) + "</ul>"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,8 @@ def table(report: CompressionReport) -> list[tuple[str, ...]]:
 def _cells(row: ModuleReport) -> tuple[str, ...]:
     asked = "" if row.asked_sparsity is None else f"{100 * row.asked_sparsity:.4g}% {row.pattern}"
     shape = "x".join(map(str, row.shape))
-    return row.name or "(root)", shape, asked, f"{row.sparsity:.1%}", str(row.bits), row.scheme or ""
+    scheme = f"{row.scheme} (not yet)" if row.awaits_conversion else row.scheme or ""
+    return row.name or "(root)", shape, asked, f"{row.sparsity:.1%}", str(row.bits), scheme
 
 
 def remarks(report: CompressionReport) -> list[str]:
@@ -76,15 +77,13 @@ def _pruned(report: CompressionReport) -> list[str]:
         return []
     lines = [f"zeros in the pruned modules: {report.sparsity:.1%} of {sum(row.numel for row in rows)} weights"]
     lines += [
-        f"asked of {len(members)} modules together: {100 * shares.pop():.4g}% {pattern}"
-        for (_, pattern), members in _by_pruner(rows).items()
-        if len(members) > 1 and len(shares := {row.asked_sparsity or 0.0 for row in members}) == 1
+        f"asked of {count} modules together: {100 * sparsity:.4g}% {pattern}"
+        for (_, pattern, sparsity), count in Counter(map(_asked, rows)).items()
+        if count > 1
     ]
     return lines + [f"{name}: {value:.4f}" for name, value in report.ratios.items()]
 
 
-def _by_pruner(rows: Iterable[ModuleReport]) -> dict[tuple[int | None, str | None], list[ModuleReport]]:
-    pruners: dict[tuple[int | None, str | None], list[ModuleReport]] = {}
-    for row in rows:
-        pruners.setdefault((row.group, row.pattern), []).append(row)
-    return pruners
+def _asked(row: ModuleReport) -> tuple[int | None, str | None, float]:
+    """Equal for the modules of one pruner, unless it locks the zeros that each of them had."""
+    return row.group, row.pattern, row.asked_sparsity or 0.0

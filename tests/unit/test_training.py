@@ -453,7 +453,7 @@ class TestReport:
         with pytest.warns(InexactWarning, match="leaves 1 of the selected layers dense"):
             manager = prepare_compression(model, [MAGNITUDE, QuantizationAwareTrainingConfig()])
         rows = manager.report().modules
-        assert [row.scheme for row in rows] == ["w8a8-static at on_train_end"] * 3
+        assert [row.scheme for row in rows] == ["w8a8-static"] * 3
         assert [row.asked_sparsity for row in rows] == [0.5, None, None]
         assert rows[1].notes[0].startswith("left dense: ")
         assert rows[2].notes == ("classifier head, not pruned",)

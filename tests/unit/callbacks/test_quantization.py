@@ -99,9 +99,9 @@ def test_metrics_tell_how_much_is_rounded():
 def test_findings_name_scheme_or_reason_and_fit_the_report():
     callback, model = bound()
     expected = [
-        Finding("0", scheme="w8a8-static at on_train_end"),
+        Finding("0", scheme="w8a8-static"),
         Finding("2", note="left in float by the configuration"),
-        Finding("3", scheme="w8a8-static at on_train_end"),
+        Finding("3", scheme="w8a8-static"),
     ]
     assert list(callback.findings()) == expected
     callback.on_train_begin()
@@ -407,7 +407,7 @@ def test_options_reach_the_modules():
     manager, _ = managed(reduce_range=True, op_name_dict={"head": fp32})
     (callback,) = manager.callbacks.callbacks_list
     assert list(callback.findings()) == [
-        Finding("conv", scheme="w8a7-static at on_train_end"),
+        Finding("conv", scheme="w8a7-static"),
         Finding("head", note="left in float by the configuration"),
     ]
 

@@ -271,9 +271,9 @@ class TestWritten:
     def test_as_text(self):
         assert str(self.report()).splitlines() == [
             "module  shape  asked    zeros  bits  scheme",
-            "------  -----  -------  -----  ----  -----------",
+            "------  -----  -------  -----  ----  ---------------------",
             "a       8x8    50% 1x1  50.0%  32",
-            "b       8x8             0.0%   32    w8a8-static",
+            "b       8x8             0.0%   32    w8a8-static (not yet)",
             "head    2x8             0.0%   32",
             "b: why",
             "zeros in the pruned modules: 50.0% of 64 weights",
@@ -282,6 +282,13 @@ class TestWritten:
             "blockwise_over_matmul_gemm_conv: 0.2222",
             "size of all tensors: 0.00 MB",
         ]
+
+    def test_what_is_still_to_convert_is_not_counted_as_quantized(self):
+        row = ModuleReport("0", "Linear", (2, 2), 32, 0, scheme="w8a8-static")
+        int8 = ModuleReport("1", "Linear", (2, 2), 8, 0, scheme="w8a8-static")
+        assert [row.awaits_conversion, int8.awaits_conversion] == [True, False]
+        assert "<b>1</b> quantized modules" in CompressionReport((row, int8), 0, 20).html()
+        assert "quantized modules" not in CompressionReport((row,), 0, 16).html()
 
     def test_what_modules_were_asked_together_is_told(self):
         model = two_layers()
